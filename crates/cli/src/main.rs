@@ -1,0 +1,47 @@
+//! `kubectl cinch`: enrols namespaces, shows where they stand and, for those who may, relaxes them.
+
+mod arguments;
+mod cluster;
+mod enroll;
+mod preflight;
+mod refusal;
+mod relax;
+mod restart;
+mod status;
+mod survey;
+mod unenroll;
+mod version;
+
+use arguments::{Arguments, Verb};
+use clap::Parser;
+use cluster::Cluster;
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    // Fails only when a provider is installed already, which is as good.
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let result = match runtime {
+        Ok(runtime) => runtime.block_on(run(arguments)),
+        Err(error) => Err(error.into()),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {}", refusal::words(&error));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(arguments: Arguments) -> anyhow::Result<()> {
+    let cluster = Cluster::connect(&arguments.global).await?;
+    match arguments.verb {
+        Verb::Enroll(options) => enroll::run(&cluster, options).await,
+        Verb::Unenroll(options) => unenroll::run(&cluster, options).await,
+        Verb::Status(options) => status::run(&cluster, options).await,
+        Verb::Relax(options) => relax::run(&cluster, options).await,
+        Verb::Version => version::run(&cluster).await,
+    }
+}

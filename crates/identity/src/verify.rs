@@ -1,0 +1,179 @@
+//! Verification of a peer's chain: to the bundle by webpki (signatures, validity, usage, constraints), then
+//! the one SPIFFE ID of the bundle's trust domain.
+
+use crate::certificate::read_leaf;
+use crate::{IdentityError, Peer, SpiffeId, TrustBundle, provider};
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::{WebPkiSupportedAlgorithms, verify_tls13_signature};
+use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
+use rustls::{DigitallySignedStruct, DistinguishedName, Error, SignatureScheme};
+use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
+use webpki::{EndEntityCert, KeyUsage};
+
+/// A chain of ours has one intermediate, a user's own hierarchy two or three.
+const MAX_INTERMEDIATES: usize = 6;
+
+/// What the peer's certificate is used for in the handshake.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Usage {
+    /// The peer is the TLS server.
+    Server,
+    /// The peer is the TLS client.
+    Client,
+}
+
+/// Verifies a chain (`end_entity`, then `intermediates`, DER) against the bundle at the time `now` and
+/// returns the identity that it proves.
+///
+/// # Errors
+/// [`IdentityError`]: expired, untrusted, no single SPIFFE ID, or one of another trust domain.
+pub fn verify_chain(
+    end_entity: &CertificateDer<'_>,
+    intermediates: &[CertificateDer<'_>],
+    bundle: &TrustBundle,
+    now: UnixTime,
+    usage: Usage,
+) -> Result<SpiffeId, IdentityError> {
+    if intermediates.len() > MAX_INTERMEDIATES {
+        return Err(IdentityError::Untrusted(format!("it has over {MAX_INTERMEDIATES} intermediates")));
+    }
+    let certificate = EndEntityCert::try_from(end_entity).map_err(chain_error)?;
+    let usage = match usage {
+        Usage::Server => KeyUsage::server_auth(),
+        Usage::Client => KeyUsage::client_auth(),
+    };
+    let algorithms = provider().signature_verification_algorithms.all;
+    certificate
+        .verify_for_usage(algorithms, bundle.anchors(), intermediates, now, usage, None, None)
+        .map_err(chain_error)?;
+    let id = read_leaf(end_entity)?.id;
+    if id.trust_domain_str() != bundle.trust_domain().as_str() {
+        return Err(IdentityError::ForeignTrustDomain {
+            id: id.as_str().to_owned(),
+            trust_domain: bundle.trust_domain().as_str().to_owned(),
+        });
+    }
+    Ok(id)
+}
+
+fn chain_error(error: webpki::Error) -> IdentityError {
+    use webpki::Error as E;
+    match error {
+        E::CertExpired { .. } | E::CertNotValidYet { .. } | E::InvalidCertValidity => {
+            IdentityError::Expired(error.to_string())
+        }
+        E::CaUsedAsEndEntity => IdentityError::NotAnSvid("it is a CA"),
+        other => IdentityError::Untrusted(other.to_string()),
+    }
+}
+
+/// Both directions of the verification, for rustls.
+#[derive(Debug)]
+pub(crate) struct SvidVerifier {
+    pub(crate) bundle: TrustBundle,
+    pub(crate) peer: Peer,
+    pub(crate) mandatory: bool,
+    pub(crate) algorithms: WebPkiSupportedAlgorithms,
+}
+
+impl SvidVerifier {
+    fn verify(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+        usage: Usage,
+    ) -> Result<(), Error> {
+        let actual = verify_chain(end_entity, intermediates, &self.bundle, now, usage)?;
+        match &self.peer {
+            Peer::Exactly(expected) if *expected != actual => Err(IdentityError::WrongPeer {
+                expected: expected.as_str().to_owned(),
+                actual: actual.as_str().to_owned(),
+            }
+            .into()),
+            Peer::Exactly(_) | Peer::AnyInTrustDomain => Ok(()),
+        }
+    }
+}
+
+fn no_tls12() -> Error {
+    Error::PeerIncompatible(rustls::PeerIncompatible::ServerDoesNotSupportTls12Or13)
+}
+
+impl ServerCertVerifier for SvidVerifier {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        _server_name: &ServerName<'_>,
+        _ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        self.verify(end_entity, intermediates, now, Usage::Server)?;
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _message: &[u8],
+        _cert: &CertificateDer<'_>,
+        _dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        Err(no_tls12())
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        verify_tls13_signature(message, cert, dss, &self.algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.algorithms.supported_schemes()
+    }
+}
+
+impl ClientCertVerifier for SvidVerifier {
+    fn client_auth_mandatory(&self) -> bool {
+        self.mandatory
+    }
+
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        &[]
+    }
+
+    fn verify_client_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<ClientCertVerified, Error> {
+        self.verify(end_entity, intermediates, now, Usage::Client)?;
+        Ok(ClientCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _message: &[u8],
+        _cert: &CertificateDer<'_>,
+        _dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        Err(no_tls12())
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        verify_tls13_signature(message, cert, dss, &self.algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.algorithms.supported_schemes()
+    }
+}

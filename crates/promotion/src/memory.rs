@@ -1,0 +1,177 @@
+//! What one step leaves to the next, and one leader to the next: written into the Posture's status.
+
+use crate::coverage::Track;
+use crate::facts::{Counts, Millis};
+use crate::outcome::State;
+use cinch_reason::Reason;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// The machine's memory. Serialise it into status before acting on an outcome. The parts that are not
+/// serialised only make a continuing leader more exact than a new one, never more lenient.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Memory {
+    /// Where the promotion stands.
+    pub phase: Phase,
+    /// The state that was shown last, so that each change of it is told once.
+    pub state: State,
+    /// From when quiet time counts; 0: the first window has not begun. It moves to each served plaintext, and
+    /// forward by every pause.
+    pub quiet_since: Millis,
+    /// When the window began: it moves with plaintext and decisions, not with pauses. Names the evidence.
+    pub window: Millis,
+    /// The clock stands still since then: pods without sidecar, or no pods at all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub held_since: Option<Millis>,
+    /// Plaintext was open at the last full look.
+    pub open: bool,
+    /// Every pod has reported for all time up to here.
+    pub observed_through: Millis,
+    /// Short names of the pods that had to report then.
+    pub reporting: Vec<String>,
+    /// Pod-milliseconds of the window for which nobody can speak.
+    pub unobserved: Millis,
+    /// The same as wall time: pods that were lost together count once.
+    pub unobserved_wall: Millis,
+    /// When the lock was sent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub locked_since: Option<Millis>,
+    /// Refusals up to here may be the lock's own, whoever was refused.
+    pub locked_until: Millis,
+    /// Rollbacks since the last decision of a person.
+    pub rollbacks: u32,
+    /// The running promotion required injection by itself, so it may take that back.
+    pub required_injection: bool,
+    /// Workloads that were served plaintext here: `namespace/kind/name`.
+    pub served: Vec<String>,
+    /// Workloads that were only ever refused before the lock: not served after it, so no reason to go back.
+    pub refused: Vec<String>,
+    /// All plaintext ever counted, and the sums at the beginning of the window.
+    pub total: Counts,
+    /// See `total`.
+    pub base: Counts,
+    /// The newest served plaintext.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub last_served: Option<Millis>,
+    /// Why the last attempt came to nothing; it stands until the next one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub notice: Option<Notice>,
+    /// Since when each blocker stands.
+    pub since: BTreeMap<Reason, Millis>,
+
+    /// How far each pod has reported; `None` in a new leader.
+    #[serde(skip)]
+    pub(crate) tracks: Option<BTreeMap<String, Track>>,
+    /// What to add to this leader's sums; `None` until all pods have reported to it.
+    #[serde(skip)]
+    pub(crate) offset: Option<Counts>,
+}
+
+/// Why the last attempt came to nothing.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Notice {
+    /// The word.
+    pub reason: Reason,
+    /// What was seen.
+    pub detail: String,
+    /// The object that it is about.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub reference: Option<String>,
+}
+
+/// Where a promotion stands. Steps are recognised by the namespace's labels, so a repeated or lost write does
+/// no harm.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "name", rename_all_fields = "camelCase")]
+pub enum Phase {
+    /// The gates decide.
+    #[default]
+    Watching,
+    /// Injection is being required; the lock follows when the time has passed.
+    Settling {
+        /// When injection was seen to be required.
+        #[serde(skip_serializing_if = "Option::is_none", default)]
+        since: Option<Millis>,
+        /// When it was decided.
+        decided: Millis,
+    },
+    /// The lock stands; proxies acknowledge it.
+    Acknowledging {
+        /// When the lock was seen.
+        since: Millis,
+    },
+    /// The lock is in force and may go back.
+    Probation {
+        /// When all had acknowledged.
+        since: Millis,
+    },
+    /// The labels are being taken back.
+    TakingBack,
+    /// Locked for good.
+    Strict {
+        /// A user set the lock.
+        by_user: bool,
+    },
+    /// A person took the lock away.
+    Relaxed {
+        /// The generation of the spec then; another one begins anew.
+        generation: i64,
+    },
+    /// Rolled back too often.
+    NeedsDecision {
+        /// The generation of the spec then; another one begins anew.
+        generation: i64,
+    },
+}
+
+impl Memory {
+    /// Short names ([`short`]) of the pods whose reports are followed, for [`crate::Facts::departures`].
+    pub fn tracked(&self) -> impl Iterator<Item = &str> {
+        self.tracks.iter().flatten().map(|(uid, _)| uid.as_str())
+    }
+
+    /// Whether a promotion of the namespace is under way: it takes a slot.
+    #[must_use]
+    pub fn under_way(&self) -> bool {
+        matches!(
+            self.phase,
+            Phase::Settling { .. }
+                | Phase::Acknowledging { .. }
+                | Phase::Probation { .. }
+                | Phase::TakingBack
+        )
+    }
+
+    /// Whether `other` differs in anything that the next leader could miss. How far the evidence reaches may
+    /// lag by `slack`: a new leader then only takes less for granted.
+    #[must_use]
+    pub fn needs_writing(&self, written: &Memory, slack: Millis) -> bool {
+        if self.observed_through.abs_diff(written.observed_through) > slack {
+            return true;
+        }
+        let mut aligned = self.clone();
+        aligned.observed_through = written.observed_through;
+        aligned.tracks.clone_from(&written.tracks);
+        aligned.offset = written.offset;
+        aligned != *written
+    }
+
+    /// Begins a new window at `now`.
+    pub(crate) fn restart(&mut self, now: Millis) {
+        self.quiet_since = now;
+        self.window = now;
+        self.unobserved = 0;
+        self.unobserved_wall = 0;
+        if let Some(since) = &mut self.held_since {
+            *since = now.max(*since);
+        }
+    }
+}
+
+/// The part of a pod's UID that is remembered: enough to tell the pods of a namespace apart.
+#[must_use]
+pub fn short(uid: &str) -> &str {
+    uid.get(..13).unwrap_or(uid)
+}

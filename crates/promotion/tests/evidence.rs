@@ -1,0 +1,195 @@
+//! What counts as observed: late, lost and last reports, and new leaders.
+#![allow(clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
+
+mod world;
+
+use cinch_promotion::{PodClass, State};
+use world::{SECOND, START, World};
+
+fn first_label(world: &World) -> u64 {
+    world.actions.first().map_or(u64::MAX, |(time, _)| (time - START) / SECOND)
+}
+
+#[test]
+fn a_late_report_covers_the_gap_before_it() {
+    let mut world = World::meshed();
+    world.run(5);
+    world.pods.values_mut().for_each(|pod| pod.mute = true);
+    world.run(8);
+    world.pods.values_mut().for_each(|pod| pod.mute = false);
+    world.run(5);
+    assert_eq!(first_label(&world), 15, "cumulative reports of the same proxy lose nothing");
+}
+
+#[test]
+fn pods_that_leave_with_a_last_word_cost_nothing() {
+    let mut world = World::meshed();
+    let third = world.add("api-2", PodClass::Started);
+    world.run(8);
+    assert!(world.tracked(&third));
+    world.remove(&third, true);
+    world.run(10);
+    assert_eq!(first_label(&world), 15);
+    assert_eq!(world.memory.unobserved, 0);
+}
+
+#[test]
+fn a_last_word_may_come_a_moment_after_the_pod_is_gone() {
+    let mut world = World::meshed();
+    let third = world.add("api-2", PodClass::Started);
+    world.run(8);
+    world.remove(&third, false);
+    world.now += SECOND;
+    assert_eq!(world.tick().memory.unobserved, 0);
+    world.departures.iter_mut().for_each(|departure| departure.last_word = true);
+    assert_eq!(world.run(5).memory.unobserved, 0);
+}
+
+#[test]
+fn pods_that_vanish_unheard_are_unobserved_time() {
+    let mut world = World::meshed();
+    let third = world.add("api-2", PodClass::Started);
+    world.run(4);
+    world.pods.get_mut(&third).expect("there").mute = true;
+    world.run(5);
+    world.remove(&third, false);
+    let last = world.run(3);
+    assert!(last.evidence.unobserved_seconds >= 5, "{:?}", last.evidence);
+    assert!(World::reasons(&last).contains(&"UnobservedTime"));
+    world.run(20);
+    assert!((20..=22).contains(&first_label(&world)), "{}", first_label(&world));
+}
+
+#[test]
+fn a_proxy_that_died_between_reports_took_the_time_since_its_last_one() {
+    let mut world = World::meshed();
+    let third = world.add("api-2", PodClass::Started);
+    world.run(4);
+    world.pods.get_mut(&third).expect("there").mute = true;
+    world.run(4);
+    world.restart(&third);
+    world.pods.get_mut(&third).expect("there").mute = false;
+    let last = world.tick();
+    assert_eq!(last.evidence.unobserved_seconds, 4);
+}
+
+#[test]
+fn little_unobserved_time_is_within_the_budget() {
+    let mut world = World::meshed();
+    world.spec.quiet = 3_600 * SECOND;
+    let third = world.add("api-2", PodClass::Started);
+    world.run(4);
+    world.now += 2 * SECOND;
+    world.remove(&third, false);
+    let last = world.run(3);
+    assert_eq!(last.evidence.unobserved_seconds, 2);
+    assert!(!World::reasons(&last).contains(&"UnobservedTime"), "3.6 s a pod-hour are allowed");
+}
+
+#[test]
+fn a_new_leader_promotes_nothing_before_every_pod_has_reported_to_it() {
+    let mut world = World::meshed();
+    let quiet = world.add("api-2", PodClass::Started);
+    world.run(10);
+    world.change_leader();
+    world.pods.get_mut(&quiet).expect("there").mute = true;
+    world.run(60);
+    assert!(world.actions.is_empty(), "one pod has not reported to the new leader");
+    world.pods.get_mut(&quiet).expect("there").mute = false;
+    world.run(2);
+    assert!(world.namespace.injection_required, "its cumulative report covers the time without a leader");
+}
+
+#[test]
+fn a_new_leader_goes_on_where_the_old_one_was() {
+    for at in [0, 5, 14, 15, 16, 17, 18, 19, 20, 25, 38, 39, 40, 45] {
+        let mut world = World::meshed();
+        world.run(at);
+        world.change_leader();
+        let last = world.run(60 - at);
+        assert_eq!(last.state, State::Strict, "leader changed after {at} s: {:?}", last.blockers);
+        assert_eq!(world.locks.len(), 1);
+    }
+}
+
+#[test]
+fn a_gap_between_leaders_in_which_a_pod_vanished_is_unobserved() {
+    let mut world = World::meshed();
+    let third = world.add("api-2", PodClass::Started);
+    world.run(5);
+    world.change_leader();
+    world.pods.remove(&third);
+    world.now += 30 * SECOND;
+    let last = world.run(2);
+    assert_eq!(last.evidence.unobserved_seconds, 30);
+    world.run(30);
+    assert!(first_label(&world) >= 45, "{}", first_label(&world));
+}
+
+#[test]
+fn a_proxy_that_restarted_between_leaders_is_unobserved_until_then() {
+    let mut world = World::meshed();
+    let third = world.add("api-2", PodClass::Started);
+    world.run(5);
+    world.change_leader();
+    world.now += 10 * SECOND;
+    world.restart(&third);
+    world.now += 10 * SECOND;
+    let last = world.tick();
+    assert_eq!(last.evidence.unobserved_seconds, 10);
+}
+
+#[test]
+fn plaintext_between_leaders_moves_the_clock() {
+    let mut world = World::meshed();
+    world.run(10);
+    world.change_leader();
+    world.now += 3 * SECOND;
+    world.plaintext(World::workload("old", START - 1));
+    world.now += 7 * SECOND;
+    world.run(3);
+    assert!(world.actions.is_empty());
+    world.run(10);
+    assert_eq!(first_label(&world), 13 + 15);
+}
+
+#[test]
+fn a_new_leader_in_probation_still_knows_who_was_served() {
+    let mut world = World::meshed();
+    world.plaintext(World::workload("old", START + 3_600 * SECOND));
+    world.run(3);
+    world.until(State::Probation, 60);
+    world.change_leader();
+    world.plaintext(World::workload("old", START + 3_600 * SECOND));
+    let last = world.run(3);
+    assert_eq!(last.state, State::RolledBack);
+}
+
+#[test]
+fn counts_survive_a_leader_and_are_not_counted_twice() {
+    let mut world = World::meshed();
+    world.tick();
+    for _ in 0..5 {
+        world.plaintext(World::workload("old", START - 1));
+    }
+    assert_eq!(world.run(1).plaintext.served, 5);
+    world.change_leader();
+    assert_eq!(world.run(1).plaintext.served, 5);
+    world.plaintext(World::workload("old", START - 1));
+    assert_eq!(world.run(1).plaintext.served, 6);
+}
+
+#[test]
+fn status_need_not_be_written_for_time_alone() {
+    let mut world = World::meshed();
+    world.run(3);
+    let written = world.memory.clone();
+    world.run(1);
+    assert!(!world.memory.needs_writing(&written, 5 * SECOND), "{:?}\n{:?}", world.memory, written);
+    world.run(8);
+    assert!(world.memory.needs_writing(&written, 5 * SECOND));
+    world.plaintext(World::workload("old", START - 1));
+    let written = world.memory.clone();
+    world.tick();
+    assert!(world.memory.needs_writing(&written, 60 * SECOND));
+}

@@ -1,0 +1,104 @@
+//! The table itself: word, sentence, hint. Sentences carry no full stop and no apostrophe: messages append
+//! to them, and admission policies quote them.
+
+reasons! {
+    // Injection and admission of pods.
+    Injected: "the sidecar was injected", "";
+    SidecarMissing: "this namespace requires the Cinch sidecar and the pod does not have it in first place", "remove the label cinch.dev/inject: disabled from the pod template, or wait until the webhook cinch-injector answers again";
+    OptedOut: "the pod opted out of injection with the label cinch.dev/inject: disabled", "remove the label to mesh the pod";
+    SidecarImage: "a container with the name of the Cinch sidecar has an image that this installation does not know", "do not set images of cinch-proxy and cinch-init by hand; restart the workload to get the current one";
+    SidecarShape: "a container with the name of the Cinch sidecar has other arguments, command or environment than the webhook gives it", "leave cinch-init and cinch-proxy out of the pod template";
+    CouldUndoRedirect: "a container could undo the redirect or act as the proxy (UID 1507, NET_ADMIN, NET_RAW, SYS_ADMIN, SYS_PTRACE, privileged, shared process namespace)", "drop the capability or use another UID";
+    SidecarMount: "a container mounts a volume of the Cinch sidecar", "remove the mount of volumes named cinch-";
+    ForeignToken: "a volume asks for a token of the audience cinch.dev", "use another audience: this one is for the sidecar alone";
+    EphemeralIntoSidecar: "an ephemeral container targets the Cinch sidecar or acts as its UID", "choose another target container and UID";
+    ExecIntoSidecar: "exec and attach into the Cinch sidecar are refused in a locked namespace", "choose another container with -c";
+    HostNetwork: "a pod on the host network can not be meshed", "move it to another namespace, or let someone with relax set the namespace label cinch.dev/host-network: allowed";
+    HostUsersDisabled: "a pod in its own user namespace can not have its redirect set by an init container", "leave hostUsers unset";
+    ProbeNotSupported: "the pod has a probe or lifecycle hook of a kind that the proxy does not yet answer (grpc, https, httpGet or tcpSocket hooks)", "use httpGet over HTTP, tcpSocket or exec";
+    PodSecurityForbidsInit: "the namespace enforces Pod Security baseline or restricted, which refuse the NET_ADMIN of cinch-init", "label the namespace pod-security.kubernetes.io/enforce: privileged or leave it out of the mesh until the node agent is there";
+    PortConflict: "a container declares a port that the sidecar uses (15000, 15001, 15006, 15020, 15021)", "use another port";
+    ReservedName: "a volume or container of the pod has a name that Cinch reserves", "rename it: names that begin with cinch- are reserved";
+    OtherMesh: "the pod or namespace belongs to another mesh", "remove the other mesh first";
+    StaticPod: "a static pod can not be meshed", "";
+    WindowsPod: "Windows pods can not be meshed", "";
+    ServiceAccountPending: "the service account or trust bundle of this workload is not there yet", "the controller retries within seconds, so there is nothing to do unless it lasts";
+    NoStableOwner: "the pod has no stable owner and keeps the service account default", "";
+    DefaultServiceAccountBound: "permissions hang on the service account default, so workloads keep it", "bind the permissions to an account of the workload";
+    MalformedReview: "the admission review could not be understood", "";
+    WebhookFault: "the webhook could not handle the pod", "look at the log of cinch-webhook";
+
+    // Guards of namespaces, tokens, trust and postures.
+    NamespaceLocked: "the namespace is locked STRICT", "going back needs the verb relax on postures.cinch.dev and a new value of the annotation cinch.dev/relax-reason in the same update";
+    InjectionRequired: "injection is required in this namespace", "lifting it needs the verb relax on postures.cinch.dev and a new value of the annotation cinch.dev/relax-reason in the same update";
+    HostNetworkGuarded: "allowing host network in an enrolled namespace needs the verb relax", "ask for relax on postures.cinch.dev and give a new value of the annotation cinch.dev/relax-reason";
+    SystemNamespace: "system namespaces and the namespace of Cinch are never meshed", "leave the label cinch.dev/mesh off";
+    PromotionAnnotation: "the annotation cinch.dev/promotion belongs to the operator", "leave it alone";
+    OperatorKeysOnly: "the operator changes only cinch.dev keys of a namespace", "";
+    RollbackWindow: "the operator may take back only what it set, while the annotation cinch.dev/promotion stands", "";
+    TokenMint: "only kubelets get tokens of the audience cinch.dev", "use another audience";
+    TrustBundleGuarded: "the ConfigMap cinch-trust belongs to the operator", "leave it alone: it is re-created";
+    PostureStatus: "the status of a Posture belongs to the operator", "change its spec instead";
+    PostureGuarded: "the change would widen what a locked namespace accepts", "it needs the verb relax on postures.cinch.dev";
+
+    // Promotion: states, blockers, events.
+    Observing: "the namespace is watched for plaintext", "";
+    NotEnrolled: "the namespace is not enrolled", "label it cinch.dev/mesh: enabled";
+    PodsNotInjected: "pods run without the sidecar", "restart the workloads: kubectl cinch enroll NAMESPACE --restart";
+    PodsNotReporting: "started sidecars have not reported, and missing data is not zero", "look at the log of cinch-proxy in the named pods";
+    NodeUnreachable: "a node can not be reached, so the clock stands still", "";
+    HostNetworkPods: "pods on the host network can not be meshed", "move them, or label the namespace cinch.dev/host-network: allowed";
+    PlaintextServed: "plaintext was served within the quiet period", "enrol the named clients or move them away";
+    PlaintextOpen: "plaintext connections are open", "enrol the named clients or move them away";
+    QuietPeriod: "nothing blocks; the quiet period has not yet passed", "";
+    UnobservedTime: "more time went unobserved than the budget allows", "";
+    NoEvidence: "there are no pods to observe", "start the workloads";
+    PinnedByPolicy: "a PeerAuthentication of a user pins the mode", "remove it or set its mode to STRICT";
+    AwaitingApproval: "promotion is Manual and waits for spec.approve", "set spec.approve to status.evidence.hash";
+    PromotionPaused: "promotion is paused", "set spec.promotion to Automatic or Manual";
+    PromotionSlot: "another namespace is in probation", "";
+    Settling: "injection is required and the namespace settles before the lock", "";
+    AwaitingAcknowledgement: "proxies have not yet acknowledged the lock", "";
+    LockNotAcknowledged: "not all proxies acknowledged the lock in time, so it was taken back", "look at the log of cinch-proxy in the named pods";
+    PromotionEligible: "all gates have held over the quiet period", "";
+    PromotionStarted: "the namespace was locked STRICT and is in probation", "";
+    PromotionCompleted: "probation has passed; STRICT stays", "";
+    PromotionRolledBack: "a workload that had been served plaintext was refused in probation", "enrol the named workload";
+    NeedsDecision: "promotion was rolled back twice", "enrol the named clients, then write spec.promotion again";
+    LockedByUser: "the namespace was locked by a user", "";
+    RelaxedByUser: "a person with the verb relax took the lock away", "write spec.promotion to begin again";
+    Strict: "the namespace is STRICT", "";
+
+    // Identity.
+    TokenRejected: "the API server did not accept the token for the audience cinch.dev", "";
+    PodMismatch: "the live pod does not agree with the token", "";
+    PodNotMeshed: "the pod has no Cinch sidecar or its namespace is not enrolled", "";
+    OperatorIdentity: "the identity of the operator is never given to a workload", "";
+    CsrInvalid: "the certificate request could not be read or its signature does not hold", "";
+    CsrKey: "the key of the certificate request is not P-256", "";
+    IssueRateLimited: "the pod asks for certificates too often", "";
+    CertificateExpired: "the certificate is out of its validity", "";
+    CertificateUntrusted: "the certificate does not chain to the trust bundle", "";
+    CertificateIdentity: "the certificate does not hold exactly one SPIFFE ID", "";
+    PeerIdentityMismatch: "the peer has another identity than the operator named", "";
+    NotLeader: "this operator is not the leader", "";
+    ControlUnreachable: "the operator can not be reached", "look at the pods of cinch-operator";
+    Overloaded: "a limit was reached", "";
+
+    // Connections.
+    Allowed: "a policy allows it", "";
+    AllowedByDefault: "no policy forbids it", "";
+    DeniedByPolicy: "a DENY policy matches", "";
+    NoAllowMatched: "there are ALLOW policies and none matches", "";
+    PolicyInvalid: "a policy that selects the workload could not be used, so it closes what it selects", "";
+    StrictPlaintext: "plaintext came to a STRICT port", "enrol the client";
+    PlaintextCut: "an open plaintext connection was cut because the port became STRICT", "enrol the client";
+    DestinationUnknown: "the operator has not answered for the destination and nothing is cached", "";
+    DestinationRefused: "the destination may not be dialled by the proxy", "";
+    NoListener: "the app does not listen on the port", "";
+    TunnelBroken: "the tunnel broke", "";
+    RedirectMissing: "the redirect of the pod does not work", "";
+    CertificatePending: "the proxy has no certificate yet", "";
+    PolicyPending: "the proxy has no policy yet", "";
+    NotIndexed: "the operator has not yet acknowledged the addresses of the pod", "";
+}

@@ -1,0 +1,125 @@
+//! The command line: what there is, and what each word means.
+
+use crate::cluster::Options;
+use clap::{Args, Parser, Subcommand};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+/// The command line.
+#[derive(Parser)]
+#[command(
+    bin_name = "cargo e2e",
+    about = "The embedded Kubernetes, the demo, the tests and the images of Cinch"
+)]
+pub struct Arguments {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What there is to do.
+#[derive(Subcommand)]
+pub enum Command {
+    /// Start a cluster, install Cinch, play the story, check every line
+    Demo {
+        /// What cluster.
+        #[command(flatten)]
+        cluster: ClusterArguments,
+        /// Leave the cluster running, reachable through a loopback port
+        #[arg(long)]
+        keep: bool,
+    },
+    /// Run all tests; the last line says how many passed, failed and were skipped
+    Test,
+    /// Start a cluster with Cinch installed and leave it running
+    Up {
+        /// What cluster.
+        #[command(flatten)]
+        cluster: ClusterArguments,
+        /// Without Cinch
+        #[arg(long)]
+        bare: bool,
+    },
+    /// Build images again and bring them into a running cluster
+    Reload {
+        /// operator, webhook, proxy or demo-app; all when not given
+        component: Option<String>,
+        /// The cluster's name
+        #[arg(long, default_value = "demo")]
+        name: String,
+    },
+    /// Remove every trace of the clusters, and check that
+    Down {
+        /// Only this one
+        #[arg(long)]
+        name: Option<String>,
+    },
+    /// Write the images as OCI layouts
+    Images {
+        /// Where to
+        #[arg(default_value = "target/images")]
+        folder: PathBuf,
+    },
+    /// Write what is generated from code: CRDs, manifests, chart parts
+    Generate {
+        /// Only compare with what is there
+        #[arg(long)]
+        check: bool,
+    },
+    /// The first process of a namespace
+    #[command(hide = true)]
+    Init {
+        /// End when standard input does.
+        #[arg(long)]
+        guarded: bool,
+        /// Its steps.
+        plan: PathBuf,
+    },
+    /// A loopback port that leads into a cluster's network
+    #[command(hide = true)]
+    Forward {
+        /// A process in that network.
+        #[arg(long)]
+        pid: i32,
+        /// The address in it.
+        #[arg(long)]
+        target: SocketAddr,
+        /// Where the port's number is written.
+        #[arg(long)]
+        port_file: PathBuf,
+    },
+    /// Packets between pairs of addresses, as JSON
+    #[command(hide = true)]
+    Capture {
+        /// For how long.
+        #[arg(long)]
+        seconds: u64,
+        /// Words to look for in them.
+        #[arg(long = "word")]
+        words: Vec<String>,
+    },
+    /// The operator's answer to a request for a first certificate
+    #[command(hide = true)]
+    Ask {
+        /// Its address.
+        operator: SocketAddr,
+        /// Its SPIFFE ID.
+        id: String,
+    },
+}
+
+/// What cluster.
+#[derive(Args)]
+pub struct ClusterArguments {
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=9))]
+    nodes: u8,
+    /// Clusters of different names can run beside each other
+    #[arg(long, default_value = "demo")]
+    name: String,
+}
+
+impl From<ClusterArguments> for Options {
+    fn from(arguments: ClusterArguments) -> Self {
+        Self { name: arguments.name, nodes: arguments.nodes }
+    }
+}

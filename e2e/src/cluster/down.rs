@@ -1,0 +1,115 @@
+//! Takes a cluster down and looks whether anything of it is left: processes, mounts, links, cgroups, files.
+
+use super::cgroups;
+use super::layout::{Layout, STATES};
+use super::processes::{self, Process};
+use anyhow::{Context, Result, bail};
+use serde::{Deserialize, Serialize};
+use std::fs;
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// Killing a PID namespace's first process takes the kernel some milliseconds for each process in it.
+const GONE_WITHIN: Duration = Duration::from_secs(15);
+
+/// What runs for a cluster, as it is written into its state directory.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Record {
+    /// The first process of the cluster's namespaces. With it everything inside ends.
+    pub machine: Option<Process>,
+    /// The first process of each node's namespaces, by the node's name.
+    pub nodes: Vec<(String, Process)>,
+    /// Processes in the machine's own namespaces: those that wait for the above, and the forwarder.
+    pub outside: Vec<Process>,
+    /// Controllers that the machine's root cgroup hands down for us only.
+    pub controllers: Vec<String>,
+    /// The loopback port that leads to the API server, when the cluster is kept.
+    pub port: Option<u16>,
+}
+
+impl Record {
+    /// Reads a cluster's record; an empty one when there is none.
+    #[must_use]
+    pub fn read(layout: &Layout) -> Self {
+        let bytes = fs::read(layout.file("record.json")).unwrap_or_default();
+        serde_json::from_slice(&bytes).unwrap_or_default()
+    }
+
+    /// Writes it into the state directory.
+    ///
+    /// # Errors
+    /// When the file can't be written.
+    pub fn write(&self, layout: &Layout) -> Result<()> {
+        fs::write(layout.file("record.json"), serde_json::to_vec_pretty(self)?)
+            .context("the record can't be written")
+    }
+}
+
+/// Ends everything of the cluster, removes its cgroups and its state directory. Nothing is stopped gently: the
+/// data is disposable.
+///
+/// # Errors
+/// When something is left: with what it is.
+pub fn down(layout: &Layout) -> Result<()> {
+    let record = Record::read(layout);
+    record.nodes.iter().for_each(|(_, process)| process.kill());
+    record.machine.iter().chain(&record.outside).for_each(|process| process.kill());
+    let start = Instant::now();
+    // A record may be missing when the starter was killed early: the mark tells as well whose a process is.
+    loop {
+        let left = processes::belonging_to(&layout.state);
+        if left.is_empty() || start.elapsed() > GONE_WITHIN {
+            break;
+        }
+        if start.elapsed() > Duration::from_secs(1) {
+            left.iter().filter_map(|(pid, _)| Process::now(*pid)).for_each(Process::kill);
+        }
+        thread::sleep(Duration::from_millis(50));
+    }
+    cgroups::remove(&layout.cgroup_prefix());
+    cgroups::take_back(&record.controllers);
+    if layout.state.exists() {
+        fs::remove_dir_all(&layout.state)
+            .with_context(|| format!("{} can't be removed", layout.state.display()))?;
+    }
+    // Only when no other cluster has its state there.
+    let _ = fs::remove_dir(STATES);
+    let left = left_of(layout);
+    if !left.is_empty() {
+        bail!("left of the cluster:\n{}", left.join("\n"));
+    }
+    Ok(())
+}
+
+/// Everything of the cluster that is still there, one line each.
+#[must_use]
+pub fn left_of(layout: &Layout) -> Vec<String> {
+    let mut left = Vec::new();
+    for (pid, command) in processes::belonging_to(&layout.state) {
+        left.push(format!("process {pid}: {command}"));
+    }
+    let folder = format!("{}/", layout.state.display());
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    left.extend(mounts.lines().filter(|line| line.contains(&folder)).map(|line| format!("mount: {line}")));
+    for cgroup in cgroups::named(&layout.cgroup_prefix()) {
+        left.push(format!("cgroup: {}", cgroup.display()));
+    }
+    // Links are made inside the cluster's own network namespace only.
+    for entry in fs::read_dir("/sys/class/net").into_iter().flatten().flatten() {
+        if entry.file_name().to_string_lossy().starts_with("cinch") {
+            left.push(format!("link: {}", entry.path().display()));
+        }
+    }
+    if layout.state.exists() {
+        left.push(format!("state: {}", layout.state.display()));
+    }
+    left
+}
+
+/// The names of all clusters that have a state directory.
+#[must_use]
+pub fn clusters() -> Vec<String> {
+    let entries = fs::read_dir(STATES).into_iter().flatten().flatten();
+    entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
+}

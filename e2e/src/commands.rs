@@ -1,0 +1,165 @@
+//! The commands: each is a few steps of the other modules.
+
+use crate::cluster::{self, Cluster, Layout, Options};
+use crate::images;
+use crate::install::{self, install};
+use crate::prepare::prepare;
+use crate::terminal;
+use crate::{report, signals, story};
+use anyhow::{Context, Result, bail};
+use std::fs;
+use std::path::Path;
+use std::time::Instant;
+
+/// Plays the whole story on a fresh cluster. Returns whether every line held.
+///
+/// # Errors
+/// When a cluster can't be had at all.
+pub fn demo(options: &Options, keep: bool) -> Result<bool> {
+    root()?;
+    let cluster = installed(options)?;
+    let memory = cluster.watch_memory();
+    let steps = story::run(&cluster)?;
+    let held = report::table(&steps) && steps.len() == story::length();
+    terminal::say(format_args!("demo: {} MiB of memory at the peak, all processes", memory.peak_mib()));
+    finish(cluster, keep)?;
+    terminal::say(if held { "demo: every line held" } else { "demo: not every line held" });
+    Ok(held)
+}
+
+/// Starts a cluster, with Cinch installed unless `bare`, and leaves it.
+///
+/// # Errors
+/// When it can't be started.
+pub fn up(options: &Options, bare: bool) -> Result<()> {
+    root()?;
+    let cluster = if bare { started(options, &[images::DEMO_APP])? } else { installed(options)? };
+    finish(cluster, true)
+}
+
+/// Takes a cluster down, or all of them; says what was checked.
+///
+/// # Errors
+/// When something is left.
+pub fn take_down(name: Option<&str>) -> Result<()> {
+    root()?;
+    let names = name.map_or_else(cluster::clusters, |name| vec![name.to_owned()]);
+    if names.is_empty() {
+        terminal::say("down: there is no cluster");
+    }
+    for name in names {
+        let start = Instant::now();
+        cluster::down(&Layout::new(&name))?;
+        gone(&name, start);
+    }
+    Ok(())
+}
+
+/// Builds the images again, of all components or of one, imports them into a kept cluster, and restarts the
+/// Deployments that run them.
+///
+/// # Errors
+/// When it does not compile or no cluster runs.
+pub fn reload(name: &str, component: Option<&str>) -> Result<()> {
+    root()?;
+    let cluster = Cluster::attach(name, &prepare()?)?;
+    let chosen: Vec<&str> = match component {
+        Some(one) => images::COMPONENTS.into_iter().filter(|name| name.ends_with(one)).collect(),
+        None => images::COMPONENTS.to_vec(),
+    };
+    if chosen.is_empty() {
+        bail!("no such component; there are {}", images::COMPONENTS.join(", "));
+    }
+    let binaries = images::build(&chosen, &cluster.state_dir().join("build.log"))?;
+    for archive in images::write(&binaries, &cluster.state_dir().join("images"))? {
+        cluster.import_image(&archive)?;
+    }
+    for deployment in ["cinch-operator", "cinch-webhook"].into_iter().filter(|name| chosen.contains(name)) {
+        cluster.kubectl_ok(&["rollout", "restart", "deployment", deployment, "-n", install::NAMESPACE])?;
+        install::deployment_ready(&cluster, install::NAMESPACE, deployment, 2)?;
+    }
+    terminal::say(format_args!("reload: {} imported", chosen.join(", ")));
+    Ok(())
+}
+
+/// Writes the images as OCI layouts into a folder.
+///
+/// # Errors
+/// When something does not compile or the folder can't be written.
+pub fn write_images(folder: &Path) -> Result<()> {
+    fs::create_dir_all(folder)?;
+    let log = folder.join("build.log");
+    let binaries = images::build(&images::PACKAGES, &log)?;
+    for file in images::write(&binaries, folder)? {
+        let size = fs::metadata(&file)?.len() / 1024 / 1024;
+        terminal::say(format_args!("images: {} ({size} MiB, {})", file.display(), std::env::consts::ARCH));
+    }
+    fs::remove_file(log).context("the build's log can't be removed")
+}
+
+/// A cluster with Cinch installed.
+///
+/// # Errors
+/// When it can't be started or installed: then nothing is left of it.
+pub fn installed(options: &Options) -> Result<Cluster> {
+    let cluster = started(options, &images::PACKAGES)?;
+    if let Err(error) = install(&cluster, &[]) {
+        cluster.print_what_matters();
+        return Err(error);
+    }
+    Ok(cluster)
+}
+
+/// A cluster whose nodes have the images of `packages`, which are built while its control plane starts.
+fn started(options: &Options, packages: &[&str]) -> Result<Cluster> {
+    signals::guard(&options.name)?;
+    let prepared = prepare()?;
+    let log = Layout::new(&options.name).logs().join("cargo.log");
+    Cluster::start(options, &prepared, |folder| {
+        let start = Instant::now();
+        let binaries = images::build(packages, &log)?;
+        images::write(&binaries, folder)?;
+        if let Some(cli) = images::cli(&binaries) {
+            fs::copy(cli, folder.with_file_name("bin").join("kubectl-cinch"))?;
+        }
+        terminal::say(format_args!("images: written in {:.1} s", start.elapsed().as_secs_f64()));
+        Ok(())
+    })
+}
+
+/// Leaves the cluster with a word how to reach it, or takes it down.
+fn finish(cluster: Cluster, keep: bool) -> Result<()> {
+    if keep {
+        let bin = cluster.state_dir().join("bin");
+        let kubeconfig = cluster.keep()?;
+        terminal::say("the cluster is kept; to reach it, and to remove it:");
+        terminal::show(&format!("export KUBECONFIG={} PATH={}:$PATH", kubeconfig.display(), bin.display()));
+        terminal::show("cargo e2e down");
+        return Ok(());
+    }
+    let (name, start) = (cluster.name().to_owned(), Instant::now());
+    cluster.stop()?;
+    gone(&name, start);
+    Ok(())
+}
+
+fn gone(name: &str, start: Instant) {
+    terminal::say(format_args!(
+        "down: no process, mount, link, cgroup or file of cluster {name} is left (checked; {:.1} s)",
+        start.elapsed().as_secs_f64()
+    ));
+}
+
+/// Namespaces and cgroups are root's.
+fn root() -> Result<()> {
+    if !is_root() {
+        bail!("this needs root: it makes namespaces and cgroups; `cargo e2e test` runs the rest without");
+    }
+    Ok(())
+}
+
+/// Whether this process may make namespaces and cgroups.
+#[must_use]
+pub fn is_root() -> bool {
+    rustix::process::geteuid().is_root()
+}

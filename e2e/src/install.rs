@@ -1,0 +1,65 @@
+//! Installs Cinch with its chart and nothing else, and waits until both Deployments have both replicas.
+
+use crate::cluster::Cluster;
+use crate::images::{REGISTRY, TAG};
+use crate::prepare::repository;
+use crate::terminal;
+use crate::wait::{Seen, until};
+use anyhow::{Result, bail};
+use std::time::Duration;
+
+/// The namespace of the release.
+pub const NAMESPACE: &str = "cinch-system";
+/// The Deployments and how many replicas of each have to be ready.
+const DEPLOYMENTS: [(&str, u64); 2] = [("cinch-operator", 2), ("cinch-webhook", 2)];
+const READY: Duration = Duration::from_secs(180);
+
+/// Values that make minutes of what takes days: evidence is reported each second and asked for during seconds.
+const VALUES: [&str; 6] = [
+    "promotion.default=Automatic",
+    "promotion.quietPeriod=15s",
+    "promotion.probation=20s",
+    "promotion.settle=5s",
+    "promotion.minInterval=0s",
+    "proxy.reportInterval=1s",
+];
+
+/// Runs `helm install` and waits for the Deployments. `further` are more `key=value` settings.
+///
+/// # Errors
+/// When Helm fails or a Deployment does not become ready.
+pub fn install(cluster: &Cluster, further: &[&str]) -> Result<()> {
+    let chart = repository()?.join("charts/cinch").display().to_string();
+    let mut arguments = vec!["install", "cinch", &chart, "--namespace", NAMESPACE, "--create-namespace"];
+    let (registry, tag) = (format!("images.registry={REGISTRY}"), format!("images.tag={TAG}"));
+    for value in [registry.as_str(), tag.as_str()].into_iter().chain(VALUES).chain(further.iter().copied()) {
+        arguments.extend(["--set-string", value]);
+    }
+    let output = cluster.helm(&arguments)?;
+    if !output.ok() {
+        bail!("helm install failed: {}", output.text().trim());
+    }
+    for (name, replicas) in DEPLOYMENTS {
+        deployment_ready(cluster, NAMESPACE, name, replicas)?;
+    }
+    terminal::say("install: operator and webhook have both replicas ready");
+    Ok(())
+}
+
+/// Waits until a Deployment has exactly `replicas` ready replicas of its newest template.
+///
+/// # Errors
+/// When it does not get there within 3 min.
+pub fn deployment_ready(cluster: &Cluster, namespace: &str, name: &str, replicas: u64) -> Result<()> {
+    until(&format!("{replicas} ready replicas of {namespace}/{name}"), READY, || {
+        let found = cluster.get_json(&["deployment", name, "-n", namespace])?;
+        let number = |path: &str| found.pointer(path).and_then(serde_json::Value::as_u64).unwrap_or_default();
+        let current = number("/status/observedGeneration") == number("/metadata/generation");
+        let counts = ["/status/readyReplicas", "/status/updatedReplicas", "/status/replicas"].map(number);
+        let [ready, updated, all] = counts;
+        if current && counts.iter().all(|count| *count == replicas) {
+            return Ok(Seen::Done(()));
+        }
+        Ok(Seen::Not(format!("{ready} ready, {updated} updated, {all} in all")))
+    })
+}

@@ -1,0 +1,55 @@
+//! `cargo e2e …`: a real Kubernetes from nothing, and on it the demo and the tests of Cinch.
+
+mod arguments;
+mod ask;
+mod capture;
+mod cluster;
+mod commands;
+mod generate;
+mod images;
+mod install;
+mod oci;
+mod prepare;
+mod process;
+mod report;
+mod signals;
+mod story;
+mod terminal;
+mod tests_of_all;
+mod wait;
+
+use anyhow::Result;
+use arguments::{Arguments, Command};
+use clap::Parser;
+use std::process::ExitCode;
+use std::time::Duration;
+
+fn main() -> ExitCode {
+    terminal::elapsed();
+    match run(Arguments::parse().command) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            terminal::say(format_args!("failed: {error:#}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Whether what was asked for held.
+fn run(command: Command) -> Result<bool> {
+    match command {
+        Command::Demo { cluster, keep } => return commands::demo(&cluster.into(), keep),
+        Command::Test => return tests_of_all::run(),
+        Command::Up { cluster, bare } => commands::up(&cluster.into(), bare)?,
+        Command::Reload { component, name } => commands::reload(&name, component.as_deref())?,
+        Command::Down { name } => commands::take_down(name.as_deref())?,
+        Command::Images { folder } => commands::write_images(&folder)?,
+        Command::Generate { check } => generate::run(check)?,
+        Command::Init { guarded, plan } => cluster::plan::init(&plan, guarded)?,
+        Command::Forward { pid, target, port_file } => cluster::forward(pid, target, &port_file)?,
+        Command::Capture { seconds, words } => capture::run(Duration::from_secs(seconds), &words)?,
+        Command::Ask { operator, id } => ask::run(operator, &id)?,
+    }
+    Ok(true)
+}

@@ -1,0 +1,181 @@
+//! Enrolment of running workloads, what the webhook makes of each kind, and the identity that each gets.
+
+use super::Story;
+use super::see::{APP_IMAGE, PODS, text};
+use crate::terminal;
+use crate::wait::{self, Seen};
+use anyhow::{Result, bail, ensure};
+use serde_json::Value;
+use std::time::{Duration, Instant};
+
+const SHOP: &str = include_str!("../../manifests/shop.yaml");
+const LEGACY: &str = include_str!("../../manifests/legacy.yaml");
+const BATCH: &str = include_str!("../../manifests/batch.yaml");
+/// The kubelet's own second or two, twice: what a Job with the sidecar may take longer.
+const JOB_SLACK: Duration = Duration::from_secs(4);
+
+/// Deployments run, unmeshed; the CLI enrols them; the Posture follows to n/n.
+pub fn enrol(story: &mut Story<'_>) -> Result<String> {
+    let see = &story.see;
+    see.kubectl(&["create", "namespace", "shop"])?;
+    see.apply(&SHOP.replace("COUNTERS", &story.counters.display().to_string()))?;
+    see.apply(LEGACY)?;
+    for workload in ["deployment/api", "deployment/web", "statefulset/db"] {
+        see.rolled_out("shop", workload)?;
+    }
+    story.web_goes_on(20)?;
+    let enroll = see.cluster.cinch(&["enroll", "shop", "--restart"])?;
+    terminal::show(&format!("$ kubectl cinch enroll shop --restart\n{}", enroll.text().trim_end()));
+    ensure!(enroll.ok(), "kubectl cinch enroll shop --restart failed: {}", enroll.text());
+    for workload in ["deployment/api", "deployment/web", "statefulset/db"] {
+        see.rolled_out("shop", workload)?;
+    }
+    let meshed =
+        see.posture_until("shop", "the Posture of shop to say that all is meshed", PODS, |status| {
+            let meshed = text(status, "/meshed");
+            let (some, all) = meshed.split_once('/')?;
+            (some == all && some != "0").then_some(meshed.clone())
+        })?;
+    see.shown(&["get", "postures", "-A"])?;
+    let web = story.web_goes_on(40)?;
+    Ok(format!("MESHED {meshed}; {web}"))
+}
+
+/// Each kind of workload has the two containers in front and the account of design's rule.
+pub fn inject(story: &mut Story<'_>) -> Result<String> {
+    let see = &story.see;
+    let unmeshed = job_seconds(story, "legacy")?;
+    see.apply(&BATCH.replace("NAMESPACE", "shop"))?;
+    let meshed = wait_for_job(story, "shop", "once")?;
+    see.kubectl(&["create", "job", "-n", "shop", "--from=cronjob/nightly", "nightly-by-hand"])?;
+    wait_for_job(story, "shop", "nightly-by-hand")?;
+    see.kubectl(&["wait", "-n", "shop", "pod/lone", "--for=condition=Ready", "--timeout=60s"])?;
+    let mut seen = Vec::new();
+    for (selector, account) in [
+        ("app=api", "api"),
+        ("app=web", "web"),
+        ("app=db", "db-statefulset"),
+        ("batch.kubernetes.io/job-name=once", "once-job"),
+        ("batch.kubernetes.io/job-name=nightly-by-hand", "nightly-cronjob"),
+        ("app=lone", "default"),
+    ] {
+        let pods = see.pods("shop", selector)?;
+        ensure!(!pods.is_empty(), "no pod in shop has {selector}");
+        for pod in &pods {
+            let found = shape(pod)?;
+            ensure!(found == account, "{} runs as {found}, not {account}", text(pod, "/metadata/name"));
+        }
+        seen.push(format!("{selector}: {} pod(s), account {account}", pods.len()));
+    }
+    terminal::show(&seen.join("\n"));
+    let probes = probes_answered(story)?;
+    ensure!(
+        meshed <= unmeshed + JOB_SLACK,
+        "the Job took {:.1} s with the sidecar and {:.1} s without",
+        meshed.as_secs_f64(),
+        unmeshed.as_secs_f64()
+    );
+    Ok(format!(
+        "6 kinds, cinch-init and cinch-proxy first; {probes}; the Job took {:.1} s, without sidecar {:.1} s",
+        meshed.as_secs_f64(),
+        unmeshed.as_secs_f64()
+    ))
+}
+
+/// Checks the two containers of a pod; returns its service account.
+fn shape(pod: &Value) -> Result<String> {
+    let name = text(pod, "/metadata/name");
+    let first = [text(pod, "/spec/initContainers/0/name"), text(pod, "/spec/initContainers/1/name")];
+    ensure!(first == ["cinch-init", "cinch-proxy"], "{name} begins with {first:?}");
+    ensure!(text(pod, "/spec/initContainers/1/restartPolicy") == "Always", "{name}: no native sidecar");
+    ensure!(text(pod, "/spec/containers/0/image") == APP_IMAGE, "{name}: the app's own image was changed");
+    Ok(text(pod, "/spec/serviceAccountName"))
+}
+
+/// api's containers are ready through probes of all kinds, and none has restarted.
+fn probes_answered(story: &Story<'_>) -> Result<String> {
+    let mut rewritten = 0;
+    for pod in story.see.pods("shop", "app=api")? {
+        for container in pod.pointer("/spec/containers").and_then(Value::as_array).into_iter().flatten() {
+            for kind in ["startupProbe", "readinessProbe", "livenessProbe"] {
+                let port = container.pointer(&format!("/{kind}/httpGet/port")).and_then(Value::as_u64);
+                ensure!(port == Some(15021), "{kind} of {container} does not go to the proxy");
+                rewritten += 1;
+            }
+        }
+        for status in pod.pointer("/status/containerStatuses").and_then(Value::as_array).into_iter().flatten()
+        {
+            let (ready, restarts) = (status.get("ready"), status.get("restartCount").and_then(Value::as_u64));
+            ensure!(ready == Some(&Value::Bool(true)) && restarts == Some(0), "not ready at once: {status}");
+        }
+    }
+    Ok(format!("{rewritten} probes of api answered"))
+}
+
+fn job_seconds(story: &Story<'_>, namespace: &str) -> Result<Duration> {
+    story.see.apply(&BATCH.replace("NAMESPACE", namespace))?;
+    let took = wait_for_job(story, namespace, "once")?;
+    story.see.kubectl(&["delete", "pod/lone", "cronjob/nightly", "-n", namespace, "--wait=false"])?;
+    Ok(took)
+}
+
+/// From the Job's start until the API calls it complete, by the API server's own times.
+fn wait_for_job(story: &Story<'_>, namespace: &str, name: &str) -> Result<Duration> {
+    let begun = Instant::now();
+    wait::until(&format!("job {namespace}/{name}"), PODS, || {
+        let job = story.see.json(&["job", name, "-n", namespace])?;
+        if super::see::number(&job, "/status/failed") > 0 {
+            let logs = story.see.attempt(&[
+                "logs",
+                "-n",
+                namespace,
+                &format!("job/{name}"),
+                "-c",
+                "app",
+                "--tail=5",
+            ])?;
+            return Ok(Seen::Not(format!("failed pods; {}", logs.text())));
+        }
+        let times = (text(&job, "/status/startTime"), text(&job, "/status/completionTime"));
+        match (times.0.parse::<jiff::Timestamp>(), times.1.parse::<jiff::Timestamp>()) {
+            (Ok(start), Ok(end)) => {
+                Ok(Seen::Done(Duration::from_secs(end.duration_since(start).as_secs().unsigned_abs())))
+            }
+            _ => Ok(Seen::Not(format!("not complete after {} s", begun.elapsed().as_secs()))),
+        }
+    })
+}
+
+/// Each proxy's certificate holds exactly one URI, the one of its account: asked over TLS, as a peer would.
+pub fn identity(story: &mut Story<'_>) -> Result<String> {
+    let mut seen = Vec::new();
+    for (selector, port, account) in [
+        ("app=api", 8080, "api"),
+        ("app=web", 8080, "web"),
+        ("app=db", 5432, "db-statefulset"),
+        ("app=lone", 8080, "default"),
+    ] {
+        for address in story.see.addresses("shop", selector)? {
+            let wanted = format!("spiffe://cluster.local/ns/shop/sa/{account}");
+            let uris = certificate_uris(story, &format!("{address}:{port}"))?;
+            ensure!(uris == [wanted.clone()], "{address}:{port} shows {uris:?}, not {wanted}");
+            seen.push(format!("{address}:{port} {wanted}"));
+        }
+    }
+    terminal::show(&seen.join("\n"));
+    Ok(format!("{} certificates, one URI each", seen.len()))
+}
+
+/// What `openssl s_client` sees of the proxy behind an address.
+fn certificate_uris(story: &Story<'_>, address: &str) -> Result<Vec<String>> {
+    let script = format!(
+        "echo | openssl s_client -connect {address} -alpn cinch/1 -tls1_3 2>/dev/null \
+         | openssl x509 -noout -ext subjectAltName"
+    );
+    let output = story.see.cluster.run_in_netns(&["sh", "-c", &script])?;
+    if !output.ok() {
+        bail!("openssl s_client {address}: {}", output.text());
+    }
+    let names = output.stdout.lines().skip(1).flat_map(|line| line.split(", "));
+    Ok(names.filter_map(|name| name.trim().strip_prefix("URI:")).map(str::to_owned).collect())
+}

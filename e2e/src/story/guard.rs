@@ -1,0 +1,262 @@
+//! What admission refuses: pods without the sidecar, look-alikes, and every way back from STRICT.
+
+use super::Story;
+use super::admission;
+use super::see::{APP_IMAGE, PODS, See, text};
+use crate::terminal;
+use crate::wait::{self, Seen};
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::{Value, json};
+use std::time::Duration;
+
+const USERS: &str = include_str!("../../manifests/users.yaml");
+
+fn pod(name: &str, namespace: &str, labels: Value, init: Value) -> String {
+    json!({
+        "apiVersion": "v1", "kind": "Pod",
+        "metadata": {"name": name, "namespace": namespace, "labels": labels},
+        "spec": {
+            "initContainers": init,
+            "containers": [{"name": "app", "image": APP_IMAGE, "args": ["serve", "--drain", "0s"]}],
+        },
+    })
+    .to_string()
+}
+
+fn opted_out(namespace: &str) -> String {
+    pod("opted-out", namespace, json!({"cinch.dev/inject": "disabled"}), json!([]))
+}
+
+/// A container that calls itself cinch-proxy and is something else.
+fn look_alike(image: &str, args: &[&str], command: &[&str]) -> String {
+    let command = (!command.is_empty()).then_some(command);
+    // A command of null is the same to the API as none.
+    let proxy = json!({"name": "cinch-proxy", "image": image, "args": args, "command": command, "restartPolicy": "Always"});
+    pod("look-alike", "shop", json!({}), json!([proxy]))
+}
+
+const LOOK_ALIKES: [(&str, &[&str], &[&str]); 3] = [
+    (APP_IMAGE, &["pause"], &[]),
+    ("cinch.local/cinch-proxy:0.1.0", &["version"], &[]),
+    ("cinch.local/cinch-proxy:0.1.0", &["run"], &["/cinch-proxy", "version"]),
+];
+
+/// With the webhook alive.
+pub fn reject(story: &mut Story<'_>) -> Result<String> {
+    let see = &story.see;
+    let sentence = see.refused(&see.create(&opted_out("shop"), &[])?, "SidecarMissing")?;
+    ensure!(sentence.contains("remove the label"), "the sentence does not say what to do: {sentence}");
+    for (image, args, command) in LOOK_ALIKES {
+        let output = see.create(&look_alike(image, args, command), &["--dry-run=server", "-o", "json"])?;
+        ensure!(output.ok(), "the webhook should have overwritten it: {}", output.text());
+        let stored: Value = serde_json::from_str(&output.stdout)?;
+        let proxy = stored.pointer("/spec/initContainers/1").cloned().unwrap_or_default();
+        let canonical = text(&proxy, "/image").ends_with("/cinch-proxy:0.1.0")
+            && proxy.get("args") == Some(&json!(["run"]))
+            && proxy.get("command").is_none();
+        ensure!(canonical && text(&proxy, "/name") == "cinch-proxy", "not overwritten: {proxy}");
+        terminal::show(&format!("a cinch-proxy with {image} {args:?} {command:?} was overwritten"));
+    }
+    let running = see
+        .pods("shop", "app=api")?
+        .first()
+        .map(|pod| text(pod, "/metadata/name"))
+        .context("no pod of api")?;
+    let output = see.attempt(&[
+        "set",
+        "image",
+        &format!("pod/{running}"),
+        "-n",
+        "shop",
+        &format!("cinch-proxy={APP_IMAGE}"),
+    ])?;
+    let image = see.refused(&output, "SidecarImage")?;
+    Ok(format!("{sentence}\n3 look-alikes overwritten\nset image: {image}"))
+}
+
+/// With the webhook scaled to 0.
+pub fn reject_without_webhook(story: &mut Story<'_>) -> Result<String> {
+    let see = &story.see;
+    let canonical =
+        admission::canonical(see, &pod("canonical", "shop", json!({"app": "canonical"}), json!([])))?;
+    see.kubectl(&["scale", "-n", "cinch-system", "deployment/cinch-webhook", "--replicas=0"])?;
+    wait::until("the webhook to be gone", PODS, || {
+        let left =
+            see.items(&["pods", "-n", "cinch-system", "-l", "app.kubernetes.io/component=webhook"])?.len();
+        Ok(if left == 0 { Seen::Done(()) } else { Seen::Not(format!("{left} pods")) })
+    })?;
+    let played = without_webhook(see, &canonical);
+    see.kubectl(&["scale", "-n", "cinch-system", "deployment/cinch-webhook", "--replicas=2"])?;
+    see.rolled_out("cinch-system", "deployment/cinch-webhook")?;
+    let shown = played?;
+    let web = story.web_goes_on(20)?;
+    Ok(format!("{shown}; {web}"))
+}
+
+fn without_webhook(see: &See<'_>, canonical: &Value) -> Result<String> {
+    let sentence = see.refused(&see.create(&opted_out("shop"), &[])?, "SidecarMissing")?;
+    see.refused(&see.create(&pod("plain", "shop", json!({}), json!([])), &[])?, "SidecarMissing")?;
+    for (image, args, command) in LOOK_ALIKES {
+        let output = see.create(&look_alike(image, args, command), &[])?;
+        if output.ok() {
+            bail!("a look-alike was stored while the webhook was dead: {image} {args:?} {command:?}");
+        }
+        ensure!(output.text().contains("Sidecar"), "not our sentence: {}", output.text());
+    }
+    let normal = see.create(&pod("normal", "legacy", json!({}), json!([])), &[])?;
+    ensure!(normal.ok(), "a pod of a namespace that is not enrolled: {}", normal.text());
+    see.kubectl(&["wait", "-n", "legacy", "pod/normal", "--for=condition=Ready", "--timeout=60s"])?;
+    see.kubectl(&["delete", "pod", "normal", "-n", "legacy", "--wait=false"])?;
+    let rules = admission::rules(see, canonical)?;
+    Ok(format!("{sentence}\n3 look-alikes refused; {rules}; pod legacy/normal started"))
+}
+
+/// Every way back that a user with edit and update on namespaces could try.
+pub fn ratchet(story: &mut Story<'_>) -> Result<String> {
+    let see = &story.see;
+    see.apply(USERS)?;
+    let (mut tries, mut refused) = (0, Vec::new());
+    let mut note = |output: &crate::process::Output, word: &str| -> Result<()> {
+        tries += 1;
+        let sentence = see.refused(output, word)?;
+        refused.push(sentence);
+        Ok(())
+    };
+    for (label, word) in [
+        ("cinch.dev/mode", "NamespaceLocked"),
+        ("cinch.dev/mesh", "NamespaceLocked"),
+        ("cinch.dev/injection", "InjectionRequired"),
+    ] {
+        let eve = "--as=eve";
+        note(&see.attempt(&[eve, "label", "namespace", "shop", &format!("{label}-")])?, word)?;
+        let patch = json!({"metadata": {"labels": {label: null}}}).to_string();
+        let status =
+            ["patch", "namespace", "shop", "--subresource=status", "--type=merge", "-p", &patch, eve];
+        note(&see.attempt(&status)?, word)?;
+        let mut namespace = see.json(&["namespace", "shop"])?;
+        if let Some(labels) = namespace.pointer_mut("/metadata/labels").and_then(Value::as_object_mut) {
+            labels.remove(label);
+        }
+        let raw = ["replace", "--raw", "/api/v1/namespaces/shop/finalize", "-f", "-", eve];
+        note(&see.cluster.kubectl_stdin(&raw, &namespace.to_string())?, word)?;
+    }
+    let weaken =
+        see.attempt(&["--as=eve", "label", "namespace", "shop", "cinch.dev/mode=PERMISSIVE", "--overwrite"])?;
+    note(&weaken, "NamespaceLocked")?;
+    let annotate = see.attempt(&["--as=eve", "annotate", "namespace", "shop", "cinch.dev/promotion=mine"])?;
+    note(&annotate, "PromotionAnnotation")?;
+    note(
+        &see.attempt(&["--as=eve", "create", "token", "api", "-n", "shop", "--audience=cinch.dev"])?,
+        "TokenMint",
+    )?;
+    let patch = json!({"data": {"bundle.pem": "mine"}}).to_string();
+    let trust = ["--as=eve", "patch", "configmap", "cinch-trust", "-n", "shop", "--type=merge", "-p", &patch];
+    note(&see.attempt(&trust)?, "TrustBundleGuarded")?;
+    let reason_alone =
+        json!({"metadata": {"labels": {"cinch.dev/mode": null}, "annotations": {"cinch.dev/relax-reason": "mine"}}}).to_string();
+    note(
+        &see.attempt(&["--as=eve", "patch", "namespace", "shop", "--type=merge", "-p", &reason_alone])?,
+        "NamespaceLocked",
+    )?;
+    note(&see.attempt(&["--as=rae", "label", "namespace", "shop", "cinch.dev/mode-"])?, "NamespaceLocked")?;
+    Ok(format!(
+        "{tries} ways back tried, {} refused by our sentences; e.g. {}",
+        refused.len(),
+        refused.first().cloned().unwrap_or_default()
+    ))
+}
+
+/// A person with `relax` and a reason can.
+pub fn relax(story: &mut Story<'_>) -> Result<String> {
+    let see = &story.see;
+    let patch = json!({"metadata": {
+        "labels": {"cinch.dev/mode": null},
+        "annotations": {"cinch.dev/relax-reason": "the demo shows that it can be done"},
+    }});
+    see.shown(&["--as=rae", "patch", "namespace", "shop", "--type=merge", "-p", &patch.to_string()])?;
+    let state =
+        see.posture_until("shop", "the Posture of shop to be Relaxed", Duration::from_secs(30), |status| {
+            let state = text(status, "/state");
+            (state == "Relaxed" && text(status, "/mode") == "PERMISSIVE").then_some(state)
+        })?;
+    see.shown(&["get", "postures", "-A"])?;
+    let web = story.web_goes_on(20)?;
+    Ok(format!("shop is PERMISSIVE, {state}; {web}"))
+}
+
+/// Tokens that are not a sidecar's own: of another audience, of a pod that is not meshed, and stolen from a
+/// meshed one. Each is refused with its reason.
+pub fn bad_tokens(story: &mut Story<'_>) -> Result<String> {
+    let see = &story.see;
+    let service =
+        ["get", "service", "cinch-operator", "-n", "cinch-system", "-o", "jsonpath={.spec.clusterIP}"];
+    let operator = format!("{}:7443", see.kubectl(&service)?);
+    let meshed = see
+        .pods("shop", "app=api")?
+        .first()
+        .map(|pod| text(pod, "/metadata/name"))
+        .context("no pod of api")?;
+    let bound =
+        ["create", "token", "api", "-n", "shop", "--bound-object-kind=Pod", "--bound-object-name", &meshed];
+    see.apply(&holder_of_a_token().to_string())?;
+    see.kubectl(&["wait", "-n", "legacy", "pod/token-holder", "--for=condition=Ready", "--timeout=60s"])?;
+    let cases = [
+        ("no token at all", "garbage".to_owned(), "TokenRejected"),
+        ("of another audience", see.kubectl(&["create", "token", "api", "-n", "shop"])?, "TokenRejected"),
+        ("of another audience, bound to a pod", see.kubectl(&bound)?, "TokenRejected"),
+        (
+            "of our audience, of a pod that is not meshed",
+            token_of(see, "legacy", "token-holder", "app")?,
+            "PodNotMeshed",
+        ),
+        (
+            "stolen from a meshed pod, used elsewhere",
+            token_of(see, "shop", &meshed, "cinch-proxy")?,
+            "PodMismatch",
+        ),
+    ];
+    let mut said = Vec::new();
+    for (what, token, word) in &cases {
+        let answer = first_certificate(see, &operator, token.trim())?;
+        ensure!(answer.starts_with(word), "a token {what}: the operator answered {answer}");
+        said.push(format!("a token {what}: {answer}"));
+    }
+    terminal::show(&said.join("\n"));
+    see.kubectl(&["delete", "pod", "token-holder", "-n", "legacy", "--wait=false"])?;
+    Ok(format!("{} bad tokens, each refused with its reason", cases.len()))
+}
+
+/// A pod of a namespace that is not enrolled may ask its kubelet for a token of any audience.
+fn holder_of_a_token() -> Value {
+    json!({
+        "apiVersion": "v1", "kind": "Pod", "metadata": {"name": "token-holder", "namespace": "legacy"},
+        "spec": {
+            "containers": [{
+                "name": "app", "image": APP_IMAGE, "args": ["serve", "--drain", "0s"],
+                "volumeMounts": [{"name": "token", "mountPath": "/var/run/cinch/token"}],
+            }],
+            "volumes": [{"name": "token", "projected": {"sources": [
+                {"serviceAccountToken": {"audience": "cinch.dev", "expirationSeconds": 3600, "path": "token"}},
+            ]}}],
+        },
+    })
+}
+
+/// Reads a running container's token as root of its node can.
+fn token_of(see: &See<'_>, namespace: &str, pod: &str, container: &str) -> Result<String> {
+    let pid = see.cluster.container_pid(namespace, pod, container)?;
+    let path = format!("/proc/{pid}/root/var/run/cinch/token/token");
+    std::fs::read_to_string(&path).with_context(|| path.clone())
+}
+
+/// What the operator answers when somebody asks for a first certificate with this token.
+fn first_certificate(see: &See<'_>, operator: &str, token: &str) -> Result<String> {
+    let bundle = see.json(&["configmap", "cinch-trust", "-n", "shop"])?;
+    let input = format!("{token}\n{}", text(&bundle, "/data/bundle.pem"));
+    let program = see.cluster.state_dir().join("cinch-e2e");
+    let mut command = see.cluster.in_network(program);
+    command.args(["ask", operator, "spiffe://cluster.local/ns/cinch-system/sa/cinch-operator"]);
+    let output = crate::process::capture(&mut command, Some(&input), Duration::from_secs(30))?;
+    ensure!(output.ok(), "the operator could not be asked: {}", output.text());
+    Ok(output.stdout.trim().to_owned())
+}

@@ -1,0 +1,117 @@
+//! The control plane dies, first its leader, then all of it: traffic goes on, and nothing is promoted on
+//! partial data.
+
+use super::Story;
+use super::see::{APP_IMAGE, PODS, text};
+use crate::terminal;
+use crate::wait::{self, Seen};
+use anyhow::{Context, Result, ensure};
+use serde_json::json;
+use std::time::Duration;
+
+/// Kills the leader with SIGKILL, then every operator pod.
+pub fn survive(story: &mut Story<'_>) -> Result<String> {
+    let locked = text(&story.see.posture("shop")?, "/status/lockedSince");
+    let (first, term) = (leader(story)?, term(story)?);
+    story.see.cluster.kill_container("cinch-system", &first, "cinch-operator")?;
+    let after_leader = story.web_goes_on(40)?;
+    let second = new_leader(story, &term)?;
+    terminal::show(&format!("leader {first} was killed; {second} leads; {after_leader}"));
+    let pods = story.see.pods("cinch-system", "app.kubernetes.io/component=operator")?;
+    for pod in &pods {
+        story.see.cluster.kill_container("cinch-system", &text(pod, "/metadata/name"), "cinch-operator")?;
+    }
+    let without_any = story.web_goes_on(40)?;
+    let third = wait::until("an operator to lead again", PODS, || {
+        let holder = leader(story)?;
+        let reporting = story.see.posture("shop")?;
+        let pods = (
+            super::see::number(&reporting, "/status/pods/reporting"),
+            super::see::number(&reporting, "/status/pods/injected"),
+        );
+        let fresh = !holder.is_empty() && pods.0 == pods.1 && pods.1 > 0;
+        Ok(if fresh {
+            Seen::Done(holder)
+        } else {
+            Seen::Not(format!("leader {holder:?}, reporting {pods:?}"))
+        })
+    })?;
+    story.see.rolled_out("cinch-system", "deployment/cinch-operator")?;
+    let posture = story.see.posture("shop")?;
+    let (state, since) = (text(&posture, "/status/state"), text(&posture, "/status/lockedSince"));
+    ensure!(
+        state == "Strict" && since == locked,
+        "shop is {state} since {since}, and was locked at {locked}"
+    );
+    let bank = text(&story.see.posture("bank")?, "/status/state");
+    ensure!(bank != "Probation" && bank != "Strict", "bank was promoted on partial data: {bank}");
+    story.see.shown(&["get", "postures", "-A"])?;
+    let web = story.web_goes_on(40)?;
+    Ok(format!(
+        "leader killed: {after_leader}\nall operators killed: {without_any}\n{third} leads; shop Strict since {since}, bank {bank}; {web}"
+    ))
+}
+
+fn leader(story: &Story<'_>) -> Result<String> {
+    lease(story, "{.spec.holderIdentity}")
+}
+
+/// What is new when somebody takes over: a killed operator that is restarted at once may be the next leader.
+fn term(story: &Story<'_>) -> Result<String> {
+    lease(story, "{.spec.holderIdentity} {.spec.acquireTime}")
+}
+
+fn lease(story: &Story<'_>, fields: &str) -> Result<String> {
+    let fields = format!("jsonpath={fields}");
+    story.see.kubectl(&["get", "lease", "cinch-operator", "-n", "cinch-system", "-o", &fields])
+}
+
+fn new_leader(story: &Story<'_>, before: &str) -> Result<String> {
+    wait::until("an operator to take over", PODS, || {
+        let (holder, now) = (leader(story)?, term(story)?);
+        Ok(if !holder.is_empty() && now != before { Seen::Done(holder) } else { Seen::Not(now) })
+    })
+}
+
+/// With no operator at all a new pod's app does not start, and the pod's status says why.
+pub fn no_operator(story: &mut Story<'_>) -> Result<String> {
+    let see = &story.see;
+    see.kubectl(&["scale", "-n", "cinch-system", "deployment/cinch-operator", "--replicas=0"])?;
+    let pod = json!({
+        "apiVersion": "v1", "kind": "Pod", "metadata": {"name": "early", "namespace": "shop"},
+        "spec": {"containers": [{"name": "app", "image": APP_IMAGE, "args": ["serve", "--drain", "0s"]}]},
+    });
+    wait::until("every operator to be gone", PODS, || {
+        let left =
+            see.items(&["pods", "-n", "cinch-system", "-l", "app.kubernetes.io/component=operator"])?.len();
+        Ok(if left == 0 { Seen::Done(()) } else { Seen::Not(format!("{left} pods")) })
+    })?;
+    let created = see.create(&pod.to_string(), &[])?;
+    let seen = created.ok().then_some(()).context(created.text()).and_then(|()| waits_and_says_why(story));
+    story.see.kubectl(&["scale", "-n", "cinch-system", "deployment/cinch-operator", "--replicas=2"])?;
+    let why = seen?;
+    story.see.rolled_out("cinch-system", "deployment/cinch-operator")?;
+    story.see.kubectl(&["wait", "-n", "shop", "pod/early", "--for=condition=Ready", "--timeout=120s"])?;
+    story.see.kubectl(&["delete", "pod", "early", "-n", "shop", "--wait=false"])?;
+    let web = story.web_goes_on(20)?;
+    Ok(format!("{why}; with the operator back the pod became ready; {web}"))
+}
+
+fn waits_and_says_why(story: &Story<'_>) -> Result<String> {
+    wait::until("the pod's status to say why its app does not start", Duration::from_secs(90), || {
+        let pod = story.see.json(&["pod", "early", "-n", "shop"])?;
+        let started = pod.pointer("/status/containerStatuses/0/state/running").is_some();
+        ensure!(!started, "the app started without its proxy");
+        let sidecar = "/status/initContainerStatuses/1";
+        let last = ["state", "lastState"]
+            .iter()
+            .map(|state| text(&pod, &format!("{sidecar}/{state}/terminated/message")));
+        let message = last.filter(|message| !message.is_empty()).collect::<Vec<_>>().join(" ");
+        Ok(if message.contains("ControlUnreachable") {
+            terminal::show(&format!("pod shop/early: cinch-proxy: {}", message.trim()));
+            Seen::Done(message.trim().to_owned())
+        } else {
+            Seen::Not(pod.pointer(sidecar).map(ToString::to_string).unwrap_or_default())
+        })
+    })
+}

@@ -1,0 +1,211 @@
+//! `cargo e2e test`: every test there is. Unit and integration tests by cargo; the drift of generated files; and,
+//! as root, the story's lines on one cluster with one install. What can't run is counted as skipped, with the
+//! reason.
+
+use crate::cluster::Options;
+use crate::commands::{self, is_root};
+use crate::prepare::{cache_directory, prepare, repository};
+use crate::process::tail;
+use crate::{generate, images, report, story, terminal};
+use anyhow::{Context, Result};
+use std::fs::File;
+use std::io::{BufRead, BufReader, Write};
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::Instant;
+
+/// What a test that can't run here prints: `SKIPPED name: reason`.
+const SKIPPED: &str = "SKIPPED ";
+
+/// How many tests passed, failed and were skipped.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+struct Counts {
+    passed: u64,
+    failed: u64,
+    skipped: u64,
+}
+
+impl Counts {
+    fn add(&mut self, other: Self) {
+        self.passed += other.passed;
+        self.failed += other.failed;
+        self.skipped += other.skipped;
+    }
+
+    fn one(held: bool) -> Self {
+        Self { passed: u64::from(held), failed: u64::from(!held), skipped: 0 }
+    }
+}
+
+/// Runs everything, prints the sums alone on the last line. Returns whether nothing failed.
+///
+/// # Errors
+/// When cargo or a cluster can't be started at all.
+pub fn run() -> Result<bool> {
+    let mut counts = unit_and_integration()?;
+    if is_root() {
+        // Helm, which renders the chart for the comparison, is among the programs of the cluster.
+        prepare()?;
+    }
+    counts.add(drift());
+    counts.add(on_a_cluster());
+    terminal::say(format_args!("test: {:.0} s in all", terminal::elapsed().as_secs_f64()));
+    let Counts { passed, failed, skipped } = counts;
+    terminal::line(format_args!("{passed} passed, {failed} failed, {skipped} skipped"));
+    Ok(failed == 0)
+}
+
+/// `cargo test --workspace`: its output is kept in the cache, failures are shown.
+fn unit_and_integration() -> Result<Counts> {
+    let start = Instant::now();
+    let log = cache_directory()?.join("test.log");
+    terminal::say("test: unit and integration tests (cargo test --workspace)");
+    let mut command = Command::new(images::cargo());
+    // One test binary at a time, all of them even after a failure; skipped tests speak on their output.
+    command.args(["test", "--workspace", "--no-fail-fast", "--", "--show-output"]).current_dir(repository()?);
+    let (counts, ok) = counted(command, &log)?;
+    let Counts { passed, failed, skipped } = counts;
+    terminal::say(format_args!(
+        "test: {passed} passed, {failed} failed, {skipped} skipped in {:.0} s",
+        start.elapsed().as_secs_f64()
+    ));
+    // A test that does not compile, or a process that dies, fails without a line of its own.
+    let silent = Counts { failed: u64::from(!ok && failed == 0), ..Counts::default() };
+    if !ok {
+        terminal::show(&failures(&log));
+    }
+    let mut all = counts;
+    all.add(silent);
+    Ok(all)
+}
+
+/// Runs cargo, with its output in `log`, and says what goes on: the crates while it compiles, the results.
+fn counted(mut command: Command, log: &Path) -> Result<(Counts, bool)> {
+    let mut file = File::create(log).with_context(|| format!("{} can't be written", log.display()))?;
+    let (reader, writer) = std::io::pipe()?;
+    let mut child =
+        command.stdin(Stdio::null()).stdout(writer.try_clone()?).stderr(writer).spawn().context("cargo")?;
+    // The command holds the pipe's other end, without which reading would never end.
+    drop(command);
+    let (mut counts, mut said) = (Counts::default(), Instant::now());
+    let (mut compiled, mut skipped_themselves) = (0, 0);
+    for line in BufReader::new(reader).split(b'\n') {
+        let line = String::from_utf8_lossy(&line?).into_owned();
+        writeln!(file, "{line}")?;
+        let trimmed = line.trim_start();
+        compiled += u64::from(trimmed.starts_with("Compiling "));
+        if let Some(reason) = trimmed.strip_prefix(SKIPPED) {
+            skipped_themselves += 1;
+            terminal::show(&format!("skipped {reason}"));
+        }
+        if let Some(result) = result(trimmed) {
+            counts.add(result);
+        }
+        if said.elapsed().as_secs() >= 20 {
+            said = Instant::now();
+            let Counts { passed, failed, .. } = counts;
+            terminal::say(format_args!(
+                "  {compiled} crates compiled, {passed} tests passed, {failed} failed"
+            ));
+        }
+    }
+    let ok = child.wait()?.success();
+    // To cargo, a test that skipped itself has passed.
+    counts.passed = counts.passed.saturating_sub(skipped_themselves);
+    counts.skipped += skipped_themselves;
+    Ok((counts, ok))
+}
+
+/// Reads `test result: ok. 3 passed; 0 failed; 1 ignored; …`.
+fn result(line: &str) -> Option<Counts> {
+    let (_, numbers) = line.strip_prefix("test result: ")?.split_once(". ")?;
+    let number = |word: &str| {
+        let part = numbers.split("; ").find_map(|part| part.strip_suffix(word));
+        part.and_then(|digits| digits.trim().parse().ok()).unwrap_or(0)
+    };
+    Some(Counts { passed: number("passed"), failed: number("failed"), skipped: number("ignored") })
+}
+
+/// What a failed run of cargo said: from the first line of failures on, else its end.
+fn failures(log: &Path) -> String {
+    let text = tail(log, 4000);
+    let wanted = |line: &&str| {
+        line.starts_with("---- ")
+            || line.starts_with("error")
+            || line.contains("panicked at")
+            || line.contains("FAILED")
+    };
+    let lines: Vec<&str> = text.lines().collect();
+    let mut shown = Vec::new();
+    for (at, line) in lines.iter().enumerate().filter(|(_, line)| wanted(line)) {
+        let next = lines.get(at + 1).copied().unwrap_or_default();
+        shown.push(format!("{line}\n  {next}"));
+    }
+    if shown.is_empty() { tail(log, 30) } else { shown.join("\n") }
+}
+
+fn drift() -> Counts {
+    let result = generate::run(true);
+    if let Err(error) = &result {
+        terminal::say(format_args!("test: generated files have drifted: {error:#}"));
+    }
+    Counts::one(result.is_ok())
+}
+
+/// The story's lines; those that were not reached are skipped.
+fn on_a_cluster() -> Counts {
+    let lines = story::length() as u64;
+    if !is_root() {
+        terminal::say(format_args!("skipped the story's {lines} lines: a cluster needs root"));
+        return Counts { skipped: lines, ..Counts::default() };
+    }
+    match play() {
+        Ok(steps) => {
+            let failed = steps.iter().filter(|step| !step.held).count() as u64;
+            let played = steps.len() as u64;
+            if played < lines {
+                terminal::say(format_args!("skipped {} lines: an earlier one did not hold", lines - played));
+            }
+            Counts { passed: played - failed, failed, skipped: lines - played }
+        }
+        Err(error) => {
+            terminal::say(format_args!("test: no cluster with Cinch: {error:#}"));
+            Counts { failed: 1, skipped: lines, ..Counts::default() }
+        }
+    }
+}
+
+fn play() -> Result<Vec<report::Step>> {
+    let options = Options { name: "test".into(), nodes: 1 };
+    let cluster = commands::installed(&options)?;
+    let memory = cluster.watch_memory();
+    let steps = story::run(&cluster)?;
+    let _ = report::table(&steps);
+    terminal::say(format_args!("test: {} MiB of memory at the peak, all processes", memory.peak_mib()));
+    cluster.stop()?;
+    terminal::say("test: nothing of the cluster is left (checked)");
+    Ok(steps)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_result_line_is_counted_and_other_lines_are_not() {
+        let line =
+            "test result: FAILED. 12 passed; 2 failed; 3 ignored; 0 measured; 0 filtered out; finished in 1s";
+        assert_eq!(result(line), Some(Counts { passed: 12, failed: 2, skipped: 3 }));
+        assert_eq!(result("test cluster::tests::a ... ok"), None);
+    }
+
+    #[test]
+    fn a_test_that_skipped_itself_is_not_passed_as_well() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut command = Command::new("printf");
+        command.arg("SKIPPED a: no root\\ntest result: ok. 2 passed; 0 failed; 0 ignored; 0 measured\\n");
+        let (counts, ok) = counted(command, &folder.path().join("log")).unwrap();
+        assert!(ok);
+        assert_eq!(counts, Counts { passed: 1, failed: 0, skipped: 1 });
+    }
+}

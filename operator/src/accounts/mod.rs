@@ -1,0 +1,89 @@
+//! Service accounts for workloads. A workload of an enrolled namespace that asks for `default` gets an
+//! account of its own, so that it gets an identity of its own; the webhook assigns it. In go the workloads,
+//! accounts, role bindings and Postures that are watched (`observed`); decisions are pure (`plan`, `bound`);
+//! out come creations and corrections of our own accounts (`write`). Accounts of others are never touched.
+
+mod bound;
+mod observed;
+mod plan;
+mod watch;
+mod write;
+
+#[cfg(test)]
+mod tests;
+
+use crate::index::Index;
+use kube::Client;
+use observed::Observed;
+use parking_lot::{Mutex, RwLock};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+
+/// Events of one moment are planned together; far below the two seconds that the webhook waits.
+const GATHER: Duration = Duration::from_millis(20);
+
+/// Writes that failed are planned again so often.
+const RETRY: Duration = Duration::from_secs(3);
+
+/// A cheap handle to what was decided about accounts.
+#[derive(Debug, Clone, Default)]
+pub struct Accounts {
+    forced: Arc<RwLock<BTreeMap<String, String>>>,
+}
+
+impl Accounts {
+    /// Why workloads of a namespace keep `default` although nobody asked for it
+    /// (`DefaultServiceAccountBound`): what permissions hang on that account. `None`: they need not keep it.
+    #[must_use]
+    pub fn forced_keep(&self, namespace: &str) -> Option<String> {
+        self.forced.read().get(namespace).cloned()
+    }
+
+    /// Creates and corrects accounts until `shutdown`. Only the leader may run this.
+    pub async fn run(self, client: Client, index: Index, shutdown: CancellationToken) {
+        let observed = Arc::new(Mutex::new(Observed::default()));
+        let changed = Arc::new(Notify::new());
+        let watching = watch::run(client.clone(), Arc::clone(&observed), Arc::clone(&changed));
+        tokio::select! {
+            () = shutdown.cancelled() => {}
+            () = watching => {}
+            () = self.keep(client, index, &observed, &changed) => {}
+        }
+    }
+
+    async fn keep(&self, client: Client, index: Index, observed: &Mutex<Observed>, changed: &Notify) {
+        let mut namespaces = index.changes();
+        let mut enrolled = Vec::new();
+        let mut failed = false;
+        loop {
+            tokio::select! {
+                () = changed.notified() => {}
+                changed = namespaces.changed() => {
+                    if changed.is_err() {
+                        return;
+                    }
+                    // Pods come and go all the time; only enrolment matters here.
+                    let now = index.enrolled();
+                    if now == enrolled {
+                        continue;
+                    }
+                    enrolled = now;
+                }
+                () = tokio::time::sleep(RETRY), if failed => {}
+            }
+            tokio::time::sleep(GATHER).await;
+            let (forced, steps) = {
+                let observed = observed.lock();
+                if !index.synced() || !observed.synced() {
+                    continue;
+                }
+                plan::plan(&index.enrolled(), &observed)
+            };
+            *self.forced.write() = forced;
+            failed = !write::carry_out(&client, &steps).await;
+        }
+    }
+}

@@ -1,0 +1,74 @@
+//! What control streams read of the cluster and where reports go: the index and the evidence store behind one
+//! small trait, so that streams can be tested with a cluster of constants.
+
+use crate::evidence::EvidenceStore;
+use crate::index::{Index, PodInfo};
+use cinch_control::v1;
+use futures::future::BoxFuture;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use tokio::sync::watch;
+
+/// The cluster as streams see it.
+pub trait ClusterView: Send + Sync + 'static {
+    /// A number that grows with each change.
+    fn changes(&self) -> watch::Receiver<u64>;
+    /// A pod by its UID.
+    fn pod(&self, uid: &str) -> Option<Arc<PodInfo>>;
+    /// The pod that holds an address.
+    fn pod_by_ip(&self, ip: IpAddr) -> Option<Arc<PodInfo>>;
+    /// Which addresses belong to the mesh.
+    fn mesh(&self) -> v1::Mesh;
+    /// What a pod's inbound side enforces.
+    fn workload_policy(&self, pod_uid: &str) -> Option<v1::WorkloadPolicy>;
+    /// What stands behind an address, as far as is known now.
+    fn record(&self, to: SocketAddr) -> v1::Record;
+    /// What stands behind an address, with a consistent read before the answer "unknown".
+    fn resolve(&self, to: SocketAddr) -> BoxFuture<'static, v1::Record>;
+    /// Takes a pod's report.
+    fn report(&self, pod_uid: &str, evidence: v1::Evidence);
+}
+
+/// The real one.
+#[derive(Clone)]
+pub struct LiveView {
+    /// Where questions go.
+    pub index: Index,
+    /// Where reports go.
+    pub evidence: EvidenceStore,
+}
+
+impl ClusterView for LiveView {
+    fn changes(&self) -> watch::Receiver<u64> {
+        self.index.changes()
+    }
+
+    fn pod(&self, uid: &str) -> Option<Arc<PodInfo>> {
+        self.index.pod(uid)
+    }
+
+    fn pod_by_ip(&self, ip: IpAddr) -> Option<Arc<PodInfo>> {
+        self.index.pod_by_ip(ip)
+    }
+
+    fn mesh(&self) -> v1::Mesh {
+        self.index.mesh()
+    }
+
+    fn workload_policy(&self, pod_uid: &str) -> Option<v1::WorkloadPolicy> {
+        self.index.workload_policy(pod_uid)
+    }
+
+    fn record(&self, to: SocketAddr) -> v1::Record {
+        self.index.record(to)
+    }
+
+    fn resolve(&self, to: SocketAddr) -> BoxFuture<'static, v1::Record> {
+        let index = self.index.clone();
+        Box::pin(async move { index.resolve(to).await })
+    }
+
+    fn report(&self, pod_uid: &str, evidence: v1::Evidence) {
+        self.evidence.report(pod_uid, evidence);
+    }
+}

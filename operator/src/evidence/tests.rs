@@ -1,0 +1,270 @@
+//! The ledger, on reports as proxies send them, on a clock of the test's own.
+
+use super::ledger::{Clock, Ledger};
+use super::model::Counts;
+use crate::index::{SourceName, WorkloadName};
+use cinch_control::v1;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+const NEVER: u64 = u64::MAX;
+
+/// A ledger with a clock, and the names of addresses.
+struct Desk {
+    ledger: Ledger,
+    start: Instant,
+    names: Vec<(IpAddr, SourceName)>,
+}
+
+fn desk() -> Desk {
+    Desk { ledger: Ledger::default(), start: Instant::now(), names: vec![(ip(9), workload("client", 50))] }
+}
+
+impl Desk {
+    fn clock(&self, second: u64) -> Clock {
+        Clock { instant: self.start + Duration::from_secs(second), unix_ms: 1_000_000 + second * 1000 }
+    }
+
+    fn report(&mut self, second: u64, pod: &str, report: v1::Evidence) {
+        let (clock, names) = (self.clock(second), self.names.clone());
+        let resolve = move |ip: IpAddr| {
+            let known = names.iter().find(|(known, _)| *known == ip);
+            known.map_or(SourceName::External(ip), |(_, name)| name.clone())
+        };
+        self.ledger.report(pod, Some(Arc::from("shop")), &report, clock, &resolve);
+    }
+
+    fn sweep(&mut self, second: u64, live: &[&str]) {
+        let clock = self.clock(second);
+        let namespace_of = |uid: &str| live.contains(&uid).then(|| Arc::from("shop"));
+        self.ledger.sweep(clock, &namespace_of, &|namespace| namespace == "shop");
+    }
+
+    /// The namespace's sources as text.
+    fn sources(&self) -> Vec<String> {
+        let of = |counts: &Counts| format!("{}/{}/{}", counts.served, counts.denied, counts.open);
+        let sources = self.ledger.namespace("shop").sources;
+        sources.iter().map(|s| format!("{}:{} {}", s.source, s.port, of(&s.counts))).collect()
+    }
+}
+
+fn ip(last: u8) -> IpAddr {
+    IpAddr::from([10, 1, 0, last])
+}
+
+fn workload(name: &str, created_unix_ms: u64) -> SourceName {
+    let name = WorkloadName { namespace: "old".into(), kind: "Deployment".into(), name: name.into() };
+    SourceName::Workload { name, created_unix_ms }
+}
+
+fn counts(served: u64, denied: u64, open: u64) -> v1::PlaintextCounts {
+    let last_served_age_ms = if served > 0 { 100 } else { NEVER };
+    v1::PlaintextCounts { served, denied, open, last_served_age_ms, ..v1::PlaintextCounts::default() }
+}
+
+fn source(last: u8, counts: v1::PlaintextCounts) -> v1::PlaintextSource {
+    let IpAddr::V4(ip) = ip(last) else { unreachable!() };
+    let last_denied_age_ms = if counts.denied > 0 { 100 } else { NEVER };
+    v1::PlaintextSource {
+        ip: ip.octets().to_vec().into(),
+        port: 8080,
+        counts: Some(counts),
+        last_seen_age_ms: 100,
+        last_denied_age_ms,
+    }
+}
+
+/// A report of boot `boot` whose totals are the sum of its sources.
+fn report(boot: u64, sequence: u64, sources: Vec<v1::PlaintextSource>) -> v1::Evidence {
+    let sum =
+        |of: fn(&v1::PlaintextCounts) -> u64| sources.iter().filter_map(|s| s.counts.as_ref()).map(of).sum();
+    let totals = counts(sum(|c| c.served), sum(|c| c.denied), sum(|c| c.open));
+    v1::Evidence {
+        boot_id: boot,
+        sequence,
+        uptime_ms: sequence * 1000,
+        inbound_proof_age_ms: 5,
+        outbound_proof_age_ms: NEVER,
+        totals: Some(totals),
+        sources,
+        policy_version: 7,
+        ..v1::Evidence::default()
+    }
+}
+
+fn last(mut report: v1::Evidence) -> v1::Evidence {
+    report.r#final = true;
+    report
+}
+
+#[test]
+fn a_report_says_all_and_the_newest_counts() {
+    let mut desk = desk();
+    desk.report(1, "a", report(1, 1, vec![source(9, counts(2, 1, 1))]));
+    desk.report(2, "a", report(1, 2, vec![source(9, counts(5, 1, 2))]));
+    let pod = desk.ledger.of("a").unwrap();
+    assert_eq!((pod.totals.served, pod.totals.denied, pod.totals.open), (5, 1, 2));
+    assert_eq!((pod.boot_id, pod.sequence, pod.uptime_ms, pod.policy_version), (1, 2, 2000, 7));
+    assert_eq!((pod.inbound_proof_age_ms, pod.outbound_proof_age_ms), (Some(5), None));
+    assert_eq!(pod.last_served_unix_ms, Some(1_002_000 - 100));
+    assert_eq!(desk.sources(), ["old/client:8080 5/1/2"]);
+    assert_eq!(desk.ledger.last_report("a").unwrap().received_unix_ms, 1_002_000);
+    assert!(desk.ledger.of("nobody").is_none());
+}
+
+#[test]
+fn an_older_report_or_the_same_again_changes_nothing() {
+    let mut desk = desk();
+    desk.report(1, "a", report(1, 3, vec![source(9, counts(5, 0, 0))]));
+    desk.report(2, "a", report(1, 3, vec![source(9, counts(5, 0, 0))]));
+    desk.report(3, "a", report(1, 2, vec![source(9, counts(4, 0, 9))]));
+    assert_eq!(desk.sources(), ["old/client:8080 5/0/0"]);
+    assert_eq!(desk.ledger.last_report("a").unwrap().received_unix_ms, 1_001_000);
+}
+
+#[test]
+fn restarts_of_the_proxy_add_up() {
+    let mut desk = desk();
+    desk.report(10, "a", report(1, 10, vec![source(9, counts(5, 0, 3))]));
+    desk.report(20, "a", report(2, 1, vec![source(9, counts(2, 0, 1))]));
+    desk.report(30, "a", report(3, 1, vec![source(9, counts(1, 0, 0))]));
+    assert_eq!(desk.sources(), ["old/client:8080 8/0/0"]);
+    let pod = desk.ledger.of("a").unwrap();
+    assert_eq!((pod.totals.served, pod.totals.open), (8, 0));
+    // From the last word at 10 to the start at 19, and from 20 to 29.
+    assert_eq!(pod.unreported_ms, 18_000);
+}
+
+#[test]
+fn the_last_words_of_a_proxy_may_come_after_its_successors_first() {
+    let mut desk = desk();
+    desk.report(10, "a", report(1, 10, vec![source(9, counts(5, 0, 0))]));
+    desk.report(20, "a", report(2, 1, vec![]));
+    assert_eq!(desk.ledger.of("a").unwrap().unreported_ms, 9000);
+    desk.report(21, "a", last(report(1, 11, vec![source(9, counts(6, 0, 0))])));
+    let pod = desk.ledger.of("a").unwrap();
+    assert_eq!((pod.boot_id, pod.totals.served, pod.unreported_ms), (2, 6, 0));
+    assert_eq!(desk.sources(), ["old/client:8080 6/0/0"]);
+}
+
+#[test]
+fn a_final_report_leaves_nothing_open_and_no_gap() {
+    let mut desk = desk();
+    desk.report(10, "a", last(report(1, 10, vec![source(9, counts(5, 0, 3))])));
+    assert_eq!(desk.sources(), ["old/client:8080 5/0/0"]);
+    assert!(desk.ledger.last_report("a").unwrap().final_report);
+    desk.report(60, "a", report(2, 1, vec![]));
+    assert_eq!(desk.ledger.of("a").unwrap().unreported_ms, 0);
+}
+
+#[test]
+fn what_an_address_did_belongs_to_who_held_it_then() {
+    let mut desk = desk();
+    desk.report(1, "a", report(1, 1, vec![source(9, counts(5, 0, 1))]));
+    desk.names = vec![(ip(9), workload("other", 60))];
+    desk.report(100, "a", report(1, 2, vec![source(9, counts(5, 3, 0))]));
+    assert_eq!(desk.sources(), ["old/client:8080 5/0/0", "old/other:8080 0/3/0"]);
+    let other = &desk.ledger.namespace("shop").sources[1];
+    assert_eq!((other.last_served_unix_ms, other.last_denied_unix_ms), (None, Some(1_100_000 - 100)));
+}
+
+#[test]
+fn a_pod_that_the_index_had_not_seen_yet_is_named_later() {
+    let mut desk = desk();
+    desk.report(1, "a", report(1, 1, vec![source(8, counts(5, 0, 1))]));
+    assert_eq!(desk.sources(), ["10.1.0.8:8080 5/0/1"]);
+    desk.names.push((ip(8), workload("late", 60)));
+    desk.report(2, "a", report(1, 2, vec![source(8, counts(5, 0, 1))]));
+    assert_eq!(desk.sources(), ["old/late:8080 5/0/1"]);
+    // Long after, a new pod with the address of a stranger does not inherit what the stranger did.
+    desk.report(3, "a", report(1, 3, vec![source(7, counts(2, 0, 0))]));
+    desk.names.push((ip(7), workload("new", 70)));
+    desk.report(90, "a", report(1, 4, vec![source(7, counts(2, 1, 0))]));
+    assert_eq!(desk.sources(), ["old/late:8080 5/0/0", "10.1.0.7:8080 2/0/0", "old/new:8080 0/1/0"]);
+}
+
+#[test]
+fn replicas_are_one_source_as_old_as_the_oldest() {
+    let mut desk = desk();
+    desk.names = vec![(ip(1), workload("client", 50)), (ip(2), workload("client", 40))];
+    desk.report(1, "a", report(1, 1, vec![source(1, counts(1, 0, 1)), source(2, counts(2, 0, 1))]));
+    desk.report(1, "b", report(1, 1, vec![source(1, counts(4, 0, 0))]));
+    assert_eq!(desk.sources(), ["old/client:8080 7/0/2"]);
+    assert_eq!(desk.ledger.namespace("shop").sources[0].source, workload("client", 40));
+}
+
+#[test]
+fn what_vanished_pods_served_stays_and_is_counted_once() {
+    let mut desk = desk();
+    desk.report(1, "a", report(1, 1, vec![source(9, counts(5, 0, 2))]));
+    desk.report(1, "b", report(1, 1, vec![source(9, counts(1, 0, 1))]));
+    desk.sweep(2, &["b"]);
+    assert_eq!(desk.sources(), ["old/client:8080 6/0/1"], "nothing is open at a pod that has gone");
+    desk.report(3, "a", last(report(1, 2, vec![source(9, counts(7, 0, 0))])));
+    assert_eq!(desk.sources(), ["old/client:8080 8/0/1"], "its last words still count");
+    desk.sweep(90, &["b"]);
+    assert_eq!(desk.ledger.held(), 1);
+    desk.report(91, "a", last(report(1, 3, vec![source(9, counts(9, 0, 0))])));
+    assert_eq!((desk.ledger.held(), desk.sources()), (1, vec!["old/client:8080 8/0/1".to_owned()]));
+    let evidence = desk.ledger.namespace("shop");
+    assert_eq!((evidence.totals.served, evidence.totals.open), (8, 1));
+    assert_eq!(evidence.last_served_unix_ms, Some(1_003_000 - 100));
+    let vanished = &evidence.vanished[0];
+    assert_eq!(
+        (&*vanished.pod_uid, vanished.last_report.final_report, vanished.gone_unix_ms),
+        ("a", true, 1_002_000)
+    );
+}
+
+#[test]
+fn a_pod_that_a_broken_list_left_out_is_not_lost() {
+    let mut desk = desk();
+    desk.report(1, "a", report(1, 1, vec![source(9, counts(5, 0, 2))]));
+    desk.sweep(2, &[]);
+    desk.sweep(3, &["a"]);
+    desk.sweep(100, &["a"]);
+    assert_eq!(desk.sources(), ["old/client:8080 5/0/2"]);
+}
+
+#[test]
+fn a_scan_from_many_addresses_does_not_push_workloads_out() {
+    let mut desk = desk();
+    let scan = |from: u32, count: u32| -> Vec<v1::PlaintextSource> {
+        let scanned = (from..from + count).map(|number| {
+            let mut source =
+                source(0, v1::PlaintextCounts { empty: 1, last_served_age_ms: NEVER, ..Default::default() });
+            source.ip = (0xCB00_0000 + number).to_be_bytes().to_vec().into();
+            source
+        });
+        scanned.collect()
+    };
+    desk.report(1, "a", report(1, 1, scan(0, 4000)));
+    desk.report(2, "a", report(1, 2, vec![source(9, counts(1, 0, 0))]));
+    let evidence = desk.ledger.namespace("shop");
+    assert_eq!(evidence.sources[0].source.to_string(), "old/client");
+    assert!(evidence.sources.len() < 2000 && evidence.sources_dropped > 2000);
+}
+
+#[test]
+fn hostile_reports_are_harmless() {
+    let mut desk = desk();
+    let mut odd = report(1, 1, vec![]);
+    odd.sources = vec![source(9, counts(u64::MAX, u64::MAX, u64::MAX)); 3];
+    odd.sources_dropped = u64::MAX;
+    odd.sources[0].ip = vec![1, 2, 3].into();
+    odd.sources[1].port = 70_000;
+    odd.totals = None;
+    odd.uptime_ms = u64::MAX;
+    desk.report(1, "a", odd);
+    desk.report(2, "a", report(1, 2, vec![source(9, counts(1, 1, 1))]));
+    let mut also = report(1, 1, vec![source(9, counts(u64::MAX, 0, 0))]);
+    also.sources_dropped = u64::MAX;
+    desk.report(3, "b", also);
+    desk.report(4, "b", report(2, 1, vec![]));
+    desk.report(5, "b", report(3, 1, vec![]));
+    assert_eq!(desk.sources().len(), 1);
+    desk.sweep(6, &["a"]);
+    desk.sweep(99, &["a"]);
+    assert_eq!(desk.sources().len(), 1);
+}

@@ -1,0 +1,136 @@
+//! The handle around the state: generations, and the second look at addresses that nobody has told of. The
+//! API server is a mock that answers lists.
+
+use super::super::fixtures::*;
+use super::super::keyed::Table;
+use super::super::state::State;
+use super::super::{Index, IndexSettings};
+use cinch_control::v1::record::Kind;
+use k8s_openapi::api::apps::v1::ReplicaSet;
+use k8s_openapi::api::batch::v1::Job;
+use k8s_openapi::api::core::v1::{Namespace, Node, Pod, Service};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::api::networking::v1::ServiceCIDR;
+use kube::client::Body;
+use kube::core::PartialObjectMeta;
+use serde_json::{Value, json};
+use std::time::Duration;
+
+fn synced() -> Index {
+    let index = Index::new(IndexSettings {
+        trust_domain: "cluster.local".into(),
+        allowed_images: vec![IMAGE.into()],
+        mesh_cidrs: Vec::new(),
+    });
+    index.update(|state| {
+        list::<Namespace>(state, vec![namespace("shop", json!({}))]);
+        list::<Node>(state, vec![node("node1", "10.240.0.11", "10.1.0.0/24")]);
+        list::<ServiceCIDR>(state, vec![]);
+        list::<PartialObjectMeta<ReplicaSet>>(state, vec![]);
+        list::<PartialObjectMeta<Job>>(state, vec![]);
+        list::<Pod>(state, vec![]);
+        list::<Service>(state, vec![]);
+        list::<EndpointSlice>(state, vec![])
+    });
+    assert!(index.synced());
+    index
+}
+
+fn apply_pod(index: &Index, name: &str, ip: &str) {
+    index.update(|state: &mut State| Table::<Pod>::apply(state, &pod(name).ip(ip).build()));
+}
+
+/// An API server that answers each list with `items` of pods, or with an error; returns what was asked.
+fn api_server(index: &Index, status: u16, pods: usize) -> tokio::task::JoinHandle<Vec<String>> {
+    let (service, mut handle) = tower_test::mock::pair::<Asked, Answer>();
+    assert!(index.shared.client.set(kube::Client::new(service, "default")).is_ok());
+    tokio::spawn(async move {
+        let mut asked = Vec::new();
+        let wait = Duration::from_millis(300);
+        while let Ok(Some((request, send))) = tokio::time::timeout(wait, handle.next_request()).await {
+            let uri = request.uri().to_string();
+            let items = if uri.contains("/pods") { pods } else { 0 };
+            let item = json!({"apiVersion": "meta.k8s.io/v1", "kind": "PartialObjectMetadata", "metadata": {"name": "x"}});
+            let body: Value = match status {
+                200 => {
+                    json!({"apiVersion": "meta.k8s.io/v1", "kind": "PartialObjectMetadataList", "metadata": {},
+                    "items": vec![item; items]})
+                }
+                _ => {
+                    json!({"apiVersion": "v1", "kind": "Status", "metadata": {}, "code": status, "message": "no"})
+                }
+            };
+            asked.push(uri);
+            let body = Body::from(serde_json::to_vec(&body).unwrap());
+            send.send_response(hyper::Response::builder().status(status).body(body).unwrap());
+        }
+        asked
+    })
+}
+
+type Asked = hyper::Request<Body>;
+
+type Answer = hyper::Response<Body>;
+
+#[test]
+fn the_generation_grows_only_when_something_changed() {
+    let index = synced();
+    let mut changes = index.changes();
+    let before = *changes.borrow_and_update();
+    let mesh = index.mesh();
+    apply_pod(&index, "web", "172.16.0.9");
+    assert!(changes.has_changed().unwrap());
+    assert_eq!(*changes.borrow_and_update(), before + 1);
+    assert_ne!(index.mesh(), mesh, "the mesh is made anew for the generation");
+    apply_pod(&index, "web", "172.16.0.9");
+    assert!(!changes.has_changed().unwrap());
+}
+
+#[tokio::test]
+async fn what_no_watcher_told_is_unknown_only_after_a_consistent_read() {
+    let index = synced();
+    assert_eq!(index.resolve(at("10.1.0.5:80")).await.kind(), Kind::Unspecified, "nobody can be asked");
+    assert_eq!(index.resolve(at("203.0.113.1:80")).await.kind(), Kind::Unknown, "outside, nobody need be");
+    let asked = api_server(&index, 200, 0);
+    assert_eq!(index.resolve(at("10.1.0.5:80")).await.kind(), Kind::Unknown);
+    assert_eq!(
+        index.resolve(at("10.1.0.5:443")).await.kind(),
+        Kind::Unknown,
+        "the answer holds for a moment"
+    );
+    let asked = asked.await.unwrap();
+    assert_eq!(asked.len(), 2, "{asked:?}");
+    assert!(
+        asked[0].contains("status.podIP%3D10.1.0.5") && asked[1].contains("spec.clusterIP%3D10.1.0.5"),
+        "{asked:?}"
+    );
+    assert!(
+        asked.iter().all(|uri| !uri.contains("resourceVersion=")),
+        "a consistent read names no version: {asked:?}"
+    );
+}
+
+#[tokio::test]
+async fn a_pod_that_exists_is_waited_for() {
+    let index = synced();
+    let server = api_server(&index, 200, 1);
+    let (answer, ()) = tokio::join!(index.resolve(at("10.1.0.5:80")), async {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        apply_pod(&index, "web", "10.1.0.5");
+    });
+    assert_eq!(endpoints(&answer), ["10.1.0.5:80 web"]);
+    assert_eq!(
+        index.resolve(at("10.1.0.6:80")).await.kind(),
+        Kind::Unspecified,
+        "the watcher did not tell in time"
+    );
+    server.abort();
+}
+
+#[tokio::test]
+async fn an_api_server_that_fails_makes_nothing_unknown() {
+    let index = synced();
+    let server = api_server(&index, 500, 0);
+    assert_eq!(index.resolve(at("10.1.0.5:80")).await.kind(), Kind::Unspecified);
+    server.abort();
+}

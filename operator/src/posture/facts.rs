@@ -1,0 +1,202 @@
+//! The facts of one namespace at one moment, gathered from index, evidence and sessions.
+
+use super::Parts;
+use crate::evidence::{Counts, NamespaceEvidence, PodEvidence, SourceEvidence};
+use crate::index::{NamespaceInfo, PodInfo, SourceName};
+use crate::settings::{PromotionDefault, Settings};
+use cinch_api::names::{PROMOTION_ANNOTATION, RELAX_REASON_ANNOTATION};
+use cinch_api::{Posture, PromotionPolicy};
+use cinch_promotion as promotion;
+use promotion::{Departure, Facts, Finding, Millis, Pod, PodClass, Policy, Report, Slot, Source};
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+/// The operator's clock.
+pub(super) fn now() -> Millis {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, millis)
+}
+
+fn millis(duration: Duration) -> Millis {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// What is asked for: the Posture's spec over the installation's defaults. A duration that can't be read (the
+/// schema refuses it) counts as not written.
+pub(super) fn spec(posture: &Posture, settings: &Settings) -> promotion::Spec {
+    let defaults = &settings.promotion;
+    let policy = match (posture.spec.promotion, defaults.default) {
+        (Some(PromotionPolicy::Automatic), _) | (None, PromotionDefault::Automatic) => Policy::Automatic,
+        (Some(PromotionPolicy::Manual), _) | (None, PromotionDefault::Manual) => Policy::Manual,
+        (Some(PromotionPolicy::Paused), _) | (None, PromotionDefault::Paused) => Policy::Paused,
+    };
+    promotion::Spec {
+        generation: posture.metadata.generation.unwrap_or_default(),
+        policy,
+        quiet: millis(posture.spec.quiet_period().ok().flatten().unwrap_or(defaults.quiet_period)),
+        probation: millis(posture.spec.probation().ok().flatten().unwrap_or(defaults.probation)),
+        settle: millis(defaults.settle),
+        report_interval: millis(settings.proxy.report_interval),
+        approve: posture.spec.approve.clone(),
+    }
+}
+
+/// The namespace's labels and annotations.
+pub(super) fn namespace(info: &NamespaceInfo, now: Millis) -> promotion::Namespace {
+    let annotation = |key: &str| info.annotations.get(key).map(ToString::to_string);
+    promotion::Namespace {
+        name: info.name.to_string(),
+        injection_required: info.injection_required,
+        locked: info.locked,
+        // Only the operator can have written it; should it be unreadable, it still stands.
+        promotion: annotation(PROMOTION_ANNOTATION).map(|text| read_time(&text).unwrap_or(now)),
+        host_network_allowed: info.host_network_allowed,
+        relax_reason: annotation(RELAX_REASON_ANNOTATION),
+    }
+}
+
+fn read_time(text: &str) -> Option<Millis> {
+    text.parse::<jiff::Timestamp>().ok().and_then(|time| u64::try_from(time.as_millisecond()).ok())
+}
+
+/// What is gathered besides labels and spec.
+pub(super) struct Gathered {
+    pub pods: Vec<Arc<PodInfo>>,
+    pub findings: Vec<Finding>,
+    pub slot: Slot,
+    /// UIDs of pods that have gone lately.
+    pub gone: Vec<Arc<str>>,
+}
+
+/// Everything that a step may look at.
+pub(super) fn gather(parts: &Parts, info: &NamespaceInfo, posture: &Posture, gathered: Gathered) -> Facts {
+    let now = now();
+    let evidence: HashMap<&str, PodEvidence> =
+        gathered.pods.iter().filter_map(|pod| Some((&*pod.uid, parts.evidence.of(&pod.uid)?))).collect();
+    let acknowledged = |uid: &str| {
+        let policy = parts.index.workload_policy(uid);
+        policy.is_some_and(|policy| policy.locked && parts.sessions.acknowledged(uid) == Some(policy.version))
+    };
+    let pods = gathered
+        .pods
+        .iter()
+        .map(|pod| Pod {
+            uid: pod.uid.to_string(),
+            name: pod.name.to_string(),
+            class: class(pod),
+            node_reachable: pod.node_ready,
+            report: evidence.get(&*pod.uid).map(report),
+            acknowledged_lock: acknowledged(&pod.uid),
+        })
+        .collect();
+    let of_namespace = parts.evidence.namespace(&info.name);
+    Facts {
+        now,
+        spec: spec(posture, &parts.settings),
+        namespace: namespace(info, now),
+        departures: departures(parts, &gathered.gone, &of_namespace),
+        pods,
+        plaintext: plaintext(&of_namespace, &reporters(&gathered.pods, &evidence)),
+        findings: gathered.findings,
+        slot: gathered.slot,
+    }
+}
+
+/// What a pod means for the evidence.
+pub(super) fn class(pod: &PodInfo) -> PodClass {
+    if pod.phase.is_terminal() {
+        PodClass::Ended
+    } else if pod.host_network || pod.mirror || pod.windows {
+        PodClass::Unmeshable
+    } else if !pod.injected {
+        PodClass::NotInjected
+    } else if pod.started {
+        PodClass::Started
+    } else {
+        PodClass::NotStarted
+    }
+}
+
+fn report(evidence: &PodEvidence) -> Report {
+    let received = evidence.last_report.received_unix_ms;
+    Report {
+        boot: evidence.boot_id,
+        boot_started: received.saturating_sub(evidence.uptime_ms),
+        received,
+        last_word: evidence.last_report.final_report,
+    }
+}
+
+/// The last words of pods that are gone. The store's own list is the older news.
+fn departures(parts: &Parts, gone: &[Arc<str>], evidence: &NamespaceEvidence) -> Vec<Departure> {
+    let fresh = gone.iter().filter_map(|uid| Some((Arc::clone(uid), parts.evidence.last_report(uid)?)));
+    let noted = evidence.vanished.iter().map(|pod| (Arc::clone(&pod.pod_uid), pod.last_report));
+    fresh
+        .chain(noted)
+        .map(|(uid, last)| Departure {
+            uid: uid.to_string(),
+            through: last.received_unix_ms,
+            last_word: last.final_report,
+        })
+        .collect()
+}
+
+type Reporters = BTreeMap<(SourceName, u16), (Option<u64>, Arc<str>)>;
+
+/// The pod that saw each source last.
+fn reporters(pods: &[Arc<PodInfo>], evidence: &HashMap<&str, PodEvidence>) -> Reporters {
+    let mut reporters = Reporters::new();
+    for pod in pods {
+        for source in evidence.get(&*pod.uid).into_iter().flat_map(|evidence| &evidence.sources) {
+            let seen = source.last_seen_unix_ms;
+            let held = reporters
+                .entry((source.source.clone(), source.port))
+                .or_insert((None, Arc::clone(&pod.name)));
+            if seen > held.0 {
+                *held = (seen, Arc::clone(&pod.name));
+            }
+        }
+    }
+    reporters
+}
+
+fn plaintext(evidence: &NamespaceEvidence, reporters: &Reporters) -> promotion::Plaintext {
+    let source = |seen: &SourceEvidence| Source {
+        name: source_name(&seen.source),
+        port: seen.port,
+        counts: counts(&seen.counts),
+        open: seen.counts.open,
+        last_seen: seen.last_seen_unix_ms,
+        last_served: seen.last_served_unix_ms,
+        last_denied: seen.last_denied_unix_ms,
+        reported_by: reporters.get(&(seen.source.clone(), seen.port)).map(|(_, pod)| pod.to_string()),
+    };
+    promotion::Plaintext {
+        totals: counts(&evidence.totals),
+        open: evidence.totals.open,
+        last_served: evidence.last_served_unix_ms,
+        sources: evidence.sources.iter().map(source).collect(),
+    }
+}
+
+fn counts(counts: &Counts) -> promotion::Counts {
+    promotion::Counts {
+        served: counts.served,
+        denied: counts.denied,
+        no_listener: counts.no_listener,
+        empty: counts.empty,
+    }
+}
+
+fn source_name(source: &SourceName) -> promotion::SourceName {
+    match source {
+        SourceName::Workload { name, created_unix_ms } => promotion::SourceName::Workload {
+            namespace: name.namespace.to_string(),
+            kind: name.kind.to_string(),
+            name: name.name.to_string(),
+            created: *created_unix_ms,
+        },
+        SourceName::Node(name) => promotion::SourceName::Node(name.to_string()),
+        SourceName::External(address) => promotion::SourceName::External(address.to_string()),
+    }
+}

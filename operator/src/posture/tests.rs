@@ -1,0 +1,226 @@
+//! What is written and how the cluster's objects are read; the decisions are tested in `cinch_promotion`.
+
+use super::watch::Postures;
+use super::{facts, pins, status, write};
+use crate::index::NamespaceInfo;
+use crate::settings::Settings;
+use cinch_api::{Posture, PostureMode, PostureSpec, PostureState, PromotionPolicy};
+use cinch_promotion::{Action, Facts, Finding, Injection, Memory, Pod, PodClass, Policy, Slot, step};
+use cinch_reason::Reason;
+use kube::api::DynamicObject;
+use kube::runtime::watcher::Event;
+use serde_json::json;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+const NOW: u64 = 1_700_000_000_000;
+
+fn namespace(annotations: &[(&str, &str)]) -> NamespaceInfo {
+    let annotations: BTreeMap<Arc<str>, Arc<str>> =
+        annotations.iter().map(|(key, value)| (Arc::from(*key), Arc::from(*value))).collect();
+    NamespaceInfo {
+        name: "shop".into(),
+        uid: "u".into(),
+        resource_version: "42".into(),
+        enrolled: true,
+        injection_required: false,
+        locked: false,
+        host_network_allowed: false,
+        labels: Arc::default(),
+        annotations: Arc::new(annotations),
+        terminating: false,
+        created_unix_ms: 1,
+    }
+}
+
+fn settings() -> Settings {
+    let yaml = "{trustDomain: cluster.local, clusterDomain: cluster.local, namespace: cinch-system, \
+        rootNamespace: cinch-system, images: {proxy: p, allowed: [p]}, \
+        promotion: {default: Automatic, quietPeriod: 15s, probation: 20s, settle: 3s}, proxy: {reportInterval: 1s}}";
+    Settings::parse(yaml).expect("settings")
+}
+
+fn posture(spec: PostureSpec) -> Posture {
+    let mut posture = Posture::new("mesh", spec);
+    posture.metadata.namespace = Some("shop".to_owned());
+    posture.metadata.generation = Some(3);
+    posture.metadata.uid = Some("p".to_owned());
+    posture
+}
+
+#[test]
+fn each_action_is_one_patch_with_the_version_it_was_decided_on_and_only_our_keys() {
+    let annotation = "cinch.dev/promotion";
+    let cases = [
+        (
+            Action::RequireInjection { started: NOW },
+            json!({"cinch.dev/injection": "required"}),
+            json!({annotation: "2023-11-14T22:13:20Z"}),
+        ),
+        (Action::Lock, json!({"cinch.dev/mode": "STRICT"}), json!({})),
+        (
+            Action::TakeBack { injection: Injection::Keep },
+            json!({"cinch.dev/mode": null}),
+            json!({annotation: null}),
+        ),
+        (
+            Action::TakeBack { injection: Injection::TakeBack },
+            json!({"cinch.dev/mode": null, "cinch.dev/injection": null}),
+            json!({annotation: null}),
+        ),
+        (Action::FinishProbation, json!({}), json!({annotation: null})),
+    ];
+    for (action, labels, annotations) in cases {
+        let expected =
+            json!({"metadata": {"resourceVersion": "42", "labels": labels, "annotations": annotations}});
+        assert_eq!(write::patch(&namespace(&[]), action), expected, "{action:?}");
+    }
+}
+
+#[test]
+fn the_annotation_is_read_back_as_it_was_written_and_stands_even_when_it_can_not_be_read() {
+    let read = |text: &str| facts::namespace(&namespace(&[("cinch.dev/promotion", text)]), 7).promotion;
+    assert_eq!(read("2023-11-14T22:13:20Z"), Some(NOW));
+    assert_eq!(read("tomorrow"), Some(7));
+    assert_eq!(facts::namespace(&namespace(&[]), 7).promotion, None);
+}
+
+#[test]
+fn a_spec_goes_before_the_defaults_of_the_installation() {
+    let plain = facts::spec(&posture(PostureSpec::default()), &settings());
+    assert_eq!((plain.policy, plain.quiet, plain.probation), (Policy::Automatic, 15_000, 20_000));
+    assert_eq!((plain.settle, plain.report_interval, plain.generation), (3_000, 1_000, 3));
+    let own = PostureSpec {
+        promotion: Some(PromotionPolicy::Manual),
+        quiet_period: Some("2h".to_owned()),
+        approve: Some("abc".to_owned()),
+        ..PostureSpec::default()
+    };
+    let own = facts::spec(&posture(own), &settings());
+    assert_eq!((own.policy, own.quiet, own.approve.as_deref()), (Policy::Manual, 7_200_000, Some("abc")));
+}
+
+fn blocked() -> (Facts, cinch_promotion::Outcome) {
+    let pod = |name: &str, class| Pod {
+        uid: name.to_owned(),
+        name: name.to_owned(),
+        class,
+        node_reachable: true,
+        ..Pod::default()
+    };
+    let facts = Facts {
+        now: NOW,
+        spec: facts::spec(&posture(PostureSpec::default()), &settings()),
+        namespace: facts::namespace(&namespace(&[]), NOW),
+        pods: vec![pod("web-1", PodClass::Started), pod("old-1", PodClass::NotInjected)],
+        findings: vec![Finding {
+            reason: Reason::PinnedByPolicy,
+            detail: "shop/x".to_owned(),
+            reference: None,
+        }],
+        slot: Slot::Free,
+        ..Facts::default()
+    };
+    let outcome = step(&facts, &Memory::default());
+    (facts, outcome)
+}
+
+#[test]
+fn a_status_shows_what_columns_and_people_read() {
+    let (facts, outcome) = blocked();
+    let shown = status::of(&outcome, &facts, None);
+    assert_eq!(shown.mode, Some(PostureMode::Permissive));
+    assert_eq!(shown.state, Some(PostureState::Blocked));
+    assert_eq!(shown.meshed.as_deref(), Some("1/2"));
+    assert_eq!(shown.blocked_by.as_deref(), Some("PodsNotInjected +1"));
+    assert_eq!(shown.observed_generation, Some(3));
+    assert!(shown.quiet_since.is_none(), "the window has not begun");
+    let first = &shown.blockers[0];
+    assert_eq!(first.reference.as_deref(), Some("pod/old-1"));
+    assert!(
+        first.message.contains("1 of 2: old-1") && first.message.contains("restart"),
+        "{}",
+        first.message
+    );
+    let unpinned = shown.conditions.iter().find(|condition| condition.type_ == "Unpinned").expect("Unpinned");
+    assert_eq!((unpinned.status.as_str(), unpinned.reason.as_str()), ("False", "PinnedByPolicy"));
+    let memory: Memory = serde_json::from_value(shown.promotion.expect("memory")).expect("reads back");
+    assert!(!memory.needs_writing(&outcome.memory, 0));
+}
+
+#[test]
+fn conditions_keep_the_time_of_their_last_change() {
+    let (mut facts, outcome) = blocked();
+    let before = status::of(&outcome, &facts, None);
+    facts.now += 60_000;
+    facts.findings.clear();
+    let after = status::of(&step(&facts, &outcome.memory), &facts, Some(&before));
+    let time = |status: &cinch_api::PostureStatus, kind: &str| {
+        status
+            .conditions
+            .iter()
+            .find(|condition| condition.type_ == kind)
+            .map(|c| c.last_transition_time.clone())
+    };
+    assert_eq!(time(&before, "Injected"), time(&after, "Injected"));
+    assert_ne!(time(&before, "Unpinned"), time(&after, "Unpinned"));
+    assert!(!status::shows_the_same(&before, &after));
+}
+
+#[test]
+fn only_modes_below_strict_pin() {
+    let object = |name: &str, spec: serde_json::Value| -> DynamicObject {
+        serde_json::from_value(json!({
+            "apiVersion": "security.istio.io/v1", "kind": "PeerAuthentication",
+            "metadata": {"name": name, "namespace": "shop"}, "spec": spec,
+        }))
+        .expect("an object")
+    };
+    let cases = [
+        (json!({"mtls": {"mode": "PERMISSIVE"}}), true),
+        (json!({"mtls": {"mode": "DISABLE"}}), true),
+        (json!({"mtls": {"mode": "STRICT"}}), false),
+        (json!({}), false),
+        (
+            json!({"selector": {"matchLabels": {"a": "b"}}, "portLevelMtls": {"80": {"mode": "DISABLE"}}}),
+            true,
+        ),
+    ];
+    for (spec, pins_it) in cases {
+        let found = pins::pinning(&[object("x", spec.clone())]);
+        assert_eq!(found.contains_key("shop"), pins_it, "{spec}");
+    }
+}
+
+#[test]
+fn our_own_status_writes_do_not_wake_us_but_specs_do() {
+    let postures = Postures::default();
+    let mut written = posture(PostureSpec::default());
+    postures.take(Event::Apply(written.clone()));
+    let woken = || {
+        let waiting = postures.changed();
+        futures::FutureExt::now_or_never(waiting).is_some()
+    };
+    assert!(woken());
+    written.status = Some(cinch_api::PostureStatus::default());
+    postures.take(Event::Apply(written.clone()));
+    assert!(!woken(), "the generation is the same");
+    written.metadata.generation = Some(4);
+    postures.take(Event::Apply(written.clone()));
+    assert!(woken());
+    postures.take(Event::Delete(written));
+    assert!(woken() && postures.of("shop").is_none());
+}
+
+#[test]
+fn the_posture_of_a_namespace_that_left_falls_silent_once() {
+    let mut left = posture(PostureSpec::default());
+    assert!(!status::speaks(&left));
+    left.status = Some(status::of(&blocked().1, &blocked().0, None));
+    assert!(status::speaks(&left));
+    left.status = Some(status::not_enrolled(&left));
+    assert!(!status::speaks(&left));
+    let shown = left.status.expect("a status");
+    assert_eq!(shown.blocked_by.as_deref(), Some("NotEnrolled"));
+    assert!(shown.mode.is_none() && shown.promotion.is_none());
+}

@@ -1,0 +1,259 @@
+//! Wires the rooms together. Every replica serves health and metrics and keeps the index warm; the leader does
+//! all the rest. Losing the lease ends the process, which is the simplest fence there is.
+
+use crate::accounts::Accounts;
+use crate::ca::{CertificateAuthority, Keeper};
+use crate::control::{self, Control, LiveView, Parts, Sessions};
+use crate::evidence::EvidenceStore;
+use crate::health;
+use crate::index::{Index, IndexSettings};
+use crate::issuing::Issuing;
+use crate::issuing::claims::Rules;
+use crate::issuing::cluster::ApiServer;
+use crate::leader;
+use crate::metrics::Metrics;
+use crate::settings::Settings;
+use crate::{endpoint_slice, posture, trust, webhook_certificate};
+use anyhow::{Context, bail};
+use futures::FutureExt;
+use kube::Client;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+/// How long the work may take to end after SIGTERM, before the lease is given back.
+const GRACE: Duration = Duration::from_secs(4);
+
+/// How often it is asked whether the index is complete, besides its changes.
+const SYNC_POLL: Duration = Duration::from_millis(200);
+
+/// What every room may need.
+#[derive(Clone)]
+struct Common {
+    client: Client,
+    index: Index,
+    settings: Arc<Settings>,
+    metrics: Metrics,
+    /// Fires at SIGTERM.
+    shutdown: CancellationToken,
+}
+
+/// Runs until SIGTERM.
+///
+/// # Errors
+/// When something that the operator can't do without fails, or the lease is lost.
+pub async fn run(settings: Settings) -> anyhow::Result<()> {
+    let client = Client::try_default().await.context("no access to the API server")?;
+    let index = Index::new(IndexSettings {
+        trust_domain: settings.trust_domain.clone(),
+        allowed_images: settings.images.allowed.clone(),
+        mesh_cidrs: settings.mesh.cidrs.clone(),
+    });
+    let shutdown = CancellationToken::new();
+    let settings = Arc::new(settings);
+    let common = Common { client, index, settings, metrics: Metrics::new(), shutdown };
+    info!(version = env!("CARGO_PKG_VERSION"), pod = common.settings.pod.name, "the operator starts");
+    let mut tasks = JoinSet::new();
+    tasks.spawn(stop_on_signal(common.shutdown.clone()));
+    tasks.spawn(serve_health(common.clone()));
+    let (index, client, shutdown) = (common.index.clone(), common.client.clone(), common.shutdown.clone());
+    tasks.spawn(async move {
+        index.run(client, shutdown).await;
+        Ok("the index")
+    });
+    tokio::select! {
+        result = lead(&common) => result,
+        ended = first_end(&mut tasks, &common.shutdown) => ended,
+    }
+}
+
+async fn stop_on_signal(shutdown: CancellationToken) -> anyhow::Result<&'static str> {
+    let mut terminate = signal(SignalKind::terminate()).context("SIGTERM can not be handled")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("SIGINT can not be handled")?;
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    info!("asked to end");
+    shutdown.cancel();
+    Ok("the signal handler")
+}
+
+async fn serve_health(common: Common) -> anyhow::Result<&'static str> {
+    let address = SocketAddr::new(any_address(), health::PORT);
+    let index = common.index.clone();
+    let ready: health::Ready = Arc::new(move || index.synced());
+    health::serve(address, common.metrics.clone(), ready, common.shutdown.clone()).await?;
+    Ok("the health port")
+}
+
+/// IPv4 and IPv6, where the machine has both.
+fn any_address() -> IpAddr {
+    let v6 = IpAddr::V6(Ipv6Addr::UNSPECIFIED);
+    match std::net::TcpListener::bind((v6, 0)) {
+        Ok(_) => v6,
+        Err(_) => IpAddr::from([0, 0, 0, 0]),
+    }
+}
+
+/// Resolves only when a task ended that must not end by itself.
+async fn first_end(
+    tasks: &mut JoinSet<anyhow::Result<&'static str>>,
+    shutdown: &CancellationToken,
+) -> anyhow::Result<()> {
+    loop {
+        match tasks.join_next().await {
+            Some(Ok(Ok(_))) if shutdown.is_cancelled() => {}
+            Some(Ok(Ok(what))) => bail!("{what} ended by itself"),
+            Some(Ok(Err(error))) => return Err(error),
+            Some(Err(error)) => return Err(error).context("a task failed"),
+            // On shutdown it is for the leader's part to say when all is done.
+            None => std::future::pending().await,
+        }
+    }
+}
+
+/// Stands by until the lease is ours, then works until SIGTERM or until it is lost.
+async fn lead(common: &Common) -> anyhow::Result<()> {
+    let settings = &common.settings;
+    // Who leads must know everything: half an index would promise what is not true.
+    tokio::select! {
+        () = common.shutdown.cancelled() => return Ok(()),
+        () = synced(&common.index) => {}
+    }
+    let lease = leader::acquire(
+        common.client.clone(),
+        &settings.namespace,
+        &settings.pod.name,
+        &settings.lease,
+        &common.shutdown,
+    );
+    let Some(lease) = lease.await? else { return Ok(()) };
+    common.metrics.leader.set(1);
+    let release = CancellationToken::new();
+    let mut holding = tokio::spawn(lease.hold(release.clone()));
+    let worked = tokio::select! {
+        lost = &mut holding => {
+            let result = lost.context("the task of the lease failed")?;
+            return result.and_then(|()| bail!("the lease ended by itself")).context("this operator leads no more");
+        }
+        worked = work(common) => worked,
+    };
+    common.metrics.leader.set(0);
+    // Only when nothing writes any more may another begin.
+    release.cancel();
+    let _ = tokio::time::timeout(settings.lease.renew * 2, &mut holding).await;
+    worked
+}
+
+async fn synced(index: &Index) {
+    let mut changes = index.changes();
+    while !index.synced() {
+        // The last watcher to list may find nothing, which changes nothing.
+        let _ = tokio::time::timeout(SYNC_POLL, changes.changed()).await;
+    }
+    info!("the index has listed everything");
+}
+
+/// Everything that only the leader does.
+async fn work(common: &Common) -> anyhow::Result<()> {
+    let Common { client, settings, shutdown, .. } = common;
+    let (keeper, authority) =
+        Keeper::start(client.clone(), settings).await.context("the certificate authority")?;
+    let sessions = Sessions::default();
+    let evidence = EvidenceStore::new(common.index.clone());
+    let mut rooms = JoinSet::new();
+    rooms.spawn(keeper.run(shutdown.clone()).map(|()| "the certificate authority"));
+    serve_control(common, &authority, &sessions, &evidence, &mut rooms).await?;
+    spawn_rooms(common, &authority, &sessions, &evidence, &mut rooms);
+    tokio::select! {
+        () = shutdown.cancelled() => {}
+        ended = rooms.join_next() => match ended {
+            Some(Ok(what)) if !shutdown.is_cancelled() => bail!("{what} ended by itself"),
+            Some(Err(error)) => return Err(error).context("a room of the leader failed"),
+            Some(Ok(_)) | None => {}
+        },
+    }
+    let all = async { while rooms.join_next().await.is_some() {} };
+    if tokio::time::timeout(GRACE, all).await.is_err() {
+        warn!("not everything ended in time");
+    }
+    Ok(())
+}
+
+/// The rooms that need nothing to be ready but each other's handles.
+fn spawn_rooms(
+    common: &Common,
+    authority: &CertificateAuthority,
+    sessions: &Sessions,
+    evidence: &EvidenceStore,
+    rooms: &mut JoinSet<&'static str>,
+) {
+    let Common { client, index, settings, metrics, shutdown } = common;
+    rooms.spawn(evidence.clone().run(shutdown.clone()).map(|()| "the evidence store"));
+    let bundle = authority.watch_bundle();
+    let trust = trust::run(client.clone(), index.clone(), Arc::clone(settings), bundle, shutdown.clone());
+    rooms.spawn(trust.map(|()| "the trust bundles"));
+    let slice = endpoint_slice::run(client.clone(), Arc::clone(settings), shutdown.clone());
+    rooms.spawn(slice.map(|()| "the endpoint slice"));
+    let accounts = Accounts::default();
+    let creating = accounts.clone().run(client.clone(), index.clone(), shutdown.clone());
+    rooms.spawn(creating.map(|()| "the service accounts"));
+    let postures = posture::run(
+        posture::Parts {
+            client: client.clone(),
+            index: index.clone(),
+            evidence: evidence.clone(),
+            sessions: sessions.clone(),
+            settings: Arc::clone(settings),
+            metrics: metrics.clone(),
+        },
+        shutdown.clone(),
+    );
+    rooms.spawn(postures.map(|()| "the postures"));
+    let webhook = webhook_certificate::run(client.clone(), Arc::clone(settings), shutdown.clone());
+    rooms.spawn(webhook.map(|()| "the webhook's certificate"));
+}
+
+/// Listens on the control port before the endpoint slice leads anybody to it.
+async fn serve_control(
+    common: &Common,
+    authority: &CertificateAuthority,
+    sessions: &Sessions,
+    evidence: &EvidenceStore,
+    rooms: &mut JoinSet<&'static str>,
+) -> anyhow::Result<()> {
+    let Common { client, index, settings, metrics, shutdown } = common;
+    let operator = settings.operator_id()?;
+    let (tls, again) = control::certificate::issue(authority, &operator)?;
+    let (tls, tls_watch) = watch::channel(tls);
+    let keep = control::certificate::keep(authority.clone(), operator.clone(), tls, again, shutdown.clone());
+    rooms.spawn(keep.map(|()| "the operator's own certificate"));
+    let rules = Rules {
+        trust_domain: settings.trust_domain()?,
+        operator,
+        allowed_images: settings.images.allowed.clone(),
+    };
+    let api = Arc::new(ApiServer::new(client.clone(), &settings.pod.name));
+    let control = Arc::new(Control::new(Parts {
+        view: Arc::new(LiveView { index: index.clone(), evidence: evidence.clone() }),
+        issuing: Issuing::new(api, authority.clone(), rules, metrics.clone()),
+        sessions: sessions.clone(),
+        bundle: authority.watch_bundle(),
+        tls: tls_watch,
+        report_interval: settings.proxy.report_interval,
+        metrics: metrics.clone(),
+    }));
+    let address = SocketAddr::new(any_address(), settings.control.port);
+    let listener =
+        TcpListener::bind(address).await.with_context(|| format!("{address} can not be listened on"))?;
+    info!(%address, "the control port is open");
+    rooms.spawn(control::serve(listener, control, shutdown.clone()).map(|()| "the control port"));
+    Ok(())
+}

@@ -1,0 +1,384 @@
+//! The settings file of the operator: YAML in, checked values out.
+//!
+//! Keys are camelCase; an unknown key is an error by name, so that a typing mistake never means a default.
+//! Durations are written as Kubernetes users write them: `15s`, `1h30m`, `168h`.
+
+use anyhow::{Context, bail};
+use cinch_identity::{SpiffeId, TrustDomain};
+use ipnet::IpNet;
+use serde::{Deserialize, Deserializer};
+use std::net::IpAddr;
+use std::path::Path;
+use std::time::Duration;
+
+/// Everything that an installation decides.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Settings {
+    /// The trust domain of all identities.
+    pub trust_domain: String,
+    /// The cluster's DNS domain.
+    pub cluster_domain: String,
+    /// The namespace that Cinch is installed in.
+    pub namespace: String,
+    /// The namespace whose policies apply everywhere.
+    pub root_namespace: String,
+    /// Images of the sidecar.
+    pub images: Images,
+    /// Which addresses belong to the mesh.
+    #[serde(default)]
+    pub mesh: MeshSettings,
+    /// Defaults of promotion.
+    #[serde(default)]
+    pub promotion: PromotionSettings,
+    /// What proxies are told.
+    #[serde(default)]
+    pub proxy: ProxySettings,
+    /// The webhook.
+    #[serde(default)]
+    pub webhook: WebhookSettings,
+    /// The control port.
+    #[serde(default)]
+    pub control: ControlSettings,
+    /// Lifetimes of certificates.
+    #[serde(default)]
+    pub certificates: CertificateSettings,
+    /// The lease of the leader.
+    #[serde(default)]
+    pub lease: LeaseSettings,
+    /// This pod, from the environment.
+    #[serde(skip, default = "OwnPod::nowhere")]
+    pub pod: OwnPod,
+}
+
+/// Images of the sidecar, fully qualified.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Images {
+    /// The one that is injected.
+    pub proxy: String,
+    /// All that count as ours: current, previous, mirrors.
+    pub allowed: Vec<String>,
+}
+
+/// Which addresses belong to the mesh.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct MeshSettings {
+    /// CIDRs besides those that the cluster tells.
+    pub cidrs: Vec<IpNet>,
+}
+
+/// What `spec.promotion` of a Posture is when nobody wrote it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+pub enum PromotionDefault {
+    /// The operator promotes on evidence.
+    Automatic,
+    /// Promotion waits for an approval.
+    #[default]
+    Manual,
+    /// Nothing is promoted.
+    Paused,
+}
+
+/// Defaults of promotion.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct PromotionSettings {
+    /// `spec.promotion` when nobody wrote it.
+    pub default: PromotionDefault,
+    /// How long the gates must have held.
+    #[serde(deserialize_with = "duration")]
+    pub quiet_period: Duration,
+    /// How long a promotion may be taken back.
+    #[serde(deserialize_with = "duration")]
+    pub probation: Duration,
+    /// Between requiring injection and the lock.
+    #[serde(deserialize_with = "duration")]
+    pub settle: Duration,
+    /// Namespaces in probation at a time.
+    pub max_concurrent: u32,
+    /// Least time between two promotions.
+    #[serde(deserialize_with = "duration")]
+    pub min_interval: Duration,
+}
+
+impl Default for PromotionSettings {
+    fn default() -> Self {
+        Self {
+            default: PromotionDefault::Manual,
+            quiet_period: Duration::from_secs(168 * 3600),
+            probation: Duration::from_secs(3600),
+            settle: Duration::from_secs(30),
+            max_concurrent: 1,
+            min_interval: Duration::ZERO,
+        }
+    }
+}
+
+/// What proxies are told.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct ProxySettings {
+    /// How often proxies report evidence.
+    #[serde(deserialize_with = "duration")]
+    pub report_interval: Duration,
+    /// Requests and limits of the sidecar; the webhook uses them.
+    pub resources: serde_json::Value,
+    /// Log filter of the sidecar; the webhook uses it.
+    pub log: Option<String>,
+}
+
+impl Default for ProxySettings {
+    fn default() -> Self {
+        Self { report_interval: Duration::from_secs(10), resources: serde_json::Value::Null, log: None }
+    }
+}
+
+/// The webhook.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct WebhookSettings {
+    /// Its TLS port.
+    pub port: u16,
+}
+
+impl Default for WebhookSettings {
+    fn default() -> Self {
+        Self { port: 10250 }
+    }
+}
+
+/// The control port.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct ControlSettings {
+    /// Where proxies connect to.
+    pub port: u16,
+}
+
+impl Default for ControlSettings {
+    fn default() -> Self {
+        Self { port: 7443 }
+    }
+}
+
+/// Lifetimes of certificates. Shorter ones are for tests.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct CertificateSettings {
+    /// Of workloads and of the operator itself.
+    #[serde(deserialize_with = "duration")]
+    pub leaf: Duration,
+    /// Of the intermediate that signs them.
+    #[serde(deserialize_with = "duration")]
+    pub issuer: Duration,
+    /// Of the root.
+    #[serde(deserialize_with = "duration")]
+    pub root: Duration,
+    /// Of the webhook's serving certificate.
+    #[serde(deserialize_with = "duration")]
+    pub webhook: Duration,
+}
+
+impl Default for CertificateSettings {
+    fn default() -> Self {
+        const DAY: u64 = 24 * 3600;
+        Self {
+            leaf: Duration::from_secs(DAY),
+            issuer: Duration::from_secs(365 * DAY),
+            root: Duration::from_secs(3650 * DAY),
+            webhook: Duration::from_secs(90 * DAY),
+        }
+    }
+}
+
+/// The lease of the leader.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct LeaseSettings {
+    /// How long a silent leader keeps it.
+    #[serde(deserialize_with = "duration")]
+    pub duration: Duration,
+    /// How often the leader renews it.
+    #[serde(deserialize_with = "duration")]
+    pub renew: Duration,
+}
+
+impl Default for LeaseSettings {
+    fn default() -> Self {
+        Self { duration: Duration::from_secs(5), renew: Duration::from_secs(1) }
+    }
+}
+
+/// This pod, by the downward API.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OwnPod {
+    /// `metadata.name`: the holder of the lease.
+    pub name: String,
+    /// `status.podIP`: where proxies connect to.
+    pub ip: IpAddr,
+}
+
+impl OwnPod {
+    fn nowhere() -> Self {
+        Self { name: String::new(), ip: IpAddr::from([127, 0, 0, 1]) }
+    }
+
+    /// Reads `POD_NAME` and `POD_IP`.
+    ///
+    /// # Errors
+    /// When one is missing or no address.
+    pub fn from_env() -> anyhow::Result<Self> {
+        let get = |name: &str| {
+            std::env::var(name)
+                .ok()
+                .filter(|value| !value.is_empty())
+                .with_context(|| format!("the environment variable {name} is missing (downward API)"))
+        };
+        let ip = get("POD_IP")?;
+        let ip = ip.parse().with_context(|| format!("POD_IP is {ip:?}, which is no address"))?;
+        Ok(Self { name: get("POD_NAME")?, ip })
+    }
+}
+
+impl Settings {
+    /// Reads the file and the environment.
+    ///
+    /// # Errors
+    /// When either is missing or wrong; the message names the key.
+    pub fn load(path: &Path) -> anyhow::Result<Self> {
+        let text = std::fs::read_to_string(path)
+            .with_context(|| format!("the settings file {} can not be read", path.display()))?;
+        let mut settings = Self::parse(&text).with_context(|| format!("in {}", path.display()))?;
+        settings.pod = OwnPod::from_env()?;
+        Ok(settings)
+    }
+
+    /// Parses and checks the YAML; the pod stays unknown.
+    ///
+    /// # Errors
+    /// When it is wrong; the message names the key.
+    pub fn parse(yaml: &str) -> anyhow::Result<Self> {
+        let settings: Self = serde_saphyr::from_str(yaml).context("the settings are wrong")?;
+        settings.operator_id()?;
+        let lease = &settings.lease;
+        if lease.renew.is_zero() || lease.duration < lease.renew * 3 {
+            bail!("lease.duration must be at least three times lease.renew");
+        }
+        if settings.proxy.report_interval.is_zero() {
+            bail!("proxy.reportInterval must not be zero");
+        }
+        let certificates = &settings.certificates;
+        for (key, lifetime) in
+            [("leaf", certificates.leaf), ("issuer", certificates.issuer), ("root", certificates.root)]
+        {
+            if lifetime < Duration::from_secs(30) {
+                bail!("certificates.{key} must be at least 30s");
+            }
+        }
+        Ok(settings)
+    }
+
+    /// The trust domain, parsed.
+    ///
+    /// # Errors
+    /// When it is no trust domain.
+    pub fn trust_domain(&self) -> anyhow::Result<TrustDomain> {
+        TrustDomain::parse(&self.trust_domain).context("trustDomain")
+    }
+
+    /// The operator's own identity.
+    ///
+    /// # Errors
+    /// When trust domain or namespace can't be part of one.
+    pub fn operator_id(&self) -> anyhow::Result<SpiffeId> {
+        SpiffeId::workload(&self.trust_domain()?, &self.namespace, "cinch-operator").context("namespace")
+    }
+}
+
+fn duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    parse_duration(&text).ok_or_else(|| {
+        serde::de::Error::custom(format!("{text:?} is no duration: write it as 15s, 1h30m or 168h"))
+    })
+}
+
+/// Parses a duration of numbers with the units `h`, `m`, `s` and `ms`, largest first, each at most once.
+#[must_use]
+pub fn parse_duration(text: &str) -> Option<Duration> {
+    const UNITS: [(&str, u64); 4] = [("h", 3_600_000), ("m", 60_000), ("s", 1000), ("ms", 1)];
+    let mut rest = text;
+    let mut total: u64 = 0;
+    let mut units = UNITS.as_slice();
+    while !rest.is_empty() {
+        let digits = rest.find(|c: char| !c.is_ascii_digit())?;
+        let (number, after) = rest.split_at(digits);
+        let letters = after.find(|c: char| c.is_ascii_digit()).unwrap_or(after.len());
+        let (unit, after) = after.split_at(letters);
+        let at = units.iter().position(|(name, _)| *name == unit)?;
+        let (_, factor) = units.get(at)?;
+        total = total.checked_add(number.parse::<u64>().ok()?.checked_mul(*factor)?)?;
+        units = units.get(at + 1..)?;
+        rest = after;
+    }
+    (!text.is_empty()).then(|| Duration::from_millis(total))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FULL: &str = r#"
+trustDomain: cluster.local
+clusterDomain: cluster.local
+namespace: cinch-system
+rootNamespace: cinch-system
+images: {proxy: "registry/cinch-proxy:0.1.0", allowed: ["registry/cinch-proxy:0.1.0"]}
+mesh: {cidrs: ["10.0.0.0/8", "fd00::/8"]}
+promotion: {default: Automatic, quietPeriod: 15s, probation: 1h, settle: 30s, maxConcurrent: 1, minInterval: 0s}
+proxy: {reportInterval: 10s, resources: {requests: {cpu: 10m, memory: 32Mi}, limits: {cpu: "2", memory: 128Mi}}}
+webhook: {port: 10250}
+control: {port: 7443}
+"#;
+
+    #[test]
+    fn the_full_file_is_read() {
+        let settings = Settings::parse(FULL).unwrap();
+        assert_eq!(settings.promotion.default, PromotionDefault::Automatic);
+        assert_eq!(settings.promotion.quiet_period, Duration::from_secs(15));
+        assert_eq!(settings.mesh.cidrs.len(), 2);
+        assert_eq!(
+            settings.operator_id().unwrap().as_str(),
+            "spiffe://cluster.local/ns/cinch-system/sa/cinch-operator"
+        );
+        assert_eq!(settings.certificates.leaf, Duration::from_secs(24 * 3600));
+    }
+
+    #[test]
+    fn wrong_files_are_refused_and_name_the_key() {
+        for (from, to, word) in [
+            ("webhook: {port: 10250}", "webhoook: {port: 10250}", "webhoook"),
+            ("quietPeriod: 15s", "quietPeriod: 15", "duration"),
+            ("quietPeriod: 15s", "quiet_period: 15s", "quiet_period"),
+            ("trustDomain: cluster.local", "trustDomain: Cluster/x", "trustDomain"),
+            ("default: Automatic", "default: automatic", "automatic"),
+            ("control: {port: 7443}", "lease: {duration: 2s, renew: 1s}", "lease.duration"),
+        ] {
+            let error = format!("{:#}", Settings::parse(&FULL.replace(from, to)).unwrap_err());
+            assert!(error.contains(word), "{word}: {error}");
+        }
+    }
+
+    #[test]
+    fn durations_are_read_as_people_write_them() {
+        for (text, seconds) in
+            [("15s", 15.0), ("168h", 604_800.0), ("1h30m", 5400.0), ("0s", 0.0), ("1s500ms", 1.5)]
+        {
+            assert_eq!(parse_duration(text), Some(Duration::from_secs_f64(seconds)), "{text}");
+        }
+        for text in ["", "15", "s", "-1s", "1d", "1s1s", "1m1h", "1.5h", "99999999999999999999h", "1 s"] {
+            assert_eq!(parse_duration(text), None, "{text}");
+        }
+    }
+}

@@ -1,0 +1,368 @@
+//! Copies between two sides of an app connection, with TCP's own meaning kept: each direction ends by itself
+//! (half-close), a reset on one side becomes a reset on the other, and what can't be delivered is never taken
+//! for complete. Nothing is held while both sides are quiet.
+
+use crate::socket;
+use cinch_reason::Reason;
+use std::cell::Cell;
+use std::future::poll_fn;
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use tokio::io::{AsyncRead, ReadBuf};
+use tokio::net::TcpStream;
+
+/// Bytes read at a time: a multiple of the tunnel's payload, about the point from which more no longer pays.
+pub const READ: usize = 4 * cinch_tunnel::MAX_PAYLOAD;
+
+thread_local! {
+    static SCRATCH: Cell<Option<Box<[u8]>>> = const { Cell::new(None) };
+}
+
+/// Lends the thread's buffer of [`READ`] bytes, so that connections own none.
+pub fn with_scratch<R>(work: impl FnOnce(&mut [u8]) -> R) -> R {
+    let mut scratch = SCRATCH.take().unwrap_or_else(|| vec![0; READ].into_boxed_slice());
+    let result = work(&mut scratch);
+    SCRATCH.set(Some(scratch));
+    result
+}
+
+/// Takes bytes, and whether they are the last.
+pub type Sink<'a> = dyn FnMut(&[u8], bool) + 'a;
+
+/// Why a side can't go on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Failure {
+    /// The app on this side reset its connection.
+    Reset,
+    /// What carries this side broke.
+    Broken,
+}
+
+/// What [`Side::poll_forward`] moved.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Moved {
+    /// So many bytes.
+    pub bytes: usize,
+    /// They were the last.
+    pub fin: bool,
+}
+
+/// One side of an app connection.
+pub trait Side {
+    /// Reads what has come and gives it to `sink`, with whether it is the last.
+    ///
+    /// # Errors
+    /// When this side can't go on.
+    fn poll_forward(&mut self, cx: &mut Context<'_>, sink: &mut Sink<'_>) -> Poll<Result<Moved, Failure>>;
+
+    /// After the last bytes came from this side: pending, or why it can't go on all the same.
+    fn poll_after_fin(&mut self, _cx: &mut Context<'_>) -> Poll<Failure> {
+        // TCP tells a reset after a FIN when something is sent to it.
+        Poll::Pending
+    }
+
+    /// Sends `bytes`, the last ones if `fin`; keeps what can't go at once.
+    ///
+    /// # Errors
+    /// When this side can't go on.
+    fn send(&mut self, bytes: &[u8], fin: bool) -> Result<(), Failure>;
+
+    /// Ready when nothing is kept.
+    ///
+    /// # Errors
+    /// When this side can't go on.
+    fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Failure>>;
+}
+
+/// Which of the two sides.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Which {
+    /// The first argument of [`relay`].
+    First,
+    /// The second.
+    Second,
+}
+
+/// How a relay ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    /// Both directions ended by themselves.
+    Finished,
+    /// This side could not go on.
+    Failed(Which, Failure),
+    /// The observer cut it.
+    Cut(Reason),
+}
+
+/// Watches a relay.
+pub trait Observer {
+    /// `bytes` came from `from`.
+    fn moved(&mut self, from: Which, bytes: usize);
+    /// Whether the connection must end now; arranges to be woken when that changes.
+    fn poll_cut(&mut self, cx: &mut Context<'_>) -> Option<Reason>;
+}
+
+/// Copies both ways until both directions have ended, a side fails, or the observer cuts.
+pub async fn relay(first: &mut impl Side, second: &mut impl Side, observer: &mut impl Observer) -> End {
+    let (mut up, mut down) = (Way::default(), Way::default());
+    poll_fn(|cx| {
+        if let Some(reason) = observer.poll_cut(cx) {
+            return Poll::Ready(End::Cut(reason));
+        }
+        loop {
+            let up_moved = up.step(cx, first, second);
+            up.report(Which::First, observer);
+            let down_moved = down.step(cx, second, first);
+            down.report(Which::Second, observer);
+            let (up_moved, down_moved) = match (up_moved, down_moved) {
+                (Ok(up), Ok(down)) => (up, down),
+                (Err((origin, failure)), _) => {
+                    // Its last words may explain it: an answer before a reset.
+                    while origin == Origin::Target && down.step(cx, second, first) == Ok(true) {}
+                    down.report(Which::Second, observer);
+                    return failed(origin, Which::First, failure);
+                }
+                (_, Err((origin, failure))) => {
+                    while origin == Origin::Target && up.step(cx, first, second) == Ok(true) {}
+                    up.report(Which::First, observer);
+                    return failed(origin, Which::Second, failure);
+                }
+            };
+            if up.done && down.done {
+                return Poll::Ready(End::Finished);
+            }
+            if !up_moved && !down_moved {
+                return Poll::Pending;
+            }
+        }
+    })
+    .await
+}
+
+fn failed(origin: Origin, source: Which, failure: Failure) -> Poll<End> {
+    let other = if source == Which::First { Which::Second } else { Which::First };
+    Poll::Ready(End::Failed(if origin == Origin::Source { source } else { other }, failure))
+}
+
+/// One direction of a relay.
+#[derive(Default)]
+struct Way {
+    bytes: usize,
+    fin: bool,
+    done: bool,
+}
+
+/// Where a step failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Origin {
+    Source,
+    Target,
+}
+
+impl Way {
+    fn report(&mut self, from: Which, observer: &mut impl Observer) {
+        let bytes = std::mem::take(&mut self.bytes);
+        if bytes > 0 {
+            observer.moved(from, bytes);
+        }
+    }
+
+    /// Goes on as far as it can without waiting; says whether anything happened.
+    fn step(
+        &mut self,
+        cx: &mut Context<'_>,
+        from: &mut impl Side,
+        to: &mut impl Side,
+    ) -> Result<bool, (Origin, Failure)> {
+        if self.fin
+            && let Poll::Ready(failure) = from.poll_after_fin(cx)
+        {
+            return Err((Origin::Source, failure));
+        }
+        // Always, even when this way is done: the target may have to say something on its own account.
+        match to.poll_flush(cx) {
+            Poll::Pending => return Ok(false),
+            Poll::Ready(Err(failure)) => return Err((Origin::Target, failure)),
+            Poll::Ready(Ok(())) if self.done => return Ok(false),
+            Poll::Ready(Ok(())) if self.fin => {
+                self.done = true;
+                return Ok(true);
+            }
+            Poll::Ready(Ok(())) => {}
+        }
+        let mut sent = Ok(());
+        let moved = from.poll_forward(cx, &mut |bytes, fin| {
+            if sent.is_ok() {
+                sent = to.send(bytes, fin);
+            }
+        });
+        sent.map_err(|failure| (Origin::Target, failure))?;
+        match moved {
+            Poll::Pending => Ok(false),
+            Poll::Ready(Err(failure)) => Err((Origin::Source, failure)),
+            Poll::Ready(Ok(moved)) => {
+                self.bytes += moved.bytes;
+                self.fin |= moved.fin;
+                Ok(true)
+            }
+        }
+    }
+}
+
+/// A TCP connection as a side.
+#[derive(Debug)]
+pub struct TcpSide {
+    stream: TcpStream,
+    kept: Vec<u8>,
+    sent: usize,
+    fin: bool,
+    /// Found after bytes that had to be delivered first. The kernel tells it only once.
+    found: Option<Found>,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Found {
+    Fin,
+    Failure(Failure),
+}
+
+impl TcpSide {
+    /// Takes a connection over.
+    #[must_use]
+    pub fn new(stream: TcpStream) -> TcpSide {
+        TcpSide { stream, kept: Vec::new(), sent: 0, fin: false, found: None }
+    }
+
+    /// The connection itself.
+    #[must_use]
+    pub fn stream(&self) -> &TcpStream {
+        &self.stream
+    }
+
+    /// Ends it with a RST.
+    pub fn abort(self) {
+        socket::abort(self.stream);
+    }
+
+    /// Reads what has already come, without waiting: the first words of an app that speaks first.
+    ///
+    /// # Errors
+    /// When the app has reset the connection.
+    pub fn read_now(&mut self) -> Result<Vec<u8>, Failure> {
+        with_scratch(|scratch| {
+            let room = scratch.len().min(cinch_tunnel::MAX_PAYLOAD);
+            let Some(scratch) = scratch.get_mut(..room) else { return Ok(Vec::new()) };
+            match socket::read_now(&self.stream, scratch) {
+                // An end without words (0) is read again when the copy begins.
+                Ok(count) => Ok(scratch.get(..count).unwrap_or_default().to_vec()),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(Vec::new()),
+                Err(_) => Err(Failure::Reset),
+            }
+        })
+    }
+
+    fn poll_read(&mut self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
+        let mut buffer = ReadBuf::new(buffer);
+        match Pin::new(&mut self.stream).poll_read(cx, &mut buffer) {
+            Poll::Ready(Ok(())) => Poll::Ready(Ok(buffer.filled().len())),
+            Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
+            Poll::Pending => Poll::Pending,
+        }
+    }
+
+    /// Reads once more after a short read: that costs no system call unless the end has come too, and then the
+    /// end goes with the bytes.
+    fn read_on(&mut self, cx: &mut Context<'_>, scratch: &mut [u8], mut count: usize) -> usize {
+        while let Some(rest) = scratch.get_mut(count..).filter(|rest| !rest.is_empty()) {
+            match self.poll_read(cx, rest) {
+                Poll::Pending => break,
+                Poll::Ready(Ok(0)) => self.found = Some(Found::Fin),
+                Poll::Ready(Err(_)) => self.found = Some(Found::Failure(Failure::Reset)),
+                Poll::Ready(Ok(more)) => {
+                    count += more;
+                    continue;
+                }
+            }
+            break;
+        }
+        count
+    }
+
+    /// Hands over what an earlier read found after its bytes.
+    fn take_found(&mut self, sink: &mut Sink<'_>) -> Option<Result<Moved, Failure>> {
+        Some(match self.found.take()? {
+            Found::Failure(failure) => Err(failure),
+            Found::Fin => {
+                sink(&[], true);
+                Ok(Moved { bytes: 0, fin: true })
+            }
+        })
+    }
+}
+
+impl Side for TcpSide {
+    fn poll_forward(&mut self, cx: &mut Context<'_>, sink: &mut Sink<'_>) -> Poll<Result<Moved, Failure>> {
+        if let Some(result) = self.take_found(sink) {
+            return Poll::Ready(result);
+        }
+        with_scratch(|scratch| {
+            let count = match self.poll_read(cx, scratch) {
+                Poll::Pending => return Poll::Pending,
+                Poll::Ready(Err(_)) => return Poll::Ready(Err(Failure::Reset)),
+                Poll::Ready(Ok(0)) => {
+                    sink(&[], true);
+                    return Poll::Ready(Ok(Moved { bytes: 0, fin: true }));
+                }
+                Poll::Ready(Ok(count)) => self.read_on(cx, scratch, count),
+            };
+            let fin = matches!(self.found, Some(Found::Fin));
+            if fin {
+                self.found = None;
+            }
+            sink(scratch.get(..count).unwrap_or_default(), fin);
+            Poll::Ready(Ok(Moved { bytes: count, fin }))
+        })
+    }
+
+    fn send(&mut self, mut bytes: &[u8], fin: bool) -> Result<(), Failure> {
+        while self.kept.is_empty() && !bytes.is_empty() {
+            match self.stream.try_write(bytes) {
+                Ok(count) => bytes = bytes.get(count..).unwrap_or_default(),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(_) => return Err(Failure::Reset),
+            }
+        }
+        self.kept.extend_from_slice(bytes);
+        self.fin |= fin;
+        if self.fin && self.kept.is_empty() {
+            self.fin = false;
+            socket::finish(&self.stream);
+        }
+        Ok(())
+    }
+
+    fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Failure>> {
+        while let Some(rest) = self.kept.get(self.sent..).filter(|rest| !rest.is_empty()) {
+            match self.stream.try_write(rest) {
+                Ok(count) => self.sent += count,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    match self.stream.poll_write_ready(cx) {
+                        Poll::Pending => return Poll::Pending,
+                        Poll::Ready(Ok(())) => {}
+                        Poll::Ready(Err(_)) => return Poll::Ready(Err(Failure::Reset)),
+                    }
+                }
+                Err(_) => return Poll::Ready(Err(Failure::Reset)),
+            }
+        }
+        if !self.kept.is_empty() {
+            self.kept = Vec::new();
+            self.sent = 0;
+        }
+        if std::mem::take(&mut self.fin) {
+            socket::finish(&self.stream);
+        }
+        Poll::Ready(Ok(()))
+    }
+}

@@ -1,0 +1,321 @@
+//! What stands behind the addresses that apps dial: a bounded cache of the operator's records.
+//!
+//! In come records and the mesh's CIDRs (the control side) and addresses (the data side); out go destinations,
+//! and subscriptions for the control stream. A record stays in force while the operator is away; an address that
+//! was never answered for is refused, because guessing would leak plaintext.
+
+use crate::context::{Destination, Discovery, Endpoint};
+use bytes::Bytes;
+use cinch_control::v1;
+use cinch_identity::SpiffeId;
+use cinch_policy::Mode;
+use cinch_reason::Reason;
+use ipnet::IpNet;
+use parking_lot::Mutex;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::gauge::Gauge;
+use std::collections::{BTreeMap, HashMap};
+use std::future::Future;
+use std::net::{IpAddr, SocketAddr};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::Notify;
+use tokio::sync::futures::OwnedNotified;
+use tokio::time::{Instant, timeout_at};
+
+/// How long an app's connection waits for the operator's first answer.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
+/// Addresses that one pod talks to at a time; beyond it the longest unused goes.
+pub const DEFAULT_CAPACITY: usize = 10_000;
+
+/// A subscription to begin or end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Change {
+    /// Ask for the address.
+    Subscribe(SocketAddr),
+    /// It is of no more interest.
+    Unsubscribe(SocketAddr),
+}
+
+/// Metric handles of the cache.
+#[derive(Debug, Clone, Default)]
+pub struct DiscoveryMetrics {
+    /// Addresses in the cache.
+    pub records: Gauge,
+    /// Records that had to go for others.
+    pub evictions: Counter,
+    /// Connections refused because the operator did not answer in time.
+    pub unanswered: Counter,
+}
+
+#[derive(Debug)]
+struct Entry {
+    record: Option<Destination>,
+    used: u64,
+    waiters: Option<Arc<Notify>>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// Sorted ranges that do not touch; `None` until the operator has said.
+    mesh: Option<Vec<(IpAddr, IpAddr)>>,
+    entries: HashMap<SocketAddr, Entry>,
+    /// Entries by their last use.
+    order: BTreeMap<u64, SocketAddr>,
+    clock: u64,
+    /// `None` while there is no stream: then all entries are asked for at once when there is one.
+    changes: Option<Vec<Change>>,
+    /// More changes came than were fetched: the stream must begin anew.
+    overflow: bool,
+}
+
+enum Look {
+    Known(Destination),
+    Wait(OwnedNotified),
+}
+
+/// The cache.
+#[derive(Debug)]
+pub struct RecordCache {
+    state: Mutex<State>,
+    changed: Notify,
+    capacity: usize,
+    metrics: DiscoveryMetrics,
+}
+
+impl RecordCache {
+    /// An empty cache of at most `capacity` addresses.
+    #[must_use]
+    pub fn new(capacity: usize, metrics: DiscoveryMetrics) -> Self {
+        Self { state: Mutex::default(), changed: Notify::new(), capacity: capacity.max(1), metrics }
+    }
+
+    /// Puts the mesh's CIDRs in force. None at all is no mesh but an operator that does not know yet: taken at its
+    /// word, everything would pass in plaintext.
+    pub fn set_mesh(&self, networks: &[IpNet]) {
+        if networks.is_empty() {
+            return;
+        }
+        let mut ranges: Vec<_> =
+            IpNet::aggregate(&networks.to_vec()).iter().map(|net| (net.network(), net.broadcast())).collect();
+        ranges.sort_unstable();
+        let mut state = self.state.lock();
+        state.mesh = Some(ranges);
+        for waiters in state.entries.values_mut().filter_map(|entry| entry.waiters.take()) {
+            waiters.notify_waiters();
+        }
+    }
+
+    /// Puts a record in force; records that nobody asked for any more are dropped.
+    pub fn set_record(&self, record: v1::Record) {
+        let Some(address) = record.address.as_ref().and_then(socket_address) else { return };
+        let destination = destination_of(record);
+        let mut state = self.state.lock();
+        if let Some(entry) = state.entries.get_mut(&address) {
+            entry.record = Some(destination);
+            if let Some(waiters) = entry.waiters.take() {
+                waiters.notify_waiters();
+            }
+        }
+    }
+
+    /// A stream begins: every address of the cache must be asked for again.
+    #[must_use]
+    pub fn begin_stream(&self) -> Vec<SocketAddr> {
+        let mut state = self.state.lock();
+        state.changes = Some(Vec::new());
+        state.overflow = false;
+        state.entries.keys().copied().collect()
+    }
+
+    /// The stream ended: changes are no longer collected.
+    pub fn end_stream(&self) {
+        self.state.lock().changes = None;
+    }
+
+    /// Waits until there are changes, and takes them; `None` when more came than could be held, so that the
+    /// stream must begin anew.
+    pub async fn changes(&self) -> Option<Vec<Change>> {
+        loop {
+            let changed = self.changed.notified();
+            {
+                let mut state = self.state.lock();
+                if state.overflow {
+                    return None;
+                }
+                if let Some(changes) = &mut state.changes
+                    && !changes.is_empty()
+                {
+                    return Some(std::mem::take(changes));
+                }
+            }
+            changed.await;
+        }
+    }
+
+    fn look(&self, to: SocketAddr) -> Look {
+        let mut state = self.state.lock();
+        if state.is_outside(to.ip()) {
+            return Look::Known(Destination::PassThrough);
+        }
+        if !state.entries.contains_key(&to) {
+            if state.entries.len() >= self.capacity {
+                state.evict(self.capacity);
+                self.metrics.evictions.inc();
+            }
+            state.entries.insert(to, Entry { record: None, used: 0, waiters: None });
+            state.note(Change::Subscribe(to), self.capacity);
+            self.metrics.records.set(i64::try_from(state.entries.len()).unwrap_or(i64::MAX));
+            self.changed.notify_one();
+        }
+        let look = state.touch(to);
+        drop(state);
+        look
+    }
+}
+
+impl State {
+    fn is_outside(&self, ip: IpAddr) -> bool {
+        let Some(ranges) = &self.mesh else { return false };
+        let after = ranges.partition_point(|(first, _)| *first <= ip);
+        let range = after.checked_sub(1).and_then(|at| ranges.get(at));
+        range.is_none_or(|(_, last)| ip > *last)
+    }
+
+    /// Marks the entry as used and says what it knows.
+    fn touch(&mut self, to: SocketAddr) -> Look {
+        self.clock += 1;
+        let Some(entry) = self.entries.get_mut(&to) else {
+            return Look::Known(Destination::Refuse(Reason::DestinationUnknown));
+        };
+        self.order.remove(&entry.used);
+        entry.used = self.clock;
+        self.order.insert(self.clock, to);
+        match &entry.record {
+            Some(record) => Look::Known(record.clone()),
+            None => Look::Wait(entry.waiters.get_or_insert_default().clone().notified_owned()),
+        }
+    }
+
+    fn evict(&mut self, capacity: usize) {
+        if let Some((_, oldest)) = self.order.pop_first()
+            && let Some(entry) = self.entries.remove(&oldest)
+        {
+            if let Some(waiters) = entry.waiters {
+                waiters.notify_waiters();
+            }
+            self.note(Change::Unsubscribe(oldest), capacity);
+        }
+    }
+
+    fn note(&mut self, change: Change, capacity: usize) {
+        if let Some(changes) = &mut self.changes {
+            self.overflow = changes.len() >= 4 * capacity;
+            if !self.overflow {
+                changes.push(change);
+            }
+        }
+    }
+}
+
+impl Discovery for RecordCache {
+    fn resolve(&self, to: SocketAddr) -> Pin<Box<dyn Future<Output = Destination> + Send + '_>> {
+        let to = SocketAddr::new(to.ip().to_canonical(), to.port());
+        Box::pin(async move {
+            if to.port() == 0 {
+                // No operator could answer for it.
+                return Destination::Refuse(Reason::DestinationRefused);
+            }
+            let deadline = Instant::now() + ANSWER_TIMEOUT;
+            loop {
+                let answered = match self.look(to) {
+                    Look::Known(destination) => return destination,
+                    Look::Wait(answered) => answered,
+                };
+                if timeout_at(deadline, answered).await.is_err() {
+                    self.metrics.unanswered.inc();
+                    return Destination::Refuse(Reason::DestinationUnknown);
+                }
+            }
+        })
+    }
+
+    fn forget(&self, to: SocketAddr) {
+        let to = SocketAddr::new(to.ip().to_canonical(), to.port());
+        let mut state = self.state.lock();
+        if let Some(entry) = state.entries.get_mut(&to)
+            && entry.record.take().is_some()
+        {
+            state.note(Change::Unsubscribe(to), self.capacity);
+            state.note(Change::Subscribe(to), self.capacity);
+            self.changed.notify_one();
+        }
+    }
+}
+
+/// An address of 4 or 16 bytes.
+#[must_use]
+pub fn ip_address(bytes: &[u8]) -> Option<IpAddr> {
+    let ip: Option<IpAddr> = match bytes.len() {
+        4 => <[u8; 4]>::try_from(bytes).ok().map(IpAddr::from),
+        _ => <[u8; 16]>::try_from(bytes).ok().map(IpAddr::from),
+    };
+    ip.map(|ip| ip.to_canonical())
+}
+
+/// The bytes of an address on the wire.
+#[must_use]
+pub fn ip_bytes(ip: IpAddr) -> Bytes {
+    match ip {
+        IpAddr::V4(ip) => Bytes::copy_from_slice(&ip.octets()),
+        IpAddr::V6(ip) => Bytes::copy_from_slice(&ip.octets()),
+    }
+}
+
+fn socket_address(address: &v1::Address) -> Option<SocketAddr> {
+    Some(SocketAddr::new(ip_address(&address.ip)?, u16::try_from(address.port).ok()?))
+}
+
+fn destination_of(record: v1::Record) -> Destination {
+    use v1::record::Kind;
+    match record.kind() {
+        Kind::Unknown | Kind::PassThrough => Destination::PassThrough,
+        Kind::Unspecified => Destination::Refuse(Reason::DestinationUnknown),
+        Kind::Endpoints => {
+            let announced = record.endpoints.len();
+            let usable: Arc<[Endpoint]> = record.endpoints.iter().filter_map(endpoint_of).collect();
+            if usable.is_empty() && announced > 0 {
+                return Destination::Refuse(Reason::DestinationUnknown);
+            }
+            Destination::Endpoints(usable)
+        }
+    }
+}
+
+/// `None` when it can't be dialled safely: no address, or meshed without a usable identity.
+fn endpoint_of(endpoint: &v1::Endpoint) -> Option<Endpoint> {
+    let address = endpoint.address.as_ref().and_then(socket_address)?;
+    let identity = match endpoint.identity.as_str() {
+        "" => None,
+        id => Some(SpiffeId::parse(id).ok()?),
+    };
+    if endpoint.meshed && identity.is_none() {
+        return None;
+    }
+    let mode = match endpoint.mode() {
+        v1::Mode::Disable => Mode::Disable,
+        v1::Mode::Permissive => Mode::Permissive,
+        v1::Mode::Strict | v1::Mode::Unspecified => Mode::Strict,
+    };
+    Some(Endpoint { address, meshed: endpoint.meshed, identity, mode, ready: endpoint.ready })
+}
+
+/// The mesh's networks; `None` when one of them can't be read.
+#[must_use]
+pub fn networks_of(mesh: &v1::Mesh) -> Option<Vec<IpNet>> {
+    mesh.cidrs
+        .iter()
+        .map(|cidr| IpNet::new(ip_address(&cidr.address)?, u8::try_from(cidr.prefix_length).ok()?).ok())
+        .collect()
+}

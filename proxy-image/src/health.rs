@@ -1,0 +1,272 @@
+//! Readiness, and the two ports that nobody listens on: 15021 (health and probes) and 15020 (metrics).
+//!
+//! The data side hands accepted connections over through [`Doorway`]; a task of the control side reads one
+//! request of each and answers. Health tells the reasons why the proxy is not ready; probes tell a status only.
+
+use crate::context::{Credentials, HEALTH_PORT, InboundPolicy, METRICS_PORT, VirtualPorts};
+use crate::credentials::is_current;
+use crate::evidence::Evidence;
+use crate::http::{self, Request};
+use crate::metrics::Metrics;
+use crate::probes::ProbeTable;
+use cinch_reason::Reason;
+use futures::FutureExt;
+use futures::future::BoxFuture;
+use std::fmt::Write as _;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
+use tokio::sync::{Semaphore, mpsc, watch};
+
+/// Connections to the virtual ports that are served at once; more are closed.
+const MAX_CONNECTIONS: usize = 64;
+/// From the first byte to the end of a request's head, and again for the answer.
+const IO_TIMEOUT: Duration = Duration::from_secs(5);
+/// A proof is good for this many intervals of the self-test, so that one lost round is no outage.
+const PROOF_INTERVALS: u32 = 3;
+/// No proof is asked to be younger than this.
+const PROOF_FLOOR: Duration = Duration::from_secs(30);
+
+/// Everything that must hold before apps may start.
+pub struct Readiness {
+    evidence: Arc<Evidence>,
+    credentials: watch::Receiver<Option<Arc<Credentials>>>,
+    policy: watch::Receiver<Option<Arc<InboundPolicy>>>,
+    /// The operator knows the pod's addresses, or there is no operator.
+    indexed: AtomicBool,
+    /// Oldest acceptable proof of the redirect in milliseconds; 0: none is asked for.
+    proof_limit: AtomicU64,
+}
+
+impl Readiness {
+    /// For a pod: the redirect must be proved and the pod's addresses indexed.
+    #[must_use]
+    pub fn in_pod(
+        evidence: Arc<Evidence>,
+        credentials: watch::Receiver<Option<Arc<Credentials>>>,
+        policy: watch::Receiver<Option<Arc<InboundPolicy>>>,
+    ) -> Self {
+        let this = Self {
+            evidence,
+            credentials,
+            policy,
+            indexed: AtomicBool::new(false),
+            proof_limit: AtomicU64::new(0),
+        };
+        this.expect_proofs_every(PROOF_FLOOR);
+        this
+    }
+
+    /// Without a control plane: somebody else redirects, and there is no index.
+    #[must_use]
+    pub fn standalone(
+        evidence: Arc<Evidence>,
+        credentials: watch::Receiver<Option<Arc<Credentials>>>,
+        policy: watch::Receiver<Option<Arc<InboundPolicy>>>,
+    ) -> Self {
+        let (indexed, proof_limit) = (AtomicBool::new(true), AtomicU64::new(0));
+        Self { evidence, credentials, policy, indexed, proof_limit }
+    }
+
+    /// The operator has acknowledged the pod's addresses.
+    pub fn set_indexed(&self) {
+        self.indexed.store(true, Ordering::Relaxed);
+    }
+
+    /// How often the self-test runs.
+    pub fn expect_proofs_every(&self, interval: Duration) {
+        let limit = (interval * PROOF_INTERVALS).max(PROOF_FLOOR);
+        self.proof_limit.store(u64::try_from(limit.as_millis()).unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
+
+    /// What is missing; empty when the proxy is ready.
+    #[must_use]
+    pub fn missing(&self) -> Vec<Reason> {
+        let mut missing = Vec::new();
+        let limit = self.proof_limit.load(Ordering::Relaxed);
+        let proved =
+            self.evidence.outbound_proof_age().is_some_and(|age| age <= Duration::from_millis(limit));
+        if limit > 0 && !proved {
+            missing.push(Reason::RedirectMissing);
+        }
+        match &*self.credentials.borrow() {
+            None => missing.push(Reason::CertificatePending),
+            Some(credentials) if !is_current(credentials) => missing.push(Reason::CertificateExpired),
+            Some(_) => {}
+        }
+        if self.policy.borrow().is_none() {
+            missing.push(Reason::PolicyPending);
+        }
+        if !self.indexed.load(Ordering::Relaxed) {
+            missing.push(Reason::NotIndexed);
+        }
+        missing
+    }
+}
+
+type Arrival = (u16, std::net::TcpStream, SocketAddr);
+
+/// Takes connections from the data side to the control side.
+pub struct Doorway(mpsc::Sender<Arrival>);
+
+impl VirtualPorts for Doorway {
+    fn serve(&self, port: u16, stream: TcpStream, peer: SocketAddr) -> BoxFuture<'static, ()> {
+        // A full queue or a broken socket closes the connection: a probe that fails is tried again.
+        if let Ok(stream) = stream.into_std() {
+            let _ = self.0.try_send((port, stream, peer));
+        }
+        std::future::ready(()).boxed()
+    }
+}
+
+/// What answers on the virtual ports.
+pub struct VirtualServer {
+    /// For `/ready`.
+    pub readiness: Arc<Readiness>,
+    /// For `/probe/...`.
+    pub probes: ProbeTable,
+    /// Where probes go; `None` where there are none.
+    pub pod: Option<IpAddr>,
+    /// For `/metrics`.
+    pub metrics: Arc<Metrics>,
+}
+
+impl VirtualServer {
+    /// The doorway, and the task that serves what comes through it.
+    pub fn open(self) -> (Doorway, impl Future<Output = ()> + Send + 'static) {
+        let (sender, mut arrivals) = mpsc::channel::<Arrival>(MAX_CONNECTIONS);
+        let server = Arc::new(self);
+        let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+        let serve = async move {
+            while let Some((port, stream, _peer)) = arrivals.recv().await {
+                let (Ok(stream), Ok(place)) =
+                    (TcpStream::from_std(stream), places.clone().try_acquire_owned())
+                else {
+                    continue;
+                };
+                let server = server.clone();
+                tokio::spawn(async move {
+                    server.answer(port, stream).await;
+                    drop(place);
+                });
+            }
+        };
+        (Doorway(sender), serve)
+    }
+
+    async fn answer(&self, port: u16, mut stream: TcpStream) {
+        let request = tokio::time::timeout(IO_TIMEOUT, http::read_request(&mut stream)).await;
+        let answer = match request {
+            Ok(Ok(request)) => self.respond(port, &request).await,
+            Ok(Err(error)) if error.kind() == std::io::ErrorKind::InvalidData => {
+                http::response(400, "text/plain", "")
+            }
+            Ok(Err(_)) | Err(_) => return,
+        };
+        let _ = tokio::time::timeout(IO_TIMEOUT, async {
+            stream.write_all(&answer).await?;
+            stream.shutdown().await
+        })
+        .await;
+    }
+
+    async fn respond(&self, port: u16, request: &Request) -> Vec<u8> {
+        if request.method != "GET" {
+            return http::response(405, "text/plain", "");
+        }
+        match (port, request.path.as_str()) {
+            (HEALTH_PORT, "/ready") => ready(&self.readiness.missing()),
+            (HEALTH_PORT, path) => {
+                let Some(pod) = self.pod else { return http::response(404, "text/plain", "") };
+                let status = self.probes.run(path, pod, request.user_agent.as_deref()).await;
+                http::response(status.unwrap_or(404), "text/plain", "")
+            }
+            (METRICS_PORT, "/metrics") => {
+                let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+                http::response(200, kind, &self.metrics.render())
+            }
+            _ => http::response(404, "text/plain", ""),
+        }
+    }
+}
+
+fn ready(missing: &[Reason]) -> Vec<u8> {
+    let mut body = String::new();
+    for reason in missing {
+        let _ = writeln!(body, "{reason}");
+    }
+    http::response(if missing.is_empty() { 200 } else { 503 }, "text/plain", &body)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use cinch_policy::PortModes;
+    use tokio::io::AsyncReadExt;
+    use tokio::net::TcpListener;
+
+    fn readiness() -> (Arc<Readiness>, Arc<Evidence>, watch::Sender<Option<Arc<InboundPolicy>>>) {
+        let evidence = Arc::new(Evidence::new(8));
+        let policy = watch::Sender::new(None);
+        let credentials = watch::Sender::new(None).subscribe();
+        (Arc::new(Readiness::in_pod(evidence.clone(), credentials, policy.subscribe())), evidence, policy)
+    }
+
+    #[test]
+    fn every_missing_part_is_named_until_it_is_there() {
+        let (readiness, evidence, policy) = readiness();
+        use Reason::{CertificatePending, NotIndexed, PolicyPending, RedirectMissing};
+        assert_eq!(readiness.missing(), [RedirectMissing, CertificatePending, PolicyPending, NotIndexed]);
+        evidence.note_outbound_proof();
+        readiness.set_indexed();
+        let modes = PortModes::default();
+        policy.send_replace(Some(Arc::new(InboundPolicy {
+            version: 1,
+            modes,
+            policies: None,
+            locked: false,
+        })));
+        assert_eq!(readiness.missing(), [CertificatePending]);
+    }
+
+    async fn ask(port: u16, request: &str) -> String {
+        let (readiness, evidence, _policy) = readiness();
+        let server = VirtualServer {
+            readiness: readiness.clone(),
+            probes: ProbeTable::default(),
+            pod: Some(IpAddr::from([127, 0, 0, 1])),
+            metrics: Arc::new(Metrics::new(evidence, readiness, &Default::default(), &Default::default())),
+        };
+        let (doorway, serve) = server.open();
+        tokio::spawn(serve);
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let mut client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (stream, peer) = listener.accept().await.unwrap();
+        doorway.serve(port, stream, peer).await;
+        client.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        client.read_to_string(&mut answer).await.unwrap();
+        answer
+    }
+
+    #[tokio::test]
+    async fn the_ports_answer_what_they_are_for_and_nothing_else() {
+        let ready = ask(HEALTH_PORT, "GET /ready HTTP/1.1\r\n\r\n").await;
+        assert!(ready.starts_with("HTTP/1.1 503 ") && ready.contains("PolicyPending"), "{ready}");
+        let metrics = ask(METRICS_PORT, "GET /metrics HTTP/1.1\r\n\r\n").await;
+        assert!(metrics.contains("cinch_resident_memory_bytes"), "{metrics}");
+        for (port, request, status) in [
+            (HEALTH_PORT, "GET /metrics HTTP/1.1\r\n\r\n", 404),
+            (METRICS_PORT, "GET /ready HTTP/1.1\r\n\r\n", 404),
+            (HEALTH_PORT, "GET /probe/app/liveness/00 HTTP/1.1\r\n\r\n", 404),
+            (HEALTH_PORT, "POST /ready HTTP/1.1\r\n\r\n", 405),
+            (HEALTH_PORT, "\u{1}\u{2}\r\n\r\n", 400),
+        ] {
+            let answer = ask(port, request).await;
+            assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{request}: {answer}");
+        }
+    }
+}

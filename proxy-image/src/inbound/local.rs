@@ -1,0 +1,51 @@
+//! A connection of the pod to itself through a Service. Over the network it would meet the app without the
+//! proxy, because the kernel keeps it on loopback; so the outbound side hands it over here, under the pod's own
+//! identity, and policy decides as for any other peer.
+
+use super::{Watch, admit};
+use crate::context::Context;
+use crate::copy::{End, TcpSide, relay};
+use crate::live::{Denial, Live, Peer, Subject};
+use crate::path_metrics::{Direction, Transport};
+use crate::refusal;
+use crate::socket;
+use cinch_reason::Reason;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+/// Connects `client`, whose address is `from`, to the pod's own app at `to`, if policy allows it.
+pub async fn serve_local(ctx: &Context, live: &Arc<Live>, client: TcpSide, from: SocketAddr, to: SocketAddr) {
+    let refuse = |client: TcpSide, reason: Reason, detail: &str| {
+        refusal::refused(&ctx.metrics, Direction::Inbound, reason, (from, to), detail);
+        client.abort();
+    };
+    let own = ctx.credentials.borrow().as_ref().map(|credentials| credentials.svid.id().clone());
+    let Some(own) = own else {
+        return refuse(client, Reason::ControlUnreachable, "no certificate has come yet");
+    };
+    let subject = Subject { peer: Peer::Proved(own), source: to.ip(), destination: to };
+    let registered = match admit(ctx, live, subject) {
+        Ok(registered) => registered,
+        Err(Denial { reason, policy }) => {
+            return refuse(client, reason, policy.as_deref().unwrap_or_default());
+        }
+    };
+    let app = match socket::connect(to, ctx.limits.connect_timeout).await {
+        Ok(app) => app,
+        Err(error) => return refuse(client, Reason::NoListener, &error.to_string()),
+    };
+    let metrics = ctx.metrics.connection(Direction::Inbound, Transport::Local);
+    let (mut client, mut app) = (client, TcpSide::new(app));
+    match relay(&mut client, &mut app, &mut Watch::new(&metrics).judged(&registered)).await {
+        End::Finished => {}
+        End::Failed(..) => {
+            client.abort();
+            app.abort();
+        }
+        End::Cut(reason) => {
+            refusal::cut(&ctx.metrics, Direction::Inbound, reason, from, to);
+            client.abort();
+            app.abort();
+        }
+    }
+}

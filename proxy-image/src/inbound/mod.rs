@@ -1,0 +1,159 @@
+//! Connections to the pod. In go those that the redirect brings to port 15006; out they go to the app on its own
+//! address and port, from tunnels or in plaintext as the port's mode has it, or they are reset, counted and named.
+
+mod local;
+mod opening;
+mod plaintext;
+mod streams;
+mod watch;
+
+pub use local::serve_local;
+pub use watch::Watch;
+
+use crate::accept::{Accepted, OriginalDestination, accept, redirected};
+use crate::context::{Context, HEALTH_PORT, InboundPolicy, METRICS_PORT};
+use crate::evidence::Outcome;
+use crate::gate::Gate;
+use crate::live::{Denial, Live, Peer, Registered, Subject, judge};
+use crate::path_metrics::Direction;
+use crate::refusal;
+use crate::socket;
+use cinch_policy::Mode;
+use cinch_reason::Reason;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::OwnedSemaphorePermit;
+use tokio_util::task::TaskTracker;
+
+/// Ports of ours that nobody may reach from outside: admin, outbound, inbound.
+const OWN_PORTS: [u16; 3] = [15000, 15001, 15006];
+
+/// The inbound side.
+pub struct Inbound {
+    ctx: Arc<Context>,
+    live: Arc<Live>,
+    gate: Arc<Gate>,
+    original: OriginalDestination,
+    tasks: TaskTracker,
+    idle: AtomicUsize,
+}
+
+/// A connection on its way to an app of the pod.
+struct Arrival {
+    stream: TcpStream,
+    from: SocketAddr,
+    to: SocketAddr,
+    /// What was already read from it.
+    prefix: Vec<u8>,
+}
+
+/// Serves `listener` until the drain has begun and every connection has ended.
+pub async fn serve(listener: TcpListener, ctx: Arc<Context>) {
+    serve_with(listener, ctx, redirected()).await;
+}
+
+/// As [`serve`], with another source of original destinations.
+pub async fn serve_with(listener: TcpListener, ctx: Arc<Context>, original: OriginalDestination) {
+    let limits = &ctx.limits;
+    let inbound = Arc::new(Inbound {
+        gate: Gate::new(limits.handshakes, limits.handshakes_per_source, limits.handshakes_waiting),
+        live: Arc::default(),
+        original,
+        tasks: TaskTracker::new(),
+        idle: AtomicUsize::new(0),
+        ctx: ctx.clone(),
+    });
+    let following = tokio::spawn(inbound.live.clone().follow(ctx.policy.clone()));
+    accept(listener, &ctx, |accepted| {
+        let inbound = inbound.clone();
+        inbound.tasks.clone().spawn(async move { inbound.take(accepted).await });
+    })
+    .await;
+    inbound.tasks.close();
+    inbound.tasks.wait().await;
+    following.abort();
+}
+
+impl Inbound {
+    async fn take(&self, Accepted { stream, from, place }: Accepted) {
+        socket::prepare(&stream);
+        let Ok(to) = (self.original)(&stream) else {
+            self.ctx.metrics.count_refused(Direction::Inbound, Reason::RedirectMissing);
+            socket::abort(stream);
+            return;
+        };
+        let to = SocketAddr::new(to.ip().to_canonical(), to.port());
+        if let Err(why) = self.check_destination(from, to) {
+            self.refuse(stream, from, to, Reason::DestinationRefused, why);
+            return;
+        }
+        if to.port() == METRICS_PORT || to.port() == HEALTH_PORT {
+            // Nobody listens on these ports, so only a working redirect can have brought this here.
+            self.ctx.evidence.note_inbound_proof();
+            self.ctx.probes.serve(to.port(), stream, from).await;
+            return;
+        }
+        self.dispatch(Arrival { stream, from, to, prefix: Vec::new() }, place).await;
+    }
+
+    fn check_destination(&self, from: SocketAddr, to: SocketAddr) -> Result<(), &'static str> {
+        if OWN_PORTS.contains(&to.port()) {
+            return Err("a port of the proxy itself");
+        }
+        if from == to {
+            return Err("a connection to itself");
+        }
+        // Loopback is none of them, so what apps bind there stays private.
+        if !self.ctx.is_own(to.ip()) {
+            return Err("not an address of the pod");
+        }
+        Ok(())
+    }
+
+    async fn dispatch(&self, arrival: Arrival, place: OwnedSemaphorePermit) {
+        let Some(policy) = self.policy() else {
+            let Arrival { stream, from, to, .. } = arrival;
+            self.refuse(stream, from, to, Reason::ControlUnreachable, "no policy has come yet");
+            return;
+        };
+        match policy.modes.mode(arrival.to.port()) {
+            Mode::Strict => self.strict(arrival).await,
+            Mode::Permissive => self.permissive(arrival).await,
+            Mode::Disable => self.plaintext(arrival).await,
+        }
+        drop(place);
+    }
+
+    fn policy(&self) -> Option<Arc<InboundPolicy>> {
+        self.ctx.policy.borrow().clone()
+    }
+
+    /// Registers the connection, then judges it by the policy of now.
+    fn admit(&self, peer: Peer, from: SocketAddr, to: SocketAddr) -> Result<Registered, Denial> {
+        admit(&self.ctx, &self.live, Subject { peer, source: from.ip(), destination: to })
+    }
+
+    fn refuse(&self, stream: TcpStream, from: SocketAddr, to: SocketAddr, reason: Reason, detail: &str) {
+        refusal::refused(&self.ctx.metrics, Direction::Inbound, reason, (from, to), detail);
+        socket::abort(stream);
+    }
+
+    /// Refuses plaintext, and remembers whose.
+    fn deny_plaintext(&self, arrival: Arrival, denial: &Denial) {
+        let Arrival { stream, from, to, .. } = arrival;
+        self.ctx.evidence.refused(from.ip(), to.port(), Outcome::Denied);
+        self.refuse(stream, from, to, denial.reason, denial.policy.as_deref().unwrap_or_default());
+    }
+}
+
+fn admit(ctx: &Context, live: &Arc<Live>, subject: Subject) -> Result<Registered, Denial> {
+    let registered = live.register(subject);
+    let policy = ctx.policy.borrow().clone();
+    match policy {
+        Some(policy) => judge(&policy, registered.subject())?,
+        None => return Err(Denial { reason: Reason::ControlUnreachable, policy: None }),
+    }
+    Ok(registered)
+}

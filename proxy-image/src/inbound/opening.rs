@@ -1,0 +1,159 @@
+//! What a connection to a STRICT or PERMISSIVE port turns out to be, by its first bytes or by its silence.
+
+use super::{Arrival, Inbound};
+use crate::live::{Denial, Peer, Registered};
+use crate::sniff::{self, First};
+use cinch_reason::Reason;
+use std::io;
+use std::time::{Duration, Instant};
+use tokio::io::AsyncReadExt;
+use tokio::net::TcpStream;
+
+/// Read at a time; a ClientHello with a post-quantum key share has about 1.8 KiB.
+const CHUNK: usize = 2048;
+
+/// What has come within a time.
+enum Heard {
+    /// A tunnel's ClientHello.
+    Tunnel,
+    /// Bytes of something else.
+    Other,
+    /// Not enough to say, and no more will come: the client has ended its direction.
+    Ended,
+    /// Not enough to say within the time.
+    Nothing,
+    /// The connection broke.
+    Broken,
+}
+
+impl Inbound {
+    /// STRICT: a tunnel or nothing.
+    pub(super) async fn strict(&self, mut arrival: Arrival) {
+        let began = Instant::now();
+        let heard = listen(&mut arrival, self.ctx.limits.handshake_timeout).await;
+        if matches!(heard, Heard::Tunnel) {
+            self.tunnel(arrival).await;
+            return;
+        }
+        let silent = arrival.prefix.is_empty() && !matches!(heard, Heard::Nothing);
+        if silent && began.elapsed() < self.ctx.limits.silence {
+            // Connected and gone: a scan. Who stays longer waits for the app's first word, in plaintext.
+            self.nothing_came(arrival);
+            return;
+        }
+        self.deny_plaintext(arrival, &Denial { reason: Reason::StrictPlaintext, policy: None });
+    }
+
+    /// PERMISSIVE: a tunnel, plaintext, or a client that waits for the app's first word.
+    pub(super) async fn permissive(&self, mut arrival: Arrival) {
+        match listen(&mut arrival, self.ctx.limits.silence).await {
+            Heard::Tunnel => self.tunnel(arrival).await,
+            Heard::Other => self.plaintext(arrival).await,
+            Heard::Broken => self.nothing_came(arrival),
+            // A scan, or an app client that ends its direction and then reads.
+            Heard::Ended => self.plaintext(arrival).await,
+            Heard::Nothing => self.silent(arrival).await,
+        }
+    }
+
+    /// The client has not said enough: connect it to the app in plaintext, unless policy forbids that or a
+    /// tunnel's ClientHello comes before the app has said a word.
+    async fn silent(&self, mut arrival: Arrival) {
+        let registered = match self.admit(Peer::Unknown, arrival.from, arrival.to) {
+            Ok(registered) => registered,
+            Err(denial) => {
+                // It may still be a slow tunnel.
+                match listen(&mut arrival, self.ctx.limits.handshake_timeout).await {
+                    Heard::Tunnel => self.tunnel(arrival).await,
+                    _ => self.deny_plaintext(arrival, &denial),
+                }
+                return;
+            }
+        };
+        let Some((arrival, app)) = self.reach_app(arrival).await else { return };
+        let accepted = self.ctx.evidence.accepted(arrival.from.ip(), arrival.to.port());
+        let mut arrival = arrival;
+        let patience = if arrival.prefix.is_empty() { None } else { Some(self.ctx.limits.handshake_timeout) };
+        match late_hello(&mut arrival, &app, &registered, patience).await {
+            true => {
+                accepted.became_tunnel();
+                drop((app, registered));
+                self.tunnel(arrival).await;
+            }
+            false => self.copy_plaintext(arrival, app, accepted, registered).await,
+        }
+    }
+}
+
+/// Reads until it is known what the connection is, at most for `limit`.
+async fn listen(arrival: &mut Arrival, limit: Duration) -> Heard {
+    if !arrival.prefix.is_empty() {
+        match sniff::classify(&arrival.prefix) {
+            First::Tunnel => return Heard::Tunnel,
+            First::Other => return Heard::Other,
+            First::Undecided => {}
+        }
+    }
+    let reading = async {
+        loop {
+            match read_more(&mut arrival.stream, &mut arrival.prefix).await {
+                Err(_) => return Heard::Broken,
+                Ok(0) => return Heard::Ended,
+                Ok(_) => {}
+            }
+            match sniff::classify(&arrival.prefix) {
+                First::Tunnel => return Heard::Tunnel,
+                First::Other => return Heard::Other,
+                First::Undecided => {}
+            }
+        }
+    };
+    tokio::time::timeout(limit, reading).await.unwrap_or(Heard::Nothing)
+}
+
+async fn read_more(stream: &mut TcpStream, prefix: &mut Vec<u8>) -> io::Result<usize> {
+    prefix.reserve(CHUNK);
+    stream.read_buf(prefix).await
+}
+
+/// Waits while neither side has said what decides: true when a tunnel's ClientHello has come, false when the app
+/// has spoken, the client has said something else, either has ended, the connection was cut, or a ClientHello
+/// stays incomplete.
+async fn late_hello(
+    arrival: &mut Arrival,
+    app: &TcpStream,
+    registered: &Registered,
+    patience: Option<Duration>,
+) -> bool {
+    let cut = std::future::poll_fn(|cx| match registered.poll_cut(cx) {
+        Some(_) => std::task::Poll::Ready(()),
+        None => std::task::Poll::Pending,
+    });
+    let begun = async {
+        match patience {
+            Some(patience) => tokio::time::sleep(patience).await,
+            None => std::future::pending().await,
+        }
+    };
+    let client = async {
+        loop {
+            match read_more(&mut arrival.stream, &mut arrival.prefix).await {
+                Err(_) | Ok(0) => return false,
+                Ok(_) => {}
+            }
+            match sniff::classify(&arrival.prefix) {
+                First::Tunnel => return true,
+                First::Other => return false,
+                First::Undecided => {}
+            }
+        }
+    };
+    tokio::select! {
+        biased;
+        () = cut => false,
+        // The app's first word: from now on a ClientHello would be an answer to it.
+        _ = app.readable() => false,
+        tunnel = client => tunnel,
+        () = begun => false,
+    }
+}

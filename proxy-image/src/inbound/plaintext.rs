@@ -1,0 +1,80 @@
+//! Plaintext that the port's mode lets in: judged, connected, copied, witnessed.
+
+use super::{Arrival, Inbound, Watch};
+use crate::copy::{End, Side, TcpSide, relay};
+use crate::evidence::{Accepted, Outcome};
+use crate::live::{Peer, Registered};
+use crate::path_metrics::{Direction, Transport};
+use crate::refusal;
+use crate::socket;
+use cinch_reason::Reason;
+use tokio::net::TcpStream;
+
+impl Inbound {
+    /// A connection that is plaintext for certain.
+    pub(super) async fn plaintext(&self, arrival: Arrival) {
+        let registered = match self.admit(Peer::Unknown, arrival.from, arrival.to) {
+            Ok(registered) => registered,
+            Err(denial) => return self.deny_plaintext(arrival, &denial),
+        };
+        let Some((arrival, app)) = self.reach_app(arrival).await else { return };
+        let accepted = self.ctx.evidence.accepted(arrival.from.ip(), arrival.to.port());
+        self.copy_plaintext(arrival, app, accepted, registered).await;
+    }
+
+    /// Connects to the app, or resets the connection as the kernel would have done.
+    pub(super) async fn reach_app(&self, arrival: Arrival) -> Option<(Arrival, TcpStream)> {
+        match socket::connect(arrival.to, self.ctx.limits.connect_timeout).await {
+            Ok(app) => Some((arrival, app)),
+            Err(error) => {
+                let Arrival { stream, from, to, .. } = arrival;
+                self.ctx.evidence.refused(from.ip(), to.port(), Outcome::NoListener);
+                self.refuse(stream, from, to, Reason::NoListener, &error.to_string());
+                None
+            }
+        }
+    }
+
+    /// The connection broke before anybody said a byte.
+    pub(super) fn nothing_came(&self, arrival: Arrival) {
+        self.ctx.evidence.refused(arrival.from.ip(), arrival.to.port(), Outcome::Empty);
+        socket::abort(arrival.stream);
+    }
+
+    pub(super) async fn copy_plaintext(
+        &self,
+        arrival: Arrival,
+        app: TcpStream,
+        mut accepted: Accepted,
+        registered: Registered,
+    ) {
+        let Arrival { stream, from, to, prefix } = arrival;
+        let metrics = self.ctx.metrics.connection(Direction::Inbound, Transport::Plaintext);
+        let (mut client, mut app) = (TcpSide::new(stream), TcpSide::new(app));
+        // A cut that came while we connected must not let these bytes through.
+        if !prefix.is_empty() && registered.denial().is_none() {
+            accepted.served();
+            metrics.received.inc_by(prefix.len() as u64);
+            if app.send(&prefix, false).is_err() {
+                client.abort();
+                return;
+            }
+        }
+        drop(prefix);
+        let mut watch = Watch::new(&metrics).judged(&registered).witnessed(&mut accepted);
+        match relay(&mut client, &mut app, &mut watch).await {
+            End::Finished => {}
+            End::Failed(..) => {
+                client.abort();
+                app.abort();
+            }
+            End::Cut(reason) => {
+                let reason = if reason == Reason::StrictPlaintext { Reason::PlaintextCut } else { reason };
+                refusal::cut(&self.ctx.metrics, Direction::Inbound, reason, from, to);
+                accepted.cut();
+                client.abort();
+                app.abort();
+            }
+        }
+    }
+}

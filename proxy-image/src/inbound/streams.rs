@@ -1,0 +1,244 @@
+//! The server side of tunnels: the handshake, then one stream after the other, until the client leaves, the
+//! tunnel is too old, its certificates or bundle are replaced, or the proxy ends.
+
+use super::{Arrival, Inbound, Watch};
+use crate::context::Credentials;
+use crate::copy::{End, Failure, TcpSide, Which, relay};
+use crate::live::{Denial, Peer, Registered};
+use crate::path_metrics::{Direction, Outcome, Transport};
+use crate::refusal;
+use crate::socket;
+use crate::tunnel_io::{self, Bounds, HandshakeError, Tunnel, TunnelError};
+use cinch_reason::Reason;
+use cinch_tunnel::{RefuseCode, ResetCode};
+use std::future::poll_fn;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+use tokio::sync::watch;
+
+/// Between which addresses a tunnel goes.
+#[derive(Clone, Copy)]
+struct Ends {
+    from: SocketAddr,
+    to: SocketAddr,
+}
+
+/// What comes next on an idle tunnel.
+enum Next {
+    Stream,
+    Closed,
+    /// We want no further streams on it.
+    Leave,
+    Failed(TunnelError),
+}
+
+impl Inbound {
+    /// A connection that began with a tunnel's ClientHello.
+    pub(super) async fn tunnel(&self, arrival: Arrival) {
+        let Arrival { stream, from, to, prefix } = arrival;
+        let credentials = self.ctx.credentials.borrow().clone();
+        let Some(credentials) = credentials else {
+            return self.refuse(stream, from, to, Reason::ControlUnreachable, "no certificate has come yet");
+        };
+        let limits = &self.ctx.limits;
+        let Some(pass) = self.gate.enter(from.ip(), limits.handshake_timeout).await else {
+            self.ctx.metrics.count_limit("handshakes");
+            return self.refuse(stream, from, to, Reason::Overloaded, "handshakes");
+        };
+        let gauge = self.ctx.metrics.tunnel_open(Direction::Inbound);
+        let bounds = Bounds { handshake: limits.handshake_timeout, age: limits.tunnel_age };
+        let shaken = tunnel_io::accept(stream, prefix, &credentials, bounds, gauge).await;
+        drop(pass);
+        match shaken {
+            Ok(tunnel) => {
+                self.ctx.metrics.count_handshake(Direction::Inbound, Outcome::Ok);
+                self.streams(tunnel, Ends { from, to }, credentials).await;
+            }
+            Err(error) => {
+                let metrics = &self.ctx.metrics;
+                metrics.count_handshake(Direction::Inbound, Outcome::Failed);
+                if matches!(error, HandshakeError::Timeout) {
+                    metrics.count_limit("handshake_timeout");
+                }
+                refusal::refused(metrics, Direction::Inbound, error.reason(), (from, to), &error.to_string());
+            }
+        }
+    }
+
+    async fn streams(&self, mut tunnel: Tunnel, ends: Ends, credentials: Arc<Credentials>) {
+        let mut current = self.ctx.credentials.clone();
+        let mut wait = self.ctx.limits.handshake_timeout;
+        loop {
+            match self.next(&mut tunnel, wait, &mut current, credentials.bundle_version).await {
+                Next::Stream => {
+                    if let Err(error) = self.stream(&mut tunnel, ends).await {
+                        return self.failed(tunnel, ends, &error);
+                    }
+                    if tunnel.outlived_certificate() {
+                        self.ctx.metrics.outlived_certificate.inc();
+                    }
+                }
+                Next::Closed => return tunnel.close(self.ctx.limits.settle).await,
+                Next::Leave => return self.leave(tunnel).await,
+                Next::Failed(error) => return self.failed(tunnel, ends, &error),
+            }
+            wait = self.ctx.limits.server_idle;
+        }
+    }
+
+    async fn next(
+        &self,
+        tunnel: &mut Tunnel,
+        wait: Duration,
+        credentials: &mut watch::Receiver<Option<Arc<Credentials>>>,
+        bundle_version: u64,
+    ) -> Next {
+        let left = tunnel.expires().saturating_duration_since(Instant::now());
+        let Some(_idle) = Idle::enter(&self.idle, self.ctx.limits.idle_tunnels) else {
+            self.ctx.metrics.count_limit("idle_tunnels");
+            return Next::Leave;
+        };
+        tokio::select! {
+            biased;
+            opened = poll_fn(|cx| tunnel.poll_open(cx)) => match opened {
+                Ok(Some(_)) => Next::Stream,
+                Ok(None) => Next::Closed,
+                Err(error) => Next::Failed(error),
+            },
+            () = tokio::time::sleep(wait.min(left)) => Next::Leave,
+            () = self.ctx.drain.cancelled() => Next::Leave,
+            () = another_bundle(credentials, bundle_version) => Next::Leave,
+        }
+    }
+
+    /// Takes no further stream, and lets the client close first, so that no OPEN of it is lost.
+    async fn leave(&self, mut tunnel: Tunnel) {
+        let leaving = async {
+            tunnel.drain()?;
+            while poll_fn(|cx| tunnel.poll_open(cx)).await?.is_some() {
+                tunnel.refuse(RefuseCode::Draining)?;
+                tunnel.settle(None).await?;
+            }
+            Ok::<_, TunnelError>(())
+        };
+        let _ = tokio::time::timeout(self.ctx.limits.settle, leaving).await;
+        tunnel.close(self.ctx.limits.settle).await;
+    }
+
+    /// One app connection. An error means that the tunnel is of no further use.
+    async fn stream(&self, tunnel: &mut Tunnel, ends: Ends) -> Result<(), TunnelError> {
+        let Ends { from, to } = ends;
+        if self.ctx.drain.is_cancelled() || Instant::now() >= tunnel.expires() {
+            // The client tries another tunnel: nothing is lost, so nothing is counted as refused.
+            tunnel.refuse(RefuseCode::Draining)?;
+            return self.settle(tunnel, None).await;
+        }
+        let registered = match self.admit(Peer::Proved(tunnel.peer().clone()), from, to) {
+            Ok(registered) => registered,
+            Err(Denial { reason, policy }) => {
+                let policy = policy.unwrap_or_default();
+                return self.refuse_stream(tunnel, ends, RefuseCode::Denied, reason, &policy).await;
+            }
+        };
+        match socket::connect(to, self.ctx.limits.connect_timeout).await {
+            Ok(app) => self.copy_stream(tunnel, ends, TcpSide::new(app), &registered).await,
+            Err(error) => {
+                let code = match error.kind() {
+                    io::ErrorKind::ConnectionRefused => RefuseCode::NoListener,
+                    _ => RefuseCode::Unreachable,
+                };
+                self.refuse_stream(tunnel, ends, code, Reason::NoListener, &error.to_string()).await
+            }
+        }
+    }
+
+    async fn refuse_stream(
+        &self,
+        tunnel: &mut Tunnel,
+        Ends { from, to }: Ends,
+        code: RefuseCode,
+        reason: Reason,
+        detail: &str,
+    ) -> Result<(), TunnelError> {
+        let metrics = &self.ctx.metrics;
+        refusal::refused(metrics, Direction::Inbound, reason, (from, to), detail);
+        tunnel.refuse(code)?;
+        self.settle(tunnel, None).await
+    }
+
+    async fn copy_stream(
+        &self,
+        tunnel: &mut Tunnel,
+        Ends { from, to }: Ends,
+        mut app: TcpSide,
+        registered: &Registered,
+    ) -> Result<(), TunnelError> {
+        tunnel.opened()?;
+        let metrics = self.ctx.metrics.connection(Direction::Inbound, Transport::Tunnel);
+        let end = relay(tunnel, &mut app, &mut Watch::new(&metrics).judged(registered)).await;
+        let why = match end {
+            End::Finished => return Ok(()),
+            End::Cut(reason) => {
+                refusal::cut(&self.ctx.metrics, Direction::Inbound, reason, from, to);
+                Some(ResetCode::Cut)
+            }
+            End::Failed(Which::First, Failure::Broken) => {
+                app.abort();
+                return Err(tunnel.take_fault());
+            }
+            End::Failed(Which::First, Failure::Reset) => None,
+            End::Failed(Which::Second, _) => Some(ResetCode::App),
+        };
+        app.abort();
+        self.settle(tunnel, why).await
+    }
+
+    async fn settle(&self, tunnel: &mut Tunnel, why: Option<ResetCode>) -> Result<(), TunnelError> {
+        tokio::time::timeout(self.ctx.limits.settle, tunnel.settle(why))
+            .await
+            .map_err(|_| TunnelError::Broken(io::ErrorKind::TimedOut.into()))?
+    }
+
+    fn failed(&self, tunnel: Tunnel, Ends { from, to }: Ends, error: &TunnelError) {
+        if let TunnelError::Protocol(_) | TunnelError::Tls(_) = error {
+            self.ctx.metrics.count_protocol_error(Direction::Inbound);
+            let detail = error.to_string();
+            refusal::refused(
+                &self.ctx.metrics,
+                Direction::Inbound,
+                Reason::TunnelBroken,
+                (from, to),
+                &detail,
+            );
+        }
+        tunnel.abort();
+    }
+}
+
+/// Waits until the trust bundle is another than that of `version`: peers must then be verified anew.
+async fn another_bundle(credentials: &mut watch::Receiver<Option<Arc<Credentials>>>, version: u64) {
+    let other =
+        |held: &Option<Arc<Credentials>>| held.as_ref().is_some_and(|held| held.bundle_version != version);
+    if credentials.wait_for(other).await.is_err() {
+        std::future::pending::<()>().await;
+    }
+}
+
+/// A place among the idle tunnels.
+struct Idle<'a>(&'a AtomicUsize);
+
+impl<'a> Idle<'a> {
+    fn enter(idle: &'a AtomicUsize, limit: usize) -> Option<Idle<'a>> {
+        let place = Idle(idle);
+        (idle.fetch_add(1, Ordering::Relaxed) < limit).then_some(place)
+    }
+}
+
+impl Drop for Idle<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}

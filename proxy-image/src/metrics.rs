@@ -1,0 +1,116 @@
+//! The metrics page: the data path's handles, and what only the control side knows, read when somebody asks.
+
+use crate::discovery::DiscoveryMetrics;
+use crate::evidence::Evidence;
+use crate::health::Readiness;
+use crate::path_metrics::PathMetrics;
+use crate::process::resident_bytes;
+use prometheus_client::encoding::text;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::{Registry, Unit};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// What a proof or certificate that never was is shown as, in seconds: far from any real age.
+const NEVER: i64 = -1;
+
+/// Counters of the control side.
+#[derive(Debug, Clone, Default)]
+pub struct ControlMetrics {
+    /// 1 while the control stream stands.
+    pub connected: Gauge,
+    /// Streams that stood so far.
+    pub streams: Counter,
+    /// Attempts that failed.
+    pub failures: Counter,
+    /// When the certificate ends, in seconds since 1970.
+    pub certificate_expiry: Gauge,
+    /// Certificates received.
+    pub certificates: Counter,
+    /// Self-tests of the outbound redirect that failed.
+    pub self_test_failures: Counter,
+    /// The records of discovery.
+    pub discovery: DiscoveryMetrics,
+}
+
+/// The page.
+pub struct Metrics {
+    registry: Registry,
+    evidence: Arc<Evidence>,
+    readiness: Arc<Readiness>,
+    ready: Gauge,
+    memory: Gauge,
+    inbound_proof: Gauge,
+    outbound_proof: Gauge,
+}
+
+impl Metrics {
+    /// Registers everything.
+    #[must_use]
+    pub fn new(
+        evidence: Arc<Evidence>,
+        readiness: Arc<Readiness>,
+        path: &PathMetrics,
+        control: &ControlMetrics,
+    ) -> Self {
+        let mut registry = Registry::with_prefix("cinch");
+        path.register(&mut registry);
+        control.register(&mut registry);
+        let this = Self {
+            evidence,
+            readiness,
+            ready: Gauge::default(),
+            memory: Gauge::default(),
+            inbound_proof: Gauge::default(),
+            outbound_proof: Gauge::default(),
+            registry: Registry::default(),
+        };
+        let r = &mut registry;
+        r.register("ready", "1 when nothing is missing", this.ready.clone());
+        r.register_with_unit("resident_memory", "Memory in use", Unit::Bytes, this.memory.clone());
+        let (inbound, outbound) = (this.inbound_proof.clone(), this.outbound_proof.clone());
+        let help = "Age of the last proof that the redirect works; -1: never proved";
+        r.register_with_unit("inbound_redirect_proof_age", help, Unit::Seconds, inbound);
+        r.register_with_unit("outbound_redirect_proof_age", help, Unit::Seconds, outbound);
+        Self { registry, ..this }
+    }
+
+    /// The page as OpenMetrics text.
+    #[must_use]
+    pub fn render(&self) -> String {
+        self.ready.set(i64::from(self.readiness.missing().is_empty()));
+        self.memory.set(i64::try_from(resident_bytes()).unwrap_or(i64::MAX));
+        self.inbound_proof.set(seconds(self.evidence.inbound_proof_age()));
+        self.outbound_proof.set(seconds(self.evidence.outbound_proof_age()));
+        let mut page = String::new();
+        // Writing to a string can't fail.
+        let _ = text::encode(&mut page, &self.registry);
+        page
+    }
+}
+
+impl ControlMetrics {
+    fn register(&self, r: &mut Registry) {
+        r.register("control_connected", "1 while the control stream stands", self.connected.clone());
+        r.register("control_streams", "Control streams that stood", self.streams.clone());
+        r.register("control_failures", "Failed attempts to reach the operator", self.failures.clone());
+        let help = "When the certificate ends, since 1970; 0: there is none";
+        r.register_with_unit("certificate_expiry", help, Unit::Seconds, self.certificate_expiry.clone());
+        r.register("certificates", "Certificates received", self.certificates.clone());
+        let help = "Dials of the self-test that did not come back through the redirect";
+        r.register("self_test_failures", help, self.self_test_failures.clone());
+        r.register(
+            "discovery_records",
+            "Addresses in the cache of discovery",
+            self.discovery.records.clone(),
+        );
+        r.register("discovery_evictions", "Records evicted for others", self.discovery.evictions.clone());
+        let help = "Connections refused because the operator did not answer in time";
+        r.register("discovery_unanswered", help, self.discovery.unanswered.clone());
+    }
+}
+
+fn seconds(age: Option<Duration>) -> i64 {
+    age.map_or(NEVER, |age| i64::try_from(age.as_secs()).unwrap_or(i64::MAX))
+}

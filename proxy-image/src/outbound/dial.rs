@@ -1,0 +1,208 @@
+//! From an endpoint with its identity to a tunnel that takes the connection: from the pool, or by a handshake
+//! that accepts this identity and no other.
+
+use crate::context::{Context, Credentials};
+use crate::gate::Gate;
+use crate::path_metrics::{Direction, Outcome};
+use crate::pool::{Key, Pool};
+use crate::refusal;
+use crate::socket;
+use crate::tunnel_io::{self, Answer, Bounds, HandshakeError, Tunnel, TunnelError};
+use cinch_identity::{Peer, SpiffeId, client_config};
+use cinch_reason::Reason;
+use cinch_tunnel::{ALPN, RefuseCode, ResetCode};
+use parking_lot::Mutex;
+use rustls::ClientConfig;
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+/// Configurations kept, one for each peer identity; beyond that they are made anew.
+const CONFIGS: usize = 1024;
+
+/// A tunnel whose server has said OPENED.
+pub(super) struct Opened {
+    pub(super) key: Key,
+    pub(super) tunnel: Tunnel,
+}
+
+/// Why an endpoint did not take the connection.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Trouble {
+    /// It could not be connected; another endpoint may.
+    Unreachable(Reason),
+    /// It said that another tunnel may do, or the handshake failed: once, another try is harmless.
+    Retry(Reason),
+    /// Final.
+    Refused(Reason),
+    /// It proved another identity.
+    Mismatch,
+    /// The app has reset its connection meanwhile.
+    AppGone,
+}
+
+#[derive(Default)]
+struct Configs {
+    generation: u64,
+    bundle_version: u64,
+    by_peer: HashMap<SpiffeId, Arc<ClientConfig>>,
+}
+
+/// Makes and keeps tunnels.
+pub(super) struct Dialler {
+    ctx: Arc<Context>,
+    pool: Arc<Pool>,
+    gate: Arc<Gate>,
+    configs: Mutex<Configs>,
+}
+
+impl Dialler {
+    pub(super) fn new(ctx: &Arc<Context>) -> Dialler {
+        let limits = &ctx.limits;
+        Dialler {
+            pool: Pool::new(limits, ctx.metrics.clone()),
+            gate: Gate::new(limits.handshakes, limits.handshakes_per_source, limits.handshakes_waiting),
+            configs: Mutex::default(),
+            ctx: ctx.clone(),
+        }
+    }
+
+    pub(super) fn pool(&self) -> &Arc<Pool> {
+        &self.pool
+    }
+
+    /// Closes idle tunnels that are past their time or of other credentials than the current ones.
+    pub(super) fn keep_swept(&self) -> impl Future<Output = ()> + Send + 'static {
+        let credentials = self.ctx.credentials.clone();
+        self.pool.clone().keep_swept(move |key| {
+            credentials.borrow().as_ref().is_some_and(|held| {
+                (held.generation, held.bundle_version) == (key.generation, key.bundle_version)
+            })
+        })
+    }
+
+    /// An idle tunnel to `address`, or a new one when there is none or it shall be `fresh`.
+    pub(super) async fn tunnel(
+        &self,
+        address: SocketAddr,
+        identity: &SpiffeId,
+        fresh: bool,
+    ) -> Result<(Key, Tunnel), Trouble> {
+        let credentials = self.ctx.credentials.borrow().clone();
+        let credentials = credentials.ok_or(Trouble::Refused(Reason::ControlUnreachable))?;
+        let key = Key {
+            generation: credentials.generation,
+            bundle_version: credentials.bundle_version,
+            peer: identity.clone(),
+            address,
+        };
+        if !fresh && let Some(tunnel) = self.pool.take(&key) {
+            return Ok((key, tunnel));
+        }
+        let tunnel = self.dial(&key, &credentials).await?;
+        Ok((key, tunnel))
+    }
+
+    async fn dial(&self, key: &Key, credentials: &Credentials) -> Result<Tunnel, Trouble> {
+        let (limits, metrics) = (&self.ctx.limits, &self.ctx.metrics);
+        let Some(pass) = self.gate.enter(key.address.ip(), limits.handshake_timeout).await else {
+            metrics.count_limit("handshakes");
+            return Err(Trouble::Refused(Reason::Overloaded));
+        };
+        let stream = socket::connect(key.address, limits.connect_timeout)
+            .await
+            .map_err(|_| Trouble::Unreachable(Reason::NoListener))?;
+        let config = self.config(key, credentials)?;
+        let gauge = metrics.tunnel_open(Direction::Outbound);
+        let bounds = Bounds { handshake: limits.handshake_timeout, age: limits.tunnel_age };
+        let shaken = tunnel_io::dial(stream, config, credentials, bounds, gauge).await;
+        drop(pass);
+        let outcome = if shaken.is_ok() { Outcome::Ok } else { Outcome::Failed };
+        metrics.count_handshake(Direction::Outbound, outcome);
+        if matches!(shaken, Err(HandshakeError::Timeout)) {
+            metrics.count_limit("handshake_timeout");
+        }
+        shaken.map_err(|error| trouble(&error, key))
+    }
+
+    fn config(&self, key: &Key, credentials: &Credentials) -> Result<Arc<ClientConfig>, Trouble> {
+        let mut configs = self.configs.lock();
+        if (configs.generation, configs.bundle_version) != (key.generation, key.bundle_version)
+            || configs.by_peer.len() >= CONFIGS
+        {
+            *configs = Configs {
+                generation: key.generation,
+                bundle_version: key.bundle_version,
+                by_peer: HashMap::new(),
+            };
+        }
+        if let Some(config) = configs.by_peer.get(&key.peer) {
+            return Ok(config.clone());
+        }
+        let peer = Peer::Exactly(key.peer.clone());
+        let config = client_config(Some(&credentials.svid), &credentials.bundle, peer, &[ALPN])
+            .map_err(|error| Trouble::Refused(error.reason()))?;
+        configs.by_peer.insert(key.peer.clone(), config.clone());
+        Ok(config)
+    }
+
+    /// Waits for the answer to the OPEN that `tunnel` has begun with.
+    pub(super) async fn answered(&self, key: Key, mut tunnel: Tunnel) -> Result<Opened, Trouble> {
+        let answer = tokio::time::timeout(self.ctx.limits.open_timeout, tunnel.answer()).await;
+        match answer {
+            Ok(Ok(Answer::Opened)) => Ok(Opened { key, tunnel }),
+            Ok(Ok(Answer::Refused(code))) => {
+                // The app need not wait until the tunnel is clean again.
+                tokio::spawn(settle(self.ctx.clone(), self.pool.clone(), key, tunnel, None));
+                let reason = reason(code);
+                Err(if code.may_retry() { Trouble::Retry(reason) } else { Trouble::Refused(reason) })
+            }
+            Ok(Err(TunnelError::Closed)) => Err(Trouble::Retry(Reason::TunnelBroken)),
+            Ok(Err(error)) => {
+                if let TunnelError::Protocol(_) | TunnelError::Tls(_) = error {
+                    self.ctx.metrics.count_protocol_error(Direction::Outbound);
+                }
+                tunnel.abort();
+                Err(Trouble::Refused(Reason::TunnelBroken))
+            }
+            Err(_) => {
+                self.ctx.metrics.count_limit("open_timeout");
+                tunnel.abort();
+                Err(Trouble::Refused(Reason::Overloaded))
+            }
+        }
+    }
+
+    /// Ends a stream that did not end by itself, and keeps the tunnel if it can be used again.
+    pub(super) async fn settle(&self, key: Key, tunnel: Tunnel, why: Option<ResetCode>) {
+        settle(self.ctx.clone(), self.pool.clone(), key, tunnel, why).await;
+    }
+}
+
+async fn settle(ctx: Arc<Context>, pool: Arc<Pool>, key: Key, mut tunnel: Tunnel, why: Option<ResetCode>) {
+    match tokio::time::timeout(ctx.limits.settle, tunnel.settle(why)).await {
+        Ok(Ok(())) => pool.put(key, tunnel),
+        Ok(Err(_)) | Err(_) => tunnel.abort(),
+    }
+}
+
+fn trouble(error: &HandshakeError, key: &Key) -> Trouble {
+    let reason = error.reason();
+    if refusal::may_tell() {
+        tracing::info!(%reason, peer = %key.peer, address = %key.address, %error, "no tunnel");
+    }
+    match error {
+        HandshakeError::Refused(Reason::PeerIdentityMismatch, _) => Trouble::Mismatch,
+        _ => Trouble::Retry(reason),
+    }
+}
+
+/// The word for a server's refusal, as the client sees it.
+fn reason(code: RefuseCode) -> Reason {
+    match code {
+        RefuseCode::NoListener | RefuseCode::Unreachable => Reason::NoListener,
+        RefuseCode::Denied => Reason::DeniedByPolicy,
+        RefuseCode::Draining | RefuseCode::Limit => Reason::Overloaded,
+        _ => Reason::TunnelBroken,
+    }
+}

@@ -1,0 +1,271 @@
+//! Connections of the pod's apps. In go those that the redirect brings to port 15001; out they go as they are
+//! where the mesh ends, and through a tunnel with a pinned identity where it doesn't: then there is a tunnel or
+//! nothing, never plaintext.
+
+mod choice;
+mod dial;
+
+use crate::accept::{Accepted, OriginalDestination, accept, redirected};
+use crate::context::{Context, Destination, Endpoint, HEALTH_PORT, METRICS_PORT};
+use crate::copy::{End, Failure, TcpSide, Which, relay};
+use crate::inbound::{Watch, serve_local};
+use crate::live::Live;
+use crate::path_metrics::{Direction, Transport};
+use crate::refusal;
+use crate::socket;
+use crate::tunnel_io::{Tunnel, TunnelError};
+use choice::{Loads, Tried, choose};
+use cinch_policy::Mode;
+use cinch_reason::Reason;
+use cinch_tunnel::ResetCode;
+use dial::{Dialler, Opened, Trouble};
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use tokio::net::{TcpListener, TcpStream};
+use tokio_util::task::TaskTracker;
+
+/// Endpoints tried for one connection, until it is told that there is none.
+const ENDPOINTS: usize = 3;
+
+/// The outbound side.
+struct Outbound {
+    ctx: Arc<Context>,
+    /// Connections of the pod to itself.
+    live: Arc<Live>,
+    loads: Arc<Loads>,
+    dialler: Dialler,
+    original: OriginalDestination,
+    tasks: TaskTracker,
+}
+
+/// A connection of an app, on its way.
+struct Departure {
+    app: TcpSide,
+    from: SocketAddr,
+    to: SocketAddr,
+    /// What the app said before a tunnel answered.
+    early: Vec<u8>,
+}
+
+/// What became of the attempt to reach one of the endpoints.
+enum Routed {
+    /// It is over, one way or the other.
+    Done,
+    /// A peer proved another identity than the record says.
+    Mismatch(Departure),
+}
+
+/// Serves `listener` until the drain has begun and every connection has ended.
+pub async fn serve(listener: TcpListener, ctx: Arc<Context>) {
+    serve_with(listener, ctx, redirected()).await;
+}
+
+/// As [`serve`], with another source of original destinations.
+pub async fn serve_with(listener: TcpListener, ctx: Arc<Context>, original: OriginalDestination) {
+    let outbound = Arc::new(Outbound {
+        live: Arc::default(),
+        loads: Arc::default(),
+        dialler: Dialler::new(&ctx),
+        original,
+        tasks: TaskTracker::new(),
+        ctx: ctx.clone(),
+    });
+    let following = tokio::spawn(outbound.live.clone().follow(ctx.policy.clone()));
+    let sweeping = tokio::spawn(outbound.dialler.keep_swept());
+    accept(listener, &ctx, |accepted| {
+        let outbound = outbound.clone();
+        outbound.tasks.clone().spawn(async move { outbound.take(accepted).await });
+    })
+    .await;
+    outbound.tasks.close();
+    outbound.dialler.pool().close();
+    outbound.tasks.wait().await;
+    following.abort();
+    sweeping.abort();
+}
+
+/// Whether no tunnel is to be had there: the peer is not meshed, its port takes none, or it is one of the proxy's
+/// own ports, which answers scrapes and probes in the clear and leads to no app.
+fn is_plain(endpoint: &Endpoint) -> bool {
+    let own_port = matches!(endpoint.address.port(), METRICS_PORT | HEALTH_PORT);
+    !endpoint.meshed || endpoint.mode == Mode::Disable || own_port
+}
+
+impl Outbound {
+    async fn take(&self, Accepted { stream, from, place }: Accepted) {
+        socket::prepare(&stream);
+        let Ok(to) = (self.original)(&stream) else {
+            self.ctx.metrics.count_refused(Direction::Outbound, Reason::RedirectMissing);
+            return socket::abort(stream);
+        };
+        let to = SocketAddr::new(to.ip().to_canonical(), to.port());
+        if to.ip() == IpAddr::V4(cinch_redirect::SELF_TEST_ADDRESS) {
+            self.ctx.evidence.note_outbound_proof();
+            return;
+        }
+        // Who dials the listener himself is told that he meant the listener.
+        let local = stream.local_addr().is_ok_and(|local| local == to);
+        let departure = Departure { app: TcpSide::new(stream), from, to, early: Vec::new() };
+        if local || to.ip().is_unspecified() || to.ip().is_multicast() {
+            return self.refuse(departure, Reason::DestinationRefused, "not a redirected connection");
+        }
+        self.route(departure).await;
+        drop(place);
+    }
+
+    async fn route(&self, mut departure: Departure) {
+        for _ in 0..2 {
+            let to = departure.to;
+            match self.ctx.discovery.resolve(to).await {
+                Destination::PassThrough => return self.plain(departure, to).await,
+                Destination::Refuse(reason) => return self.refuse(departure, reason, ""),
+                Destination::Endpoints(endpoints) => match self.reach(departure, &endpoints).await {
+                    Routed::Done => return,
+                    Routed::Mismatch(back) => {
+                        self.ctx.discovery.forget(to);
+                        departure = back;
+                    }
+                },
+            }
+        }
+        self.refuse(departure, Reason::PeerIdentityMismatch, "");
+    }
+
+    async fn reach(&self, mut departure: Departure, endpoints: &[Endpoint]) -> Routed {
+        if !endpoints.is_empty() && endpoints.iter().all(|endpoint| !endpoint.meshed) {
+            // As the app meant it: what balances this address outside of the mesh goes on doing so.
+            let to = departure.to;
+            self.plain(departure, to).await;
+            return Routed::Done;
+        }
+        let mut tried = Tried::default();
+        let mut retried = false;
+        let mut reason = Reason::NoListener;
+        while tried.count() < ENDPOINTS {
+            let Some(endpoint) = choose(endpoints, departure.to, &tried, &self.loads) else { break };
+            if self.ctx.is_own(endpoint.address.ip()) {
+                let Departure { app, from, .. } = departure;
+                serve_local(&self.ctx, &self.live, app, from, endpoint.address).await;
+                return Routed::Done;
+            }
+            tried.add(endpoint.address);
+            let _load = self.loads.enter(endpoint.address);
+            if is_plain(endpoint) {
+                match socket::connect(endpoint.address, self.ctx.limits.connect_timeout).await {
+                    Ok(network) => {
+                        self.copy_plain(departure, network).await;
+                        return Routed::Done;
+                    }
+                    Err(_) => {
+                        self.ctx.metrics.retries.inc();
+                        continue;
+                    }
+                }
+            }
+            match self.open(&mut departure, endpoint, retried).await {
+                Ok(opened) => {
+                    self.copy_tunnel(departure, opened).await;
+                    return Routed::Done;
+                }
+                Err(Trouble::Mismatch) => return Routed::Mismatch(departure),
+                Err(Trouble::Unreachable(why)) => reason = why,
+                Err(Trouble::Retry(why)) if !retried => {
+                    retried = true;
+                    reason = why;
+                    tried.again_if_alone(endpoint.address, endpoints);
+                }
+                Err(Trouble::Retry(why) | Trouble::Refused(why)) => {
+                    self.refuse(departure, why, "");
+                    return Routed::Done;
+                }
+                Err(Trouble::AppGone) => {
+                    departure.app.abort();
+                    return Routed::Done;
+                }
+            }
+            self.ctx.metrics.retries.inc();
+        }
+        self.refuse(departure, reason, "no endpoint could be reached");
+        Routed::Done
+    }
+
+    /// A tunnel to `endpoint` that has said OPENED. `fresh`: not one from the pool.
+    async fn open(
+        &self,
+        departure: &mut Departure,
+        endpoint: &Endpoint,
+        fresh: bool,
+    ) -> Result<Opened, Trouble> {
+        let Some(identity) = &endpoint.identity else {
+            return Err(Trouble::Refused(Reason::PeerIdentityMismatch));
+        };
+        let (key, mut tunnel) = self.dialler.tunnel(endpoint.address, identity, fresh).await?;
+        // What the app has said by now goes with OPEN. It is kept until the answer, for a retry.
+        if departure.early.is_empty() {
+            departure.early = departure.app.read_now().map_err(|_| Trouble::AppGone)?;
+        }
+        tunnel.begin(&departure.early).map_err(|_| Trouble::Retry(Reason::TunnelBroken))?;
+        self.dialler.answered(key, tunnel).await
+    }
+
+    /// In plaintext, as the app asked for it.
+    async fn plain(&self, departure: Departure, to: SocketAddr) {
+        match socket::connect(to, self.ctx.limits.connect_timeout).await {
+            Ok(network) => self.copy_plain(departure, network).await,
+            Err(error) => self.refuse(departure, Reason::NoListener, &error.to_string()),
+        }
+    }
+
+    async fn copy_plain(&self, departure: Departure, network: TcpStream) {
+        let metrics = self.ctx.metrics.connection(Direction::Outbound, Transport::Plaintext);
+        let (mut network, mut app) = (TcpSide::new(network), departure.app);
+        // Early words were read for a tunnel that did not come about; they were given to nobody.
+        if !departure.early.is_empty() {
+            metrics.sent.inc_by(departure.early.len() as u64);
+            if crate::copy::Side::send(&mut network, &departure.early, false).is_err() {
+                return app.abort();
+            }
+        }
+        if relay(&mut network, &mut app, &mut Watch::new(&metrics)).await != End::Finished {
+            network.abort();
+            app.abort();
+        }
+    }
+
+    async fn copy_tunnel(&self, departure: Departure, Opened { key, mut tunnel }: Opened) {
+        let metrics = self.ctx.metrics.connection(Direction::Outbound, Transport::Tunnel);
+        let Departure { mut app, from, to, early } = departure;
+        metrics.sent.inc_by(early.len() as u64);
+        drop(early);
+        let end = relay(&mut tunnel, &mut app, &mut Watch::new(&metrics)).await;
+        if tunnel.outlived_certificate() {
+            self.ctx.metrics.outlived_certificate.inc();
+        }
+        let owed = match end {
+            End::Finished => return self.dialler.pool().put(key, tunnel),
+            End::Failed(Which::First, Failure::Broken) => {
+                app.abort();
+                self.broken(&mut tunnel, from, to);
+                return tunnel.abort();
+            }
+            End::Failed(Which::First, Failure::Reset) => None,
+            End::Failed(Which::Second, _) | End::Cut(_) => Some(ResetCode::App),
+        };
+        app.abort();
+        self.dialler.settle(key, tunnel, owed).await;
+    }
+
+    fn broken(&self, tunnel: &mut Tunnel, from: SocketAddr, to: SocketAddr) {
+        let fault = tunnel.take_fault();
+        if let TunnelError::Protocol(_) | TunnelError::Tls(_) = fault {
+            self.ctx.metrics.count_protocol_error(Direction::Outbound);
+        }
+        refusal::cut(&self.ctx.metrics, Direction::Outbound, Reason::TunnelBroken, from, to);
+    }
+
+    fn refuse(&self, departure: Departure, reason: Reason, detail: &str) {
+        let ends = (departure.from, departure.to);
+        refusal::refused(&self.ctx.metrics, Direction::Outbound, reason, ends, detail);
+        departure.app.abort();
+    }
+}

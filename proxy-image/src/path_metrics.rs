@@ -1,0 +1,285 @@
+//! Metrics of the data path: handles that count, and their registration. Connections look their handles up once,
+//! when they open.
+
+use cinch_reason::Reason;
+use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder};
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::Registry;
+use std::fmt::{self, Write as _};
+
+/// Which side of the pod a connection is on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Direction {
+    /// To the pod's apps.
+    Inbound,
+    /// From the pod's apps.
+    Outbound,
+}
+
+/// What carries a connection outside of the pod.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Transport {
+    /// A `cinch/1` tunnel.
+    Tunnel,
+    /// TCP as the app made it.
+    Plaintext,
+    /// From the pod to itself, in process.
+    Local,
+}
+
+/// How something ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Outcome {
+    /// As intended.
+    Ok,
+    /// Not so.
+    Failed,
+}
+
+/// A word as label value.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Word(pub &'static str);
+
+macro_rules! label_values {
+    ($($type:ty { $($variant:pat => $word:literal),* $(,)? })*) => {
+        $(impl EncodeLabelValue for $type {
+            fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> Result<(), fmt::Error> {
+                encoder.write_str(match self { $($variant => $word),* })
+            }
+        })*
+    };
+}
+
+label_values! {
+    Direction { Direction::Inbound => "inbound", Direction::Outbound => "outbound" }
+    Transport { Transport::Tunnel => "tunnel", Transport::Plaintext => "plaintext", Transport::Local => "local" }
+    Outcome { Outcome::Ok => "ok", Outcome::Failed => "failed" }
+}
+
+impl EncodeLabelValue for Word {
+    fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> Result<(), fmt::Error> {
+        encoder.write_str(self.0)
+    }
+}
+
+/// Labels of a connection.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct ConnectionLabels {
+    /// Side of the pod.
+    pub direction: Direction,
+    /// What carries it.
+    pub transport: Transport,
+}
+
+/// Labels of a refused or cut connection.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct RefusalLabels {
+    /// Side of the pod.
+    pub direction: Direction,
+    /// A word of the reason table.
+    pub reason: Word,
+}
+
+/// Labels of a handshake.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct HandshakeLabels {
+    /// Side of the pod.
+    pub direction: Direction,
+    /// Whether it came to a tunnel.
+    pub outcome: Outcome,
+}
+
+/// A side of the pod.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct DirectionLabels {
+    /// Side of the pod.
+    pub direction: Direction,
+}
+
+/// The name of a limit, as in [`crate::limits::Limits`].
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct LimitLabels {
+    /// The field's name.
+    pub limit: Word,
+}
+
+/// All metric handles of the data path.
+#[derive(Debug, Default)]
+pub struct PathMetrics {
+    /// App connections that reached their other side.
+    pub connections: Family<ConnectionLabels, Counter>,
+    /// Of these, open now.
+    pub connections_open: Family<ConnectionLabels, Gauge>,
+    /// Bytes that apps sent.
+    pub sent_bytes: Family<ConnectionLabels, Counter>,
+    /// Bytes that apps received.
+    pub received_bytes: Family<ConnectionLabels, Counter>,
+    /// Connections that were refused.
+    pub refused: Family<RefusalLabels, Counter>,
+    /// Open connections that a change of mode or policy cut.
+    pub cut: Family<RefusalLabels, Counter>,
+    /// TLS handshakes of tunnels.
+    pub handshakes: Family<HandshakeLabels, Counter>,
+    /// Tunnels open now.
+    pub tunnels: Family<DirectionLabels, Gauge>,
+    /// Tunnels in the pool now.
+    pub tunnels_idle: Gauge,
+    /// App connections that took a tunnel from the pool.
+    pub tunnels_reused: Counter,
+    /// App connections that went on to another tunnel or endpoint.
+    pub retries: Counter,
+    /// Tunnels closed for bytes that break the protocol.
+    pub protocol_errors: Family<DirectionLabels, Counter>,
+    /// Connections that were still open when the certificate of their tunnel ran out.
+    pub outlived_certificate: Counter,
+    /// Refusals by a limit.
+    pub limit_refusals: Family<LimitLabels, Counter>,
+}
+
+impl PathMetrics {
+    /// Registers every handle, under the prefix that `registry` has.
+    pub fn register(&self, registry: &mut Registry) {
+        let r = registry;
+        r.register("connections", "App connections that reached their other side", self.connections.clone());
+        r.register("connections_open", "App connections open now", self.connections_open.clone());
+        r.register("sent_bytes", "Bytes that the apps of the pod sent", self.sent_bytes.clone());
+        r.register("received_bytes", "Bytes that the apps of the pod received", self.received_bytes.clone());
+        r.register("connections_refused", "Connections refused, by reason", self.refused.clone());
+        r.register("connections_cut", "Open connections cut by a change of mode or policy", self.cut.clone());
+        r.register("tunnel_handshakes", "TLS handshakes of tunnels", self.handshakes.clone());
+        r.register("tunnels_open", "Tunnels open now", self.tunnels.clone());
+        r.register("tunnels_idle", "Tunnels in the pool now", self.tunnels_idle.clone());
+        r.register(
+            "tunnels_reused",
+            "App connections that took a pooled tunnel",
+            self.tunnels_reused.clone(),
+        );
+        r.register(
+            "tunnel_retries",
+            "App connections moved to another tunnel or endpoint",
+            self.retries.clone(),
+        );
+        r.register(
+            "protocol_errors",
+            "Tunnels closed for a breach of protocol",
+            self.protocol_errors.clone(),
+        );
+        r.register(
+            "outlived_certificate",
+            "Connections open past the expiry of their tunnel's certificate",
+            self.outlived_certificate.clone(),
+        );
+        r.register("limit_refusals", "Refusals by a limit, by its name", self.limit_refusals.clone());
+    }
+
+    /// Counts a refused connection.
+    pub fn count_refused(&self, direction: Direction, reason: Reason) {
+        self.refused.get_or_create(&RefusalLabels { direction, reason: Word(reason.as_str()) }).inc();
+    }
+
+    /// Counts a cut connection.
+    pub fn count_cut(&self, direction: Direction, reason: Reason) {
+        self.cut.get_or_create(&RefusalLabels { direction, reason: Word(reason.as_str()) }).inc();
+    }
+
+    /// Counts a refusal by the limit called `name`.
+    pub fn count_limit(&self, name: &'static str) {
+        self.limit_refusals.get_or_create(&LimitLabels { limit: Word(name) }).inc();
+    }
+
+    /// Counts a finished handshake.
+    pub fn count_handshake(&self, direction: Direction, outcome: Outcome) {
+        self.handshakes.get_or_create(&HandshakeLabels { direction, outcome }).inc();
+    }
+
+    /// Counts a breach of protocol in a tunnel.
+    pub fn count_protocol_error(&self, direction: Direction) {
+        self.protocol_errors.get_or_create(&DirectionLabels { direction }).inc();
+    }
+
+    /// Counts a tunnel as open until the guard is dropped.
+    #[must_use]
+    pub fn tunnel_open(&self, direction: Direction) -> OpenGauge {
+        OpenGauge::new(self.tunnels.get_or_create_owned(&DirectionLabels { direction }))
+    }
+
+    /// The handles of one app connection, looked up once; it counts as open until they are dropped.
+    #[must_use]
+    pub fn connection(&self, direction: Direction, transport: Transport) -> ConnectionMetrics {
+        let labels = ConnectionLabels { direction, transport };
+        self.connections.get_or_create(&labels).inc();
+        ConnectionMetrics {
+            sent: self.sent_bytes.get_or_create_owned(&labels),
+            received: self.received_bytes.get_or_create_owned(&labels),
+            _open: OpenGauge::new(self.connections_open.get_or_create_owned(&labels)),
+        }
+    }
+}
+
+/// The handles of one app connection.
+#[derive(Debug)]
+pub struct ConnectionMetrics {
+    /// Bytes that the app sent.
+    pub sent: Counter,
+    /// Bytes that the app received.
+    pub received: Counter,
+    _open: OpenGauge,
+}
+
+/// One more of something open, until dropped.
+#[derive(Debug)]
+pub struct OpenGauge(Gauge);
+
+impl OpenGauge {
+    /// Counts one more on `gauge`.
+    #[must_use]
+    pub fn new(gauge: Gauge) -> OpenGauge {
+        gauge.inc();
+        OpenGauge(gauge)
+    }
+}
+
+impl Drop for OpenGauge {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_metric_has_its_name_and_labels() {
+        let metrics = PathMetrics::default();
+        let mut registry = Registry::with_prefix("cinch");
+        metrics.register(&mut registry);
+        let open = metrics.connection(Direction::Inbound, Transport::Tunnel);
+        open.sent.inc_by(5);
+        metrics.count_refused(Direction::Inbound, Reason::StrictPlaintext);
+        metrics.count_limit("handshakes");
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
+        for line in [
+            "cinch_connections_open{direction=\"inbound\",transport=\"tunnel\"} 1",
+            "cinch_sent_bytes_total{direction=\"inbound\",transport=\"tunnel\"} 5",
+            "cinch_connections_refused_total{direction=\"inbound\",reason=\"StrictPlaintext\"} 1",
+            "cinch_limit_refusals_total{limit=\"handshakes\"} 1",
+        ] {
+            assert!(text.contains(line), "{line} is not in\n{text}");
+        }
+        drop(open);
+        assert_eq!(
+            metrics
+                .connections_open
+                .get_or_create(&ConnectionLabels {
+                    direction: Direction::Inbound,
+                    transport: Transport::Tunnel
+                })
+                .get(),
+            0
+        );
+    }
+}

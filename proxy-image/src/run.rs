@@ -1,0 +1,289 @@
+//! `cinch-proxy run`: wires the parts, in the order in which they must come up, and takes them down again.
+//!
+//! Two threads: the data path has one with its own runtime, everything else shares the main thread. Start:
+//! settings, listeners, data path, trust files, first certificate, control stream; ready when the rest is there.
+//! End (SIGTERM): no new connections, tunnels drain, open connections finish within a bound, the last report.
+
+use crate::config::Config;
+use crate::context::{Context, InboundPolicy};
+use crate::control::{Control, trust};
+use crate::credentials::{CredentialStore, is_current};
+use crate::discovery::{DEFAULT_CAPACITY, RecordCache};
+use crate::evidence::Evidence;
+use crate::health::{Doorway, Readiness, VirtualServer};
+use crate::limits::Limits;
+use crate::listeners::Listeners;
+use crate::metrics::{ControlMetrics, Metrics};
+use crate::path_metrics::{ConnectionLabels, Direction, PathMetrics, Transport};
+use crate::probes::ProbeTable;
+use crate::settings::PodSettings;
+use crate::standalone::{self, StaticPeers};
+use crate::{process, selftest};
+use anyhow::{Context as _, Result, anyhow};
+use cinch_reason::Reason;
+use cinch_redirect::RedirectConfig;
+use parking_lot::Mutex;
+use std::net::IpAddr;
+use std::path::Path;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::{oneshot, watch};
+use tokio::time::{Instant, sleep, timeout};
+use tokio_util::sync::CancellationToken;
+
+/// Without a certificate after this time the process ends and says why: the kubelet hides what probes answer.
+const FIRST_CERTIFICATE: Duration = Duration::from_secs(20);
+/// How long open connections may take to end after SIGTERM. When there are none, nothing is waited for: a Job
+/// ends as fast as without a sidecar.
+const DRAIN: Duration = Duration::from_secs(5);
+/// How long the last report may take.
+const LAST_REPORT: Duration = Duration::from_secs(3);
+/// Reports and proofs until the operator says how often.
+const INTERVAL: Duration = Duration::from_secs(10);
+
+/// Runs in a pod, with the operator.
+#[must_use]
+pub fn in_pod() -> ExitCode {
+    end(start_in_pod())
+}
+
+/// Runs by a file, without a control plane.
+#[must_use]
+pub fn standalone(config: &Path) -> ExitCode {
+    end(start_standalone(config))
+}
+
+fn end(result: Result<()>) -> ExitCode {
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!("{error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn main_runtime() -> Result<tokio::runtime::Runtime> {
+    if let Err(error) = process::harden() {
+        tracing::warn!(%error, "the process could not be hardened");
+    }
+    tokio::runtime::Builder::new_current_thread().enable_all().build().context("runtime")
+}
+
+/// What both ways of running share.
+struct Parts {
+    evidence: Arc<Evidence>,
+    path_metrics: Arc<PathMetrics>,
+    limits: Limits,
+    drain: CancellationToken,
+}
+
+impl Parts {
+    fn new() -> Self {
+        let limits = Limits::default();
+        Self {
+            evidence: Arc::new(Evidence::new(limits.evidence_sources)),
+            path_metrics: Arc::default(),
+            limits,
+            drain: CancellationToken::new(),
+        }
+    }
+
+    /// The metrics page and the server of the virtual ports, which is started.
+    fn open_ports(
+        &self,
+        readiness: Arc<Readiness>,
+        control: &ControlMetrics,
+        probes: ProbeTable,
+        pod: Option<IpAddr>,
+    ) -> Arc<Doorway> {
+        let metrics = Metrics::new(self.evidence.clone(), readiness.clone(), &self.path_metrics, control);
+        let server = VirtualServer { readiness, probes, pod, metrics: Arc::new(metrics) };
+        let (doorway, serve) = server.open();
+        tokio::spawn(serve);
+        Arc::new(doorway)
+    }
+
+    fn open_connections(&self) -> i64 {
+        let all = [Direction::Inbound, Direction::Outbound].into_iter().flat_map(|direction| {
+            let transports = [Transport::Tunnel, Transport::Plaintext, Transport::Local];
+            transports.map(|transport| ConnectionLabels { direction, transport })
+        });
+        all.map(|labels| self.path_metrics.connections_open.get_or_create(&labels).get()).sum()
+    }
+
+    /// Ends the data path: politely, and in bounded time.
+    async fn drain(&self, data: oneshot::Receiver<()>) {
+        let begin = Instant::now();
+        self.drain.cancel();
+        while self.open_connections() > 0 && begin.elapsed() < DRAIN {
+            sleep(Duration::from_millis(10)).await;
+        }
+        let left = self.open_connections();
+        // What still drains now are idle tunnels.
+        let _ = timeout(Duration::from_millis(200), data).await;
+        tracing::info!(took = ?begin.elapsed(), left, "drained");
+    }
+}
+
+/// SIGTERM or SIGINT.
+struct Termination(Signal, Signal);
+
+impl Termination {
+    fn new() -> Result<Self> {
+        Ok(Self(signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?))
+    }
+
+    async fn requested(&mut self) {
+        tokio::select! {
+            _ = self.0.recv() => {}
+            _ = self.1.recv() => {}
+        }
+        tracing::info!("told to end");
+    }
+}
+
+fn start_in_pod() -> Result<()> {
+    let settings = PodSettings::read(|name| std::env::var(name).ok()).inspect_err(|error| {
+        let log = Path::new(process::TERMINATION_LOG);
+        process::write_termination_message(log, &Reason::SidecarShape.message_with(&error.to_string()));
+    })?;
+    main_runtime()?.block_on(run_in_pod(settings))
+}
+
+async fn run_in_pod(settings: PodSettings) -> Result<()> {
+    let begin = Instant::now();
+    let mut termination = Termination::new()?;
+    let ports = RedirectConfig::default();
+    let listeners = Listeners::in_pod(ports.inbound_port, ports.outbound_port)?;
+    let parts = Parts::new();
+    let control = Arc::new(pod_control(settings, &parts));
+    let mut certificate = control.credentials.subscribe();
+
+    let doorway = parts.open_ports(
+        control.readiness.clone(),
+        &control.metrics,
+        control.settings.probes.clone(),
+        control.settings.pod_ips.first().copied(),
+    );
+    let own: Arc<[IpAddr]> = control.settings.pod_ips.clone().into();
+    let (_own, own_addresses) = watch::channel(own);
+    let data = listeners.serve(Arc::new(Context {
+        credentials: control.credentials.subscribe(),
+        policy: control.policy.subscribe(),
+        discovery: control.records.clone(),
+        evidence: parts.evidence.clone(),
+        metrics: parts.path_metrics.clone(),
+        own_addresses,
+        probes: doorway,
+        limits: parts.limits.clone(),
+        drain: parts.drain.clone(),
+    }))?;
+    let stream = start_control(&control, &parts);
+
+    let mut data = data;
+    tokio::select! {
+        () = termination.requested() => {}
+        error = missing_certificate(&control, &mut certificate, begin) => return Err(error),
+        _ = &mut data => return Err(anyhow!("the data path ended")),
+    }
+    parts.drain(data).await;
+    control.finish.cancel();
+    let _ = timeout(LAST_REPORT, stream).await;
+    Ok(())
+}
+
+fn pod_control(settings: PodSettings, parts: &Parts) -> Control {
+    let metrics = ControlMetrics::default();
+    let credentials = CredentialStore::default();
+    let policy = watch::Sender::new(None::<Arc<InboundPolicy>>);
+    let readiness = Readiness::in_pod(parts.evidence.clone(), credentials.subscribe(), policy.subscribe());
+    Control {
+        settings,
+        credentials,
+        policy,
+        records: Arc::new(RecordCache::new(DEFAULT_CAPACITY, metrics.discovery.clone())),
+        evidence: parts.evidence.clone(),
+        readiness: Arc::new(readiness),
+        interval: watch::Sender::new(INTERVAL),
+        metrics,
+        last_error: Mutex::new(None),
+        finish: CancellationToken::new(),
+    }
+}
+
+/// Starts the watch of the trust files, the self-test and the client of the operator.
+fn start_control(control: &Arc<Control>, parts: &Parts) -> tokio::task::JoinHandle<()> {
+    let (trust_sender, trust) = watch::channel(None);
+    let settings = &control.settings;
+    let told = control.clone();
+    tokio::spawn(trust::watch(
+        settings.trust_directory.clone(),
+        settings.trust_domain.clone(),
+        trust_sender,
+        move |problem| *told.last_error.lock() = Some(Reason::ControlUnreachable.message_with(&problem)),
+    ));
+    let failures = control.metrics.self_test_failures.clone();
+    tokio::spawn(selftest::run(parts.evidence.clone(), control.interval.subscribe(), failures));
+    let client = control.clone();
+    tokio::spawn(async move { client.run(trust).await })
+}
+
+/// Returns, with the reason, only when no certificate came in time.
+async fn missing_certificate(
+    control: &Control,
+    certificate: &mut watch::Receiver<Option<Arc<crate::context::Credentials>>>,
+    begin: Instant,
+) -> anyhow::Error {
+    let left = FIRST_CERTIFICATE.saturating_sub(begin.elapsed());
+    let held = |held: &Option<Arc<_>>| held.as_deref().is_some_and(is_current);
+    if timeout(left, certificate.wait_for(held)).await.is_ok() {
+        return std::future::pending().await;
+    }
+    let unknown = || Reason::ControlUnreachable.message_with("no attempt has ended yet");
+    let message = control.last_error.lock().clone().unwrap_or_else(unknown);
+    process::write_termination_message(&control.settings.termination_log, &message);
+    anyhow!("no certificate after {} s: {message}", FIRST_CERTIFICATE.as_secs())
+}
+
+fn start_standalone(path: &Path) -> Result<()> {
+    let config = Config::load(path)?;
+    main_runtime()?.block_on(run_standalone(config))
+}
+
+async fn run_standalone(config: Config) -> Result<()> {
+    let mut termination = Termination::new()?;
+    let listeners = Listeners::at(config.listen.inbound, config.listen.outbound)?;
+    let parts = Parts::new();
+    let credentials = Arc::new(CredentialStore::default());
+    let (svid, bundle) = standalone::load_identity(&config)?;
+    let metrics = ControlMetrics::default();
+    metrics.certificate_expiry.set(i64::try_from(svid.not_after()).unwrap_or(i64::MAX));
+    credentials.install(svid, bundle)?;
+    let policy = watch::Sender::new(Some(Arc::new(standalone::load_policy(&config, 1)?)));
+    let readiness =
+        Readiness::standalone(parts.evidence.clone(), credentials.subscribe(), policy.subscribe());
+    let doorway = parts.open_ports(Arc::new(readiness), &metrics, ProbeTable::default(), None);
+    let (_own, own_addresses) = watch::channel(Arc::from(standalone::own_addresses()));
+    let mut data = listeners.serve(Arc::new(Context {
+        credentials: credentials.subscribe(),
+        policy: policy.subscribe(),
+        discovery: Arc::new(StaticPeers::new(config.peers.clone())),
+        evidence: parts.evidence.clone(),
+        metrics: parts.path_metrics.clone(),
+        own_addresses,
+        probes: doorway,
+        limits: parts.limits.clone(),
+        drain: parts.drain.clone(),
+    }))?;
+    tracing::info!(inbound = %config.listen.inbound, outbound = %config.listen.outbound, "serving by file");
+    tokio::spawn(standalone::reload(config, credentials, policy));
+    tokio::select! {
+        () = termination.requested() => {}
+        _ = &mut data => return Err(anyhow!("the data path ended")),
+    }
+    parts.drain(data).await;
+    Ok(())
+}

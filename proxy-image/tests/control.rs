@@ -1,0 +1,418 @@
+//! The client of the operator against an operator made here: real TLS, real messages, paused for nothing.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+
+use bytes::BytesMut;
+use cinch_control::v1::operator_message::Kind as Say;
+use cinch_control::v1::proxy_message::Kind as Heard;
+use cinch_control::{ALPN, Decoder, MAX_MESSAGE, encode, v1};
+use cinch_identity::{ClientCertificate, KeyPair, SpiffeId, Svid, TrustBundle, TrustDomain, VerifiedCsr};
+use cinch_policy::Mode;
+use cinch_proxy::context::{Destination, Discovery, InboundPolicy};
+use cinch_proxy::control::Control;
+use cinch_proxy::control::trust::Trust;
+use cinch_proxy::credentials::CredentialStore;
+use cinch_proxy::discovery::{RecordCache, ip_bytes};
+use cinch_proxy::evidence::Evidence;
+use cinch_proxy::health::Readiness;
+use cinch_proxy::metrics::ControlMetrics;
+use cinch_proxy::settings::PodSettings;
+use cinch_reason::Reason;
+use parking_lot::Mutex;
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyUsagePurpose, SanType};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+use tokio::time::timeout;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+use tokio_util::sync::CancellationToken;
+
+const OWN: &str = "spiffe://cluster.local/ns/shop/sa/web";
+const OPERATOR: &str = "spiffe://cluster.local/ns/cinch-system/sa/cinch-operator";
+const WAIT: Duration = Duration::from_secs(10);
+
+/// An authority that signs whatever it is told to.
+struct Authority {
+    issuer: CertifiedIssuer<'static, rcgen::KeyPair>,
+}
+
+struct PublicKey(Vec<u8>);
+
+impl rcgen::PublicKeyData for PublicKey {
+    fn der_bytes(&self) -> &[u8] {
+        &self.0
+    }
+
+    fn algorithm(&self) -> &'static rcgen::SignatureAlgorithm {
+        &rcgen::PKCS_ECDSA_P256_SHA256
+    }
+}
+
+impl Authority {
+    fn new() -> Self {
+        let mut params = CertificateParams::default();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+        let key = rcgen::KeyPair::generate().unwrap();
+        Self { issuer: CertifiedIssuer::self_signed(params, key).unwrap() }
+    }
+
+    fn bundle(&self, version: u64) -> TrustBundle {
+        TrustBundle::new(domain(), version, vec![self.issuer.der().clone()]).unwrap()
+    }
+
+    fn sign(&self, id: &str, public_key: &[u8]) -> Vec<u8> {
+        let mut params = CertificateParams::default();
+        params.subject_alt_names = vec![SanType::URI(id.try_into().unwrap())];
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        params.extended_key_usages =
+            vec![rcgen::ExtendedKeyUsagePurpose::ServerAuth, rcgen::ExtendedKeyUsagePurpose::ClientAuth];
+        params.signed_by(&PublicKey(public_key.to_vec()), &self.issuer).unwrap().der().to_vec()
+    }
+
+    fn certificate(&self, id: &str, csr: &[u8], renew_in_ms: u64) -> v1::Certificate {
+        let csr = VerifiedCsr::verify(csr).unwrap();
+        let root = self.issuer.der().to_vec();
+        v1::Certificate {
+            chain: vec![self.sign(id, csr.public_key()).into()],
+            trust_bundle: Some(v1::TrustBundle {
+                version: 3,
+                trust_domain: "cluster.local".into(),
+                roots: vec![root.into()],
+            }),
+            expires_in_ms: 3_600_000,
+            renew_in_ms,
+        }
+    }
+}
+
+fn domain() -> TrustDomain {
+    TrustDomain::parse("cluster.local").unwrap()
+}
+
+/// The operator's side of one connection.
+struct Peer {
+    stream: TlsStream<TcpStream>,
+    buffer: BytesMut,
+}
+
+impl Peer {
+    async fn heard(&mut self) -> Option<Heard> {
+        let decoder = Decoder::<v1::ProxyMessage>::new(MAX_MESSAGE);
+        loop {
+            if let Some(message) = decoder.next(&mut self.buffer).unwrap() {
+                return Some(message.kind.unwrap());
+            }
+            let read =
+                timeout(WAIT, self.stream.read_buf(&mut self.buffer)).await.expect("the proxy is silent");
+            if !matches!(read, Ok(1..)) {
+                return None;
+            }
+        }
+    }
+
+    /// The next message that is not a report.
+    async fn heard_but_reports(&mut self) -> Heard {
+        loop {
+            match self.heard().await.expect("the proxy is gone") {
+                Heard::Evidence(_) => {}
+                other => return other,
+            }
+        }
+    }
+
+    async fn say(&mut self, kind: Say) {
+        let mut wire = BytesMut::new();
+        encode(&v1::OperatorMessage { kind: Some(kind) }, &mut wire).unwrap();
+        self.stream.write_all(&wire).await.unwrap();
+        self.stream.flush().await.unwrap();
+    }
+
+    async fn welcome(&mut self) -> v1::Hello {
+        let Some(Heard::Hello(hello)) = self.heard().await else { panic!("no Hello") };
+        self.say(Say::Welcome(v1::Welcome { operator_version: "test".into(), report_interval_ms: 100 }))
+            .await;
+        hello
+    }
+}
+
+struct Operator {
+    authority: Authority,
+    listener: TcpListener,
+    acceptor: TlsAcceptor,
+}
+
+impl Operator {
+    async fn new(id: &str) -> Self {
+        let authority = Authority::new();
+        let key = KeyPair::generate().unwrap();
+        let leaf = authority.sign(id, key.public_key());
+        let svid = Svid::new(vec![leaf.into()], key).unwrap();
+        let config =
+            cinch_identity::server_config(&svid, &authority.bundle(1), ClientCertificate::Optional, &[ALPN])
+                .unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        Self { authority, listener, acceptor: TlsAcceptor::from(config) }
+    }
+
+    async fn accept(&self) -> Peer {
+        let (tcp, _) = timeout(WAIT, self.listener.accept()).await.expect("nobody dials").unwrap();
+        Peer { stream: self.acceptor.accept(tcp).await.unwrap(), buffer: BytesMut::new() }
+    }
+
+    /// The first exchange; returns the token.
+    async fn issue(&self, renew_in_ms: u64) -> String {
+        let mut peer = self.accept().await;
+        assert!(peer.stream.get_ref().1.peer_certificates().is_none());
+        let Some(Heard::FirstCertificate(first)) = peer.heard().await else { panic!("no request") };
+        peer.say(Say::Certificate(self.authority.certificate(OWN, &first.csr, renew_in_ms))).await;
+        first.token
+    }
+
+    async fn stream(&self) -> Peer {
+        let peer = self.accept().await;
+        let id = cinch_identity::peer_id(peer.stream.get_ref().1.peer_certificates()).unwrap();
+        assert_eq!(id.as_str(), OWN);
+        peer
+    }
+}
+
+struct Client {
+    control: Arc<Control>,
+    _token: tempfile::NamedTempFile,
+    _trust: watch::Sender<Option<Arc<Trust>>>,
+    task: tokio::task::JoinHandle<()>,
+}
+
+fn start(operator: &Operator) -> Client {
+    cinch_proxy::process::start_logging();
+    let token = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(token.path(), "the token\n").unwrap();
+    let variable = |name: &str| {
+        let value = match name {
+            "CINCH_POD_IPS" => "10.0.0.5",
+            "CINCH_POD_NAMESPACE" => "shop",
+            "CINCH_SERVICE_ACCOUNT" => "web",
+            "CINCH_TRUST_DOMAIN" => "cluster.local",
+            "CINCH_OPERATOR_ID" => OPERATOR,
+            "CINCH_POD_UID" | "CINCH_POD_NAME" => "web-1",
+            _ => return None,
+        };
+        Some(value.to_owned())
+    };
+    let mut settings = PodSettings::read(variable).unwrap();
+    settings.token_file = token.path().to_owned();
+    let metrics = ControlMetrics::default();
+    let evidence = Arc::new(Evidence::new(8));
+    let credentials = CredentialStore::default();
+    let policy = watch::Sender::new(None::<Arc<InboundPolicy>>);
+    let readiness = Readiness::in_pod(evidence.clone(), credentials.subscribe(), policy.subscribe());
+    let control = Arc::new(Control {
+        settings,
+        credentials,
+        policy,
+        records: Arc::new(RecordCache::new(8, metrics.discovery.clone())),
+        evidence,
+        readiness: Arc::new(readiness),
+        interval: watch::Sender::new(Duration::from_secs(10)),
+        metrics,
+        last_error: Mutex::new(None),
+        finish: CancellationToken::new(),
+    });
+    let trust =
+        Trust { bundle: operator.authority.bundle(1), operator: operator.listener.local_addr().unwrap() };
+    let (trust, watched) = watch::channel(Some(Arc::new(trust)));
+    let client = control.clone();
+    let task = tokio::spawn(async move { client.run(watched).await });
+    Client { control, _token: token, _trust: trust, task }
+}
+
+async fn eventually(what: &str, condition: impl Fn() -> bool) {
+    for _ in 0..500 {
+        if condition() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    panic!("{what} did not come true");
+}
+
+fn policy(version: u64, mode: v1::Mode) -> Say {
+    Say::Policy(v1::WorkloadPolicy { version, mode: mode as i32, ..Default::default() })
+}
+
+fn mesh() -> Say {
+    let cidr = v1::Cidr { address: vec![10, 0, 0, 0].into(), prefix_length: 8 };
+    Say::Mesh(v1::Mesh { version: 9, cidrs: vec![cidr] })
+}
+
+fn record(port: u32) -> Say {
+    let address = Some(v1::Address { ip: vec![10, 1, 1, 1].into(), port });
+    let endpoint = v1::Endpoint { address: address.clone(), ready: true, ..Default::default() };
+    Say::Record(v1::Record {
+        address,
+        version: 1,
+        kind: v1::record::Kind::Endpoints as i32,
+        endpoints: vec![endpoint],
+    })
+}
+
+#[tokio::test]
+async fn a_pod_gets_its_certificate_policy_and_records_and_reports_to_the_end() {
+    let operator = Operator::new(OPERATOR).await;
+    let client = start(&operator);
+    assert_eq!(operator.issue(3_600_000).await, "the token");
+    let mut peer = operator.stream().await;
+    let hello = peer.welcome().await;
+    assert_eq!((hello.pod_ips, hello.trust_bundle_version), (vec![ip_bytes("10.0.0.5".parse().unwrap())], 3));
+
+    peer.say(policy(7, v1::Mode::Strict)).await;
+    let Heard::Ack(ack) = peer.heard_but_reports().await else { panic!("no ack") };
+    assert_eq!((ack.policy_version, ack.nack.as_str()), (7, ""));
+    assert_eq!(client.control.policy.borrow().as_ref().unwrap().modes.mode(80), Mode::Strict);
+    peer.say(mesh()).await;
+    let Heard::Ack(ack) = peer.heard_but_reports().await else { panic!("no ack") };
+    assert_eq!((ack.policy_version, ack.trust_bundle_version, ack.mesh_version), (7, 3, 9));
+    assert!(client.control.readiness.missing().contains(&Reason::NotIndexed));
+    peer.say(Say::Indexed(v1::IndexedIp { pod_ips: vec![vec![10, 0, 0, 5].into()] })).await;
+
+    let asked = {
+        let records = client.control.records.clone();
+        tokio::spawn(async move { records.resolve("10.1.1.1:80".parse().unwrap()).await })
+    };
+    let Heard::Subscribe(subscribe) = peer.heard_but_reports().await else { panic!("no subscription") };
+    assert_eq!(subscribe.addresses, [v1::Address { ip: vec![10, 1, 1, 1].into(), port: 80 }]);
+    peer.say(record(80)).await;
+    assert!(matches!(asked.await.unwrap(), Destination::Endpoints(_)));
+    assert_eq!(client.control.readiness.missing(), [Reason::RedirectMissing]);
+
+    client.control.finish.cancel();
+    let mut last = v1::Evidence::default();
+    while !last.r#final {
+        if let Some(Heard::Evidence(report)) = peer.heard().await {
+            assert!(report.sequence > last.sequence, "reports are in order");
+            last = report;
+        }
+    }
+    assert_eq!(last.policy_version, 7);
+    peer.say(Say::EvidenceAck(v1::EvidenceAck { boot_id: last.boot_id, sequence: last.sequence })).await;
+    timeout(WAIT, client.task).await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn an_operator_that_comes_back_is_asked_for_everything_again() {
+    let operator = Operator::new(OPERATOR).await;
+    let client = start(&operator);
+    operator.issue(3_600_000).await;
+    let mut peer = operator.stream().await;
+    peer.welcome().await;
+    peer.say(policy(7, v1::Mode::Strict)).await;
+    peer.say(mesh()).await;
+    let records = client.control.records.clone();
+    let asked = tokio::spawn(async move { records.resolve("10.1.1.1:80".parse().unwrap()).await });
+    while !matches!(peer.heard_but_reports().await, Heard::Subscribe(_)) {}
+    peer.say(record(80)).await;
+    asked.await.unwrap();
+    drop(peer);
+
+    eventually("the loss is noticed", || client.control.metrics.connected.get() == 0).await;
+    let cached = client.control.records.resolve("10.1.1.1:80".parse().unwrap()).await;
+    assert!(matches!(cached, Destination::Endpoints(_)));
+    assert!(client.control.policy.borrow().is_some());
+    let mut peer = operator.stream().await;
+    assert_eq!(peer.welcome().await.policy_version, 7);
+    let Heard::Subscribe(subscribe) = peer.heard_but_reports().await else { panic!("no subscription") };
+    assert_eq!(subscribe.addresses.len(), 1);
+    assert_eq!(client.control.metrics.streams.get(), 2);
+}
+
+#[tokio::test]
+async fn a_certificate_is_renewed_over_the_stream_with_a_fresh_key() {
+    let operator = Operator::new(OPERATOR).await;
+    let client = start(&operator);
+    operator.issue(50).await;
+    let mut peer = operator.stream().await;
+    peer.welcome().await;
+    let first = client.control.credentials.current().unwrap();
+    let Heard::Renew(renew) = peer.heard_but_reports().await else { panic!("no renewal") };
+    assert_ne!(VerifiedCsr::verify(&renew.csr).unwrap().public_key(), first.svid.chain()[0].as_ref());
+    peer.say(Say::Certificate(operator.authority.certificate(OWN, &renew.csr, 3_600_000))).await;
+    let Heard::Ack(ack) = peer.heard_but_reports().await else { panic!("no ack") };
+    assert_eq!(ack.trust_bundle_version, 3);
+    let second = client.control.credentials.current().unwrap();
+    assert_eq!((first.generation, second.generation), (1, 2));
+    assert_ne!(first.svid.chain(), second.svid.chain());
+}
+
+#[tokio::test]
+async fn a_refusal_is_told_and_its_pause_kept() {
+    let operator = Operator::new(OPERATOR).await;
+    let client = start(&operator);
+    let mut peer = operator.accept().await;
+    let _ = peer.heard().await;
+    let message = "the pod is not enrolled".to_owned();
+    peer.say(Say::Refused(v1::Refused { reason: "PodNotMeshed".into(), message, retry_after_ms: 700 })).await;
+    let refused = tokio::time::Instant::now();
+    let _again = operator.accept().await;
+    assert!(refused.elapsed() >= Duration::from_millis(650), "{:?}", refused.elapsed());
+    let told = client.control.last_error.lock().clone().unwrap();
+    assert!(told.starts_with("PodNotMeshed: ") && told.contains("the pod is not enrolled"), "{told}");
+}
+
+#[tokio::test]
+async fn somebody_else_at_the_operators_address_gets_no_token() {
+    let operator = Operator::new("spiffe://cluster.local/ns/shop/sa/mallory").await;
+    let client = start(&operator);
+    let (tcp, _) = operator.listener.accept().await.unwrap();
+    assert!(operator.acceptor.accept(tcp).await.is_err(), "the proxy refuses the handshake");
+    eventually("the error is told", || client.control.last_error.lock().is_some()).await;
+    let told = client.control.last_error.lock().clone().unwrap();
+    assert!(told.starts_with("PeerIdentityMismatch: "), "{told}");
+}
+
+#[tokio::test]
+async fn a_certificate_for_another_workload_is_not_taken() {
+    let operator = Operator::new(OPERATOR).await;
+    let client = start(&operator);
+    let mut peer = operator.accept().await;
+    let Some(Heard::FirstCertificate(first)) = peer.heard().await else { panic!("no request") };
+    let foreign = "spiffe://cluster.local/ns/shop/sa/other";
+    peer.say(Say::Certificate(operator.authority.certificate(foreign, &first.csr, 1000))).await;
+    eventually("the error is told", || client.control.last_error.lock().is_some()).await;
+    assert!(client.control.credentials.current().is_none());
+    assert!(client.control.last_error.lock().as_ref().unwrap().starts_with("CertificateIdentity: "));
+}
+
+#[tokio::test]
+async fn an_absent_operator_is_named_and_never_hammered() {
+    let operator = Operator::new(OPERATOR).await;
+    let address = operator.listener.local_addr().unwrap();
+    let client = {
+        let client = start(&operator);
+        drop(operator);
+        client
+    };
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let told = client.control.last_error.lock().clone().unwrap();
+    assert!(told.starts_with("ControlUnreachable: "), "{told}");
+    assert!(told.contains(&address.to_string()), "{told}");
+    assert!(client.control.metrics.failures.get() < 20, "{}", client.control.metrics.failures.get());
+    client.control.finish.cancel();
+    timeout(WAIT, client.task).await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn garbage_from_the_operator_ends_the_stream_and_nothing_else() {
+    let operator = Operator::new(OPERATOR).await;
+    let client = start(&operator);
+    operator.issue(3_600_000).await;
+    let mut peer = operator.stream().await;
+    peer.welcome().await;
+    peer.stream.write_all(&[0xff; 64]).await.unwrap();
+    let mut again = operator.stream().await;
+    again.welcome().await;
+    assert!(SpiffeId::parse(OWN).is_ok_and(|own| client.control.settings.identity == own));
+}

@@ -1,0 +1,162 @@
+//! The record cache: bounded, patient for one second, and steady while the operator is away.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+
+use cinch_control::v1;
+use cinch_proxy::context::{Destination, Discovery};
+use cinch_proxy::discovery::{Change, DiscoveryMetrics, RecordCache, ip_bytes};
+use cinch_reason::Reason;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::Instant;
+
+const REFUSED: Destination = Destination::Refuse(Reason::DestinationUnknown);
+
+fn cache(capacity: usize) -> (Arc<RecordCache>, DiscoveryMetrics) {
+    let metrics = DiscoveryMetrics::default();
+    let cache = RecordCache::new(capacity, metrics.clone());
+    cache.set_mesh(&["10.0.0.0/8".parse().unwrap(), "fd00::/16".parse().unwrap()]);
+    (Arc::new(cache), metrics)
+}
+
+fn at(last: u8) -> SocketAddr {
+    SocketAddr::from(([10, 0, 0, last], 80))
+}
+
+fn address(of: SocketAddr) -> Option<v1::Address> {
+    Some(v1::Address { ip: ip_bytes(of.ip()), port: of.port().into() })
+}
+
+fn record(of: SocketAddr, identity: &str) -> v1::Record {
+    let endpoint = v1::Endpoint {
+        address: address(of),
+        meshed: true,
+        identity: identity.to_owned(),
+        mode: v1::Mode::Strict as i32,
+        ready: true,
+        zone: String::new(),
+    };
+    v1::Record {
+        address: address(of),
+        version: 1,
+        kind: v1::record::Kind::Endpoints as i32,
+        endpoints: vec![endpoint],
+    }
+}
+
+const WEB: &str = "spiffe://cluster.local/ns/shop/sa/web";
+
+#[tokio::test]
+async fn outside_the_mesh_everything_passes_without_a_question() {
+    let (cache, _) = cache(8);
+    let _ = cache.begin_stream();
+    for to in ["192.0.2.7:80", "11.0.0.0:80", "9.255.255.255:80", "[2001:db8::1]:80"] {
+        assert_eq!(cache.resolve(to.parse().unwrap()).await, Destination::PassThrough, "{to}");
+    }
+    assert!(tokio::time::timeout(Duration::from_millis(1), cache.changes()).await.is_err());
+}
+
+#[tokio::test]
+async fn without_an_answer_a_connection_is_refused_after_a_second() {
+    let (cache, metrics) = cache(8);
+    let start = Instant::now();
+    assert_eq!(cache.resolve(at(1)).await, REFUSED);
+    assert!((1000..1500).contains(&start.elapsed().as_millis()));
+    assert_eq!(metrics.unanswered.get(), 1);
+}
+
+#[tokio::test]
+async fn before_the_mesh_is_known_even_foreign_addresses_wait() {
+    let cache = Arc::new(RecordCache::new(8, DiscoveryMetrics::default()));
+    let to: SocketAddr = "192.0.2.7:80".parse().unwrap();
+    assert_eq!(cache.resolve(to).await, REFUSED);
+    let waiting = tokio::spawn({
+        let cache = cache.clone();
+        async move { cache.resolve(to).await }
+    });
+    tokio::time::sleep(Duration::from_millis(10)).await;
+    cache.set_mesh(&[]);
+    assert!(!waiting.is_finished(), "an empty mesh says nothing");
+    cache.set_mesh(&["10.0.0.0/8".parse().unwrap()]);
+    assert_eq!(waiting.await.unwrap(), Destination::PassThrough);
+}
+
+#[tokio::test]
+async fn an_answer_wakes_all_who_wait_and_stays_without_a_stream() {
+    let (cache, metrics) = cache(8);
+    let _ = cache.begin_stream();
+    let waiting: Vec<_> = (0..3)
+        .map(|_| {
+            let cache = cache.clone();
+            tokio::spawn(async move { cache.resolve(at(1)).await })
+        })
+        .collect();
+    assert_eq!(cache.changes().await.unwrap(), [Change::Subscribe(at(1))]);
+    cache.set_record(record(at(1), WEB));
+    for one in waiting {
+        let Destination::Endpoints(endpoints) = one.await.unwrap() else { panic!("no endpoints") };
+        assert_eq!(endpoints[0].identity.as_ref().unwrap().as_str(), WEB);
+    }
+    cache.end_stream();
+    tokio::time::sleep(Duration::from_millis(1200)).await;
+    assert!(matches!(cache.resolve(at(1)).await, Destination::Endpoints(_)));
+    assert_eq!(cache.begin_stream(), [at(1)]);
+    assert_eq!((metrics.records.get(), metrics.unanswered.get()), (1, 0));
+}
+
+#[tokio::test]
+async fn the_longest_unused_record_goes_for_a_new_one() {
+    let (cache, metrics) = cache(2);
+    let _ = cache.begin_stream();
+    for last in [1, 2, 1, 3] {
+        let asked = cache.resolve(at(last));
+        tokio::pin!(asked);
+        if futures::poll!(asked.as_mut()).is_pending() {
+            cache.set_record(record(at(last), WEB));
+            asked.await;
+        }
+    }
+    let expected = [1, 2].map(|last| Change::Subscribe(at(last))).into_iter();
+    let expected: Vec<_> = expected.chain([Change::Unsubscribe(at(2)), Change::Subscribe(at(3))]).collect();
+    assert_eq!(cache.changes().await.unwrap(), expected);
+    assert_eq!((metrics.evictions.get(), metrics.records.get()), (1, 2));
+}
+
+#[tokio::test]
+async fn a_forgotten_record_is_asked_for_again() {
+    let (cache, _) = cache(8);
+    let _ = cache.begin_stream();
+    assert_eq!(cache.resolve(at(1)).await, REFUSED);
+    cache.set_record(record(at(1), WEB));
+    let _ = cache.changes().await;
+    cache.forget(at(1));
+    assert_eq!(cache.changes().await.unwrap(), [Change::Unsubscribe(at(1)), Change::Subscribe(at(1))]);
+    assert_eq!(cache.resolve(at(1)).await, REFUSED);
+}
+
+#[tokio::test]
+async fn a_stream_that_does_not_fetch_must_begin_anew() {
+    let (cache, _) = cache(2);
+    let _ = cache.begin_stream();
+    for last in 0..20 {
+        let asked = cache.resolve(at(last));
+        tokio::pin!(asked);
+        let _ = futures::poll!(asked.as_mut());
+    }
+    assert_eq!(cache.changes().await, None);
+    assert_eq!(cache.begin_stream().len(), 2);
+}
+
+#[tokio::test]
+async fn endpoints_that_cannot_be_dialled_safely_are_left_out() {
+    let (cache, _) = cache(8);
+    assert_eq!(cache.resolve(at(1)).await, REFUSED);
+    cache.set_record(record(at(1), "not an identity"));
+    assert_eq!(cache.resolve(at(1)).await, REFUSED);
+    cache.set_record(record(at(1), ""));
+    assert_eq!(cache.resolve(at(1)).await, REFUSED);
+    let unknown = v1::Record { kind: v1::record::Kind::Unknown as i32, ..record(at(1), WEB) };
+    cache.set_record(unknown);
+    assert_eq!(cache.resolve(at(1)).await, Destination::PassThrough);
+}

@@ -1,0 +1,14 @@
+//! The admission webhook of Cinch: mutating reviews of pods come in over TLS, patches and refusals go out.
+//! What to do with a pod is decided by `cinch-injection`; here are the facts it needs, the server, and the
+//! limits. Nothing is ever written to the API, so every replica is as good as another.
+
+pub mod certificate;
+pub mod facts;
+pub mod health;
+pub mod metrics;
+pub mod mutate;
+pub mod review;
+pub mod run;
+pub mod server;
+pub mod settings;
+pub mod state;

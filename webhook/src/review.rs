@@ -1,0 +1,257 @@
+//! `admission.k8s.io/v1` AdmissionReview in and out, as far as a pod's creation needs it. The types are our
+//! own: the object must stay raw JSON, and a patch is base64 text.
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use cinch_injection::Op;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use std::collections::BTreeMap;
+
+const API_VERSION: &str = "admission.k8s.io/v1";
+const KIND: &str = "AdmissionReview";
+
+/// Why the bytes are no review of a pod's creation; each text says what was found.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Malformed {
+    /// The body is not JSON, or not of this shape.
+    #[error("the body is no AdmissionReview: {0}")]
+    Json(String),
+    /// Another version or kind.
+    #[error("the body is {0}, not {API_VERSION} {KIND}")]
+    Kind(String),
+    /// There is no `request`.
+    #[error("the review has no request")]
+    NoRequest,
+    /// There is no `request.uid`, so there is nothing to answer.
+    #[error("the request has no uid")]
+    NoUid,
+    /// The request is about something else than the creation of a pod.
+    #[error("the request is about {0}, not the creation of a pod")]
+    NotAPod(String),
+    /// There is no `request.object`.
+    #[error("the request has no object")]
+    NoObject,
+    /// There is no `request.namespace`.
+    #[error("the request has no namespace")]
+    NoNamespace,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Envelope {
+    #[serde(default)]
+    api_version: String,
+    #[serde(default)]
+    kind: String,
+    request: Option<RawRequest>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct RawRequest {
+    #[serde(default)]
+    uid: String,
+    kind: Option<GroupVersionKind>,
+    #[serde(default)]
+    sub_resource: String,
+    #[serde(default)]
+    operation: String,
+    #[serde(default)]
+    namespace: String,
+    object: Option<Value>,
+    #[serde(default)]
+    dry_run: Option<bool>,
+}
+
+#[derive(Deserialize)]
+struct GroupVersionKind {
+    #[serde(default)]
+    group: String,
+    #[serde(default)]
+    version: String,
+    #[serde(default)]
+    kind: String,
+}
+
+/// The request to create a pod.
+#[derive(Debug)]
+pub struct Request {
+    /// To be echoed in the response.
+    pub uid: String,
+    /// Namespace of the pod.
+    pub namespace: String,
+    /// The pod.
+    pub pod: Value,
+    /// Whether nothing will come of it.
+    pub dry_run: bool,
+}
+
+impl Request {
+    /// Reads the body of a review.
+    ///
+    /// # Errors
+    /// The body is no review of a pod's creation.
+    pub fn parse(body: &[u8]) -> Result<Self, Malformed> {
+        let envelope: Envelope =
+            serde_json::from_slice(body).map_err(|error| Malformed::Json(error.to_string()))?;
+        if envelope.api_version != API_VERSION || envelope.kind != KIND {
+            return Err(Malformed::Kind(format!("{:?} {:?}", envelope.api_version, envelope.kind)));
+        }
+        let request = envelope.request.ok_or(Malformed::NoRequest)?;
+        if request.uid.is_empty() {
+            return Err(Malformed::NoUid);
+        }
+        let is_pod =
+            request.kind.as_ref().is_some_and(|k| k.group.is_empty() && k.version == "v1" && k.kind == "Pod");
+        if !is_pod || !request.sub_resource.is_empty() || request.operation != "CREATE" {
+            let kind = request.kind.as_ref().map_or("nothing", |kind| kind.kind.as_str());
+            return Err(Malformed::NotAPod(format!("{} {kind} {}", request.operation, request.sub_resource)));
+        }
+        let pod = request.object.filter(|object| !object.is_null()).ok_or(Malformed::NoObject)?;
+        if request.namespace.is_empty() {
+            return Err(Malformed::NoNamespace);
+        }
+        let dry_run = request.dry_run.unwrap_or_default();
+        Ok(Self { uid: request.uid, namespace: request.namespace, pod, dry_run })
+    }
+}
+
+/// The whole answer.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Review {
+    api_version: &'static str,
+    kind: &'static str,
+    response: Response,
+}
+
+/// `AdmissionResponse`.
+#[derive(Debug, Default, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Response {
+    uid: String,
+    allowed: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    status: Option<Status>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    patch: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    patch_type: Option<&'static str>,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    audit_annotations: BTreeMap<&'static str, String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    warnings: Vec<String>,
+}
+
+#[derive(Debug, Serialize)]
+struct Status {
+    code: u16,
+    reason: &'static str,
+    message: String,
+}
+
+impl Response {
+    /// The pod may be created, with these changes.
+    ///
+    /// # Errors
+    /// The operations can't be written as JSON.
+    pub fn allow(request: &Request, operations: &[Op], warnings: Vec<String>) -> serde_json::Result<Self> {
+        let mut response = Self { uid: request.uid.clone(), allowed: true, warnings, ..Self::default() };
+        if !operations.is_empty() {
+            response.patch = Some(STANDARD.encode(serde_json::to_vec(operations)?));
+            response.patch_type = Some("JSONPatch");
+        }
+        Ok(response)
+    }
+
+    /// The pod may not be created; the message is what the user reads.
+    #[must_use]
+    pub fn refuse(request: &Request, message: String) -> Self {
+        let status = Status { code: 403, reason: "Forbidden", message };
+        Self { uid: request.uid.clone(), status: Some(status), ..Self::default() }
+    }
+
+    /// Adds what the audit log shall show.
+    #[must_use]
+    pub fn audited(mut self, outcome: String) -> Self {
+        self.audit_annotations.insert("outcome", outcome);
+        self
+    }
+
+    /// The body to answer with.
+    ///
+    /// # Errors
+    /// It can't be written as JSON.
+    pub fn to_body(self) -> serde_json::Result<Vec<u8>> {
+        serde_json::to_vec(&Review { api_version: API_VERSION, kind: KIND, response: self })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn review(change: impl FnOnce(&mut Value)) -> Vec<u8> {
+        let mut review = json!({"apiVersion": API_VERSION, "kind": KIND, "request": {
+            "uid": "u", "kind": {"group": "", "version": "v1", "kind": "Pod"}, "operation": "CREATE",
+            "namespace": "shop", "object": {"metadata": {}}, "dryRun": true}});
+        change(&mut review);
+        serde_json::to_vec(&review).unwrap()
+    }
+
+    #[test]
+    fn a_review_is_read() {
+        let request = Request::parse(&review(|_| {})).unwrap();
+        assert_eq!((request.uid.as_str(), request.namespace.as_str(), request.dry_run), ("u", "shop", true));
+    }
+
+    #[test]
+    fn what_is_no_review_of_a_pod_is_named() {
+        type Change = fn(&mut Value);
+        let cases: &[(&str, Change)] = &[
+            ("no request", |r| r["request"] = Value::Null),
+            ("no uid", |r| r["request"]["uid"] = json!("")),
+            ("no object", |r| r["request"]["object"] = Value::Null),
+            ("no namespace", |r| r["request"]["namespace"] = json!("")),
+            ("is about CREATE Node", |r| r["request"]["kind"]["kind"] = json!("Node")),
+            ("is about CREATE nothing", |r| r["request"]["kind"] = Value::Null),
+            ("is about DELETE Pod", |r| r["request"]["operation"] = json!("DELETE")),
+            ("Pod exec", |r| r["request"]["subResource"] = json!("exec")),
+            ("v1beta1", |r| r["apiVersion"] = json!("admission.k8s.io/v1beta1")),
+            ("\"List\"", |r| r["kind"] = json!("List")),
+            ("invalid type", |r| r["request"] = json!("x")),
+            ("no AdmissionReview", |r| *r = json!([])),
+        ];
+        for (want, change) in cases {
+            let error = Request::parse(&review(change)).unwrap_err().to_string();
+            assert!(error.contains(want), "{want}: {error}");
+        }
+        let nested = format!("{}{}", "[".repeat(100_000), "]".repeat(100_000));
+        for bad in [&b""[..], b"{", b"\xff\xfe", b"null", nested.as_bytes()] {
+            assert!(Request::parse(bad).is_err());
+        }
+        let deep = format!(
+            r#"{{"apiVersion": "{API_VERSION}", "kind": "{KIND}", "request": {{"object": {nested}}}}}"#
+        );
+        assert!(Request::parse(deep.as_bytes()).unwrap_err().to_string().contains("recursion"));
+    }
+
+    #[test]
+    fn the_answer_has_the_shape_that_the_api_server_reads() {
+        let request = Request::parse(&review(|_| {})).unwrap();
+        let ops = [Op::Remove { path: "/x".into() }];
+        let body = Response::allow(&request, &ops, vec!["w".into()]).unwrap().to_body().unwrap();
+        let value: Value = serde_json::from_slice(&body).unwrap();
+        assert_eq!(
+            value,
+            json!({"apiVersion": API_VERSION, "kind": KIND, "response": {"uid": "u", "allowed": true,
+            "patch": STANDARD.encode(r#"[{"op":"remove","path":"/x"}]"#), "patchType": "JSONPatch", "warnings": ["w"]}})
+        );
+        let body = Response::refuse(&request, "no".into()).audited("X".into()).to_body().unwrap();
+        let value: Value = serde_json::from_slice(&body).unwrap();
+        assert_eq!(value["response"]["status"], json!({"code": 403, "reason": "Forbidden", "message": "no"}));
+        assert_eq!(value["response"]["allowed"], false);
+    }
+}

@@ -1,0 +1,161 @@
+//! The part of the installation's settings file that the webhook needs. Operator and webhook read the same
+//! file; what is only the operator's is passed over here, and checked there.
+
+use anyhow::{Context, bail};
+use cinch_injection::{Resources, Sidecar};
+use serde::Deserialize;
+use std::collections::BTreeMap;
+use std::path::Path;
+
+/// What an installation decides about injection.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Settings {
+    /// Trust domain of all identities.
+    pub trust_domain: String,
+    /// Namespace that Cinch is installed in; the environment variable `POD_NAMESPACE` goes before.
+    pub namespace: String,
+    /// Images of the sidecar.
+    pub images: Images,
+    /// How the sidecar runs.
+    #[serde(default)]
+    pub proxy: Proxy,
+    /// The webhook's own.
+    #[serde(default)]
+    pub webhook: Webhook,
+}
+
+/// Images of the sidecar, fully qualified.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Images {
+    /// The one that is injected.
+    pub proxy: String,
+    /// All that admission accepts: current, previous, mirrors.
+    #[serde(default)]
+    pub allowed: Vec<String>,
+}
+
+/// How the sidecar runs.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Proxy {
+    /// Requests and limits; what is left out has the built-in value.
+    pub resources: Option<ProxyResources>,
+    /// Log filter.
+    pub log: Option<String>,
+}
+
+/// Requests and limits of the sidecar.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ProxyResources {
+    /// In pods that are not Guaranteed.
+    pub requests: Option<BTreeMap<String, String>>,
+    /// In pods that are not Guaranteed.
+    pub limits: Option<BTreeMap<String, String>>,
+    /// Requests and limits in Guaranteed pods.
+    pub guaranteed: Option<BTreeMap<String, String>>,
+}
+
+/// The webhook's own settings.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Webhook {
+    /// Port for reviews, TLS.
+    pub port: u16,
+}
+
+impl Default for Webhook {
+    /// 10250 is open from the API server to nodes in private GKE and similar clusters.
+    fn default() -> Self {
+        Self { port: 10250 }
+    }
+}
+
+impl Settings {
+    /// Reads the file and the environment.
+    ///
+    /// # Errors
+    /// The file can't be read or is not as it must be; the message names the field.
+    pub fn read(path: &Path) -> anyhow::Result<Self> {
+        let text =
+            std::fs::read_to_string(path).with_context(|| format!("{} can't be read", path.display()))?;
+        let mut settings = Self::parse(&text).with_context(|| format!("{} is wrong", path.display()))?;
+        if let Ok(namespace) = std::env::var("POD_NAMESPACE") {
+            settings.namespace = namespace;
+        }
+        Ok(settings)
+    }
+
+    /// Reads the text of the file.
+    ///
+    /// # Errors
+    /// As for [`Settings::read`].
+    pub fn parse(text: &str) -> anyhow::Result<Self> {
+        let settings: Self = serde_saphyr::from_str(text)?;
+        for (key, value) in [
+            ("trustDomain", &settings.trust_domain),
+            ("namespace", &settings.namespace),
+            ("images.proxy", &settings.images.proxy),
+        ] {
+            if value.is_empty() {
+                bail!("{key} is empty");
+            }
+        }
+        Ok(settings)
+    }
+
+    /// The sidecar to inject.
+    #[must_use]
+    pub fn sidecar(&self) -> Sidecar {
+        let built_in = Resources::default();
+        let own = self.proxy.resources.clone().unwrap_or_default();
+        Sidecar {
+            image: self.images.proxy.clone(),
+            allowed_images: self.images.allowed.clone(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            trust_domain: self.trust_domain.clone(),
+            operator_id: format!("spiffe://{}/ns/{}/sa/cinch-operator", self.trust_domain, self.namespace),
+            log: self.proxy.log.clone(),
+            resources: Resources {
+                requests: own.requests.unwrap_or(built_in.requests),
+                limits: own.limits.unwrap_or(built_in.limits),
+                guaranteed: own.guaranteed.unwrap_or(built_in.guaranteed),
+            },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FILE: &str = r#"
+trustDomain: cluster.local
+clusterDomain: cluster.local
+namespace: cinch-system
+rootNamespace: cinch-system
+images: {proxy: "registry/cinch-proxy:0.1.0", allowed: ["registry/cinch-proxy:0.1.0"]}
+mesh: {cidrs: []}
+promotion: {default: Manual, quietPeriod: 168h}
+proxy: {reportInterval: 10s, resources: {requests: {cpu: 20m, memory: 32Mi}, limits: {cpu: "2", memory: 128Mi}}}
+webhook: {port: 10250}
+control: {port: 7443}
+"#;
+
+    #[test]
+    fn the_file_that_the_operator_reads_is_read() {
+        let sidecar = Settings::parse(FILE).unwrap().sidecar();
+        assert_eq!(sidecar.operator_id, "spiffe://cluster.local/ns/cinch-system/sa/cinch-operator");
+        assert_eq!(sidecar.resources.requests["cpu"], "20m");
+        assert_eq!(sidecar.resources.guaranteed, Resources::default().guaranteed);
+    }
+
+    #[test]
+    fn what_is_missing_is_named() {
+        let error = Settings::parse(&FILE.replace("trustDomain: cluster.local", "")).unwrap_err();
+        assert!(format!("{error:#}").contains("trustDomain"), "{error:#}");
+        assert!(Settings::parse(&FILE.replace("trustDomain: cluster.local", "trustDomain: ''")).is_err());
+    }
+}

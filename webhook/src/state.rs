@@ -1,0 +1,82 @@
+//! What all connections share.
+
+use crate::certificate::Serving;
+use crate::facts::Caches;
+use crate::metrics::Metrics;
+use arc_swap::ArcSwapOption;
+use cinch_injection::Sidecar;
+use std::sync::Arc;
+use tokio::sync::{Notify, Semaphore};
+use tokio_util::sync::CancellationToken;
+
+/// Bytes of request bodies that are held at one time, in all. A review is some kilobytes; this is for a
+/// thousand pods that wait for their accounts, or a few of the largest kind.
+const BODY_BYTES: usize = 64 << 20;
+/// The unit in which bodies are admitted (a semaphore counts in u32).
+pub(crate) const BODY_UNIT: usize = 1 << 10;
+
+/// What all connections share.
+pub struct State {
+    /// What is known about the cluster.
+    pub caches: Arc<Caches>,
+    /// The sidecar to inject.
+    pub sidecar: Sidecar,
+    /// What is counted.
+    pub metrics: Arc<Metrics>,
+    /// Set when the process is to end: not ready any more, answers close their connections.
+    pub draining: CancellationToken,
+    pub(crate) bodies: Arc<Semaphore>,
+    serving: ArcSwapOption<Serving>,
+    serving_changed: Notify,
+}
+
+impl State {
+    /// State without a certificate.
+    #[must_use]
+    pub fn new(caches: Arc<Caches>, sidecar: Sidecar, metrics: Arc<Metrics>) -> Self {
+        Self {
+            caches,
+            sidecar,
+            metrics,
+            draining: CancellationToken::new(),
+            bodies: Arc::new(Semaphore::new(BODY_BYTES / BODY_UNIT)),
+            serving: ArcSwapOption::empty(),
+            serving_changed: Notify::new(),
+        }
+    }
+
+    /// Serves new connections with this from now on.
+    pub fn serve_with(&self, serving: Serving) {
+        self.serving.store(Some(Arc::new(serving)));
+        self.serving_changed.notify_waiters();
+    }
+
+    /// What is served with, once there is a certificate.
+    #[must_use]
+    pub fn serving(&self) -> Option<Arc<Serving>> {
+        self.serving.load_full()
+    }
+
+    /// Waits until there is a certificate.
+    pub async fn until_serving(&self) {
+        loop {
+            let changed = self.serving_changed.notified();
+            if self.serving().is_some() {
+                return;
+            }
+            changed.await;
+        }
+    }
+
+    /// Why the webhook is not ready; `None` when it is.
+    #[must_use]
+    pub fn not_ready(&self) -> Option<String> {
+        if self.draining.is_cancelled() {
+            return Some("draining".to_owned());
+        }
+        if self.serving().is_none() {
+            return Some(format!("waiting for Secret {}", crate::certificate::SECRET));
+        }
+        self.caches.unsynced().map(|kind| format!("waiting for the list of {kind}"))
+    }
+}

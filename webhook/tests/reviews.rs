@@ -1,0 +1,317 @@
+//! The review server over loopback with a real TLS client: good reviews, waiting, and everything malformed.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+
+use bytes::Bytes;
+use cinch_injection::AccountState;
+use cinch_reason::Reason;
+use cinch_webhook::certificate::Serving;
+use cinch_webhook::facts::{Account, Caches, Event, Key, NamespaceFacts};
+use cinch_webhook::metrics::Metrics;
+use cinch_webhook::server::{LARGEST_BODY, serve};
+use cinch_webhook::settings::Settings;
+use cinch_webhook::state::State;
+use http_body_util::{BodyExt, Full};
+use hyper::client::conn::http1::{SendRequest, handshake};
+use hyper::{Request, Response};
+use hyper_util::rt::TokioIo;
+use k8s_openapi::ByteString;
+use k8s_openapi::api::core::v1::Secret;
+use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::{ClientConfig, RootCertStore};
+use serde_json::{Value, json};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio_rustls::TlsConnector;
+use tokio_util::sync::CancellationToken;
+
+const NAME: &str = "cinch-webhook.cinch-system.svc";
+const SETTINGS: &str =
+    "{trustDomain: cluster.local, namespace: cinch-system, images: {proxy: r/cinch-proxy:1}}";
+
+struct Server {
+    state: Arc<State>,
+    address: SocketAddr,
+    tls: Arc<ClientConfig>,
+    stop: CancellationToken,
+    task: tokio::task::JoinHandle<()>,
+}
+
+fn certificate() -> (Secret, CertificateDer<'static>) {
+    let made = rcgen::generate_simple_self_signed([NAME.to_owned()]).unwrap();
+    let data = [
+        ("tls.crt", made.cert.pem().into_bytes()),
+        ("tls.key", made.signing_key.serialize_pem().into_bytes()),
+        ("probe.key", vec![7; 32]),
+    ];
+    let data = data.into_iter().map(|(key, bytes)| (key.to_owned(), ByteString(bytes))).collect();
+    (Secret { data: Some(data), ..Secret::default() }, made.cert.der().clone())
+}
+
+fn client(root: CertificateDer<'static>) -> Arc<ClientConfig> {
+    let mut roots = RootCertStore::empty();
+    roots.add(root).unwrap();
+    Arc::new(ClientConfig::builder().with_root_certificates(roots).with_no_client_auth())
+}
+
+impl Server {
+    async fn start() -> Self {
+        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+        let caches = Arc::new(Caches::default());
+        let sidecar = Settings::parse(SETTINGS).unwrap().sidecar();
+        let state = Arc::new(State::new(caches, sidecar, Arc::new(Metrics::default())));
+        let (secret, root) = certificate();
+        state.serve_with(Serving::from_secret(&secret).unwrap());
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let stop = CancellationToken::new();
+        let task = tokio::spawn(serve(listener, Arc::clone(&state), stop.clone()));
+        let server = Self { state, address, tls: client(root), stop, task };
+        let caches = &server.state.caches;
+        caches
+            .namespaces
+            .apply(Event::Upsert(Key::new("", "shop"), Some(Arc::new(NamespaceFacts::default()))));
+        caches.trust.apply(Event::Upsert(Key::new("shop", "cinch-trust"), Some(())));
+        server
+    }
+
+    fn account_appears(&self) {
+        let ours = Account { state: AccountState::Ours("StatefulSet/db".into()), cloud_identity: None };
+        self.state.caches.accounts.apply(Event::Upsert(Key::new("shop", "db-statefulset"), Some(ours)));
+    }
+
+    async fn connect(&self) -> SendRequest<Full<Bytes>> {
+        let stream = TcpStream::connect(self.address).await.unwrap();
+        let name = ServerName::try_from(NAME).unwrap();
+        let stream = TlsConnector::from(Arc::clone(&self.tls)).connect(name, stream).await.unwrap();
+        let (sender, connection) = handshake(TokioIo::new(stream)).await.unwrap();
+        tokio::spawn(connection);
+        sender
+    }
+
+    async fn post(&self, body: impl Into<Bytes>) -> (u16, String) {
+        let response = send(&mut self.connect().await, body).await;
+        let status = response.status().as_u16();
+        let body = response.into_body().collect().await.unwrap().to_bytes();
+        (status, String::from_utf8(body.to_vec()).unwrap())
+    }
+
+    async fn review(&self, review: &Value) -> Value {
+        let (status, body) = self.post(review.to_string()).await;
+        assert_eq!(status, 200, "{body}");
+        serde_json::from_str::<Value>(&body).unwrap()["response"].clone()
+    }
+}
+
+async fn send(
+    sender: &mut SendRequest<Full<Bytes>>,
+    body: impl Into<Bytes>,
+) -> Response<hyper::body::Incoming> {
+    let request =
+        Request::post("/mutate?timeout=3s").header("host", NAME).body(Full::new(body.into())).unwrap();
+    sender.send_request(request).await.unwrap()
+}
+
+fn review(change: impl FnOnce(&mut Value)) -> Value {
+    let mut review = json!({"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "request": {
+        "uid": "0a1b", "kind": {"group": "", "version": "v1", "kind": "Pod"}, "operation": "CREATE",
+        "namespace": "shop", "dryRun": false, "object": {
+            "metadata": {"generateName": "db-", "ownerReferences": [
+                {"apiVersion": "apps/v1", "kind": "StatefulSet", "name": "db", "uid": "u", "controller": true}]},
+            "spec": {"containers": [{"name": "db", "image": "db:1"}]}}}});
+    change(&mut review["request"]);
+    review
+}
+
+#[tokio::test]
+async fn a_pod_is_injected() {
+    let server = Server::start().await;
+    server.account_appears();
+    let response = server.review(&review(|_| {})).await;
+    assert_eq!((&response["uid"], &response["allowed"]), (&json!("0a1b"), &json!(true)));
+    assert_eq!(response["patchType"], "JSONPatch");
+    use base64::Engine as _;
+    let patch =
+        base64::engine::general_purpose::STANDARD.decode(response["patch"].as_str().unwrap()).unwrap();
+    let patch: json_patch::Patch = serde_json::from_slice(&patch).unwrap();
+    let mut pod = review(|_| {})["request"]["object"].clone();
+    json_patch::patch(&mut pod, &patch).unwrap();
+    assert_eq!(pod["spec"]["serviceAccountName"], "db-statefulset");
+    assert_eq!(pod["spec"]["initContainers"][1]["name"], "cinch-proxy");
+    assert_eq!(server.state.metrics.reviews_with("injected", Reason::Injected), 1);
+}
+
+#[tokio::test]
+async fn a_pod_that_opts_out_is_allowed_with_a_warning() {
+    let server = Server::start().await;
+    let review = review(|r| r["object"]["metadata"]["labels"] = json!({"cinch.dev/inject": "disabled"}));
+    let response = server.review(&review).await;
+    assert_eq!(response["allowed"], true);
+    assert!(response["warnings"][0].as_str().unwrap().starts_with("OptedOut: "));
+    assert_eq!(response["auditAnnotations"]["outcome"], "OptedOut");
+}
+
+#[tokio::test]
+async fn an_account_that_appears_in_time_is_waited_for() {
+    let server = Server::start().await;
+    let body = review(|_| {});
+    let (response, ()) = tokio::join!(server.review(&body), async {
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        server.account_appears();
+    });
+    assert_eq!(response["allowed"], true);
+}
+
+#[tokio::test]
+async fn an_account_that_does_not_appear_is_a_refusal_in_time_that_says_so() {
+    let server = Server::start().await;
+    let began = std::time::Instant::now();
+    let response = server.review(&review(|_| {})).await;
+    assert!(began.elapsed() < Duration::from_millis(2900), "the API server waits 3 s");
+    assert_eq!(response["allowed"], false);
+    let message = response["status"]["message"].as_str().unwrap();
+    assert!(
+        message.starts_with("ServiceAccountPending: ") && message.contains("db-statefulset"),
+        "{message}"
+    );
+    let dry = server.review(&review(|r| r["dryRun"] = json!(true))).await;
+    assert_eq!(dry["allowed"], true, "a dry run does not wait");
+    assert!(dry["warnings"][0].as_str().unwrap().starts_with("ServiceAccountPending: "));
+}
+
+#[tokio::test]
+async fn what_is_malformed_is_named_counted_and_survived() {
+    let server = Server::start().await;
+    server.account_appears();
+    let nested = format!("{}{}", "[".repeat(200_000), "]".repeat(200_000));
+    let cases: Vec<(&str, String)> = vec![
+        ("empty", String::new()),
+        ("not JSON", "pod".into()),
+        ("deep", nested),
+        ("null", "null".into()),
+        ("no request", json!({"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview"}).to_string()),
+        ("no object", review(|r| r["object"] = Value::Null).to_string()),
+        ("wrong kind", review(|r| r["kind"]["kind"] = json!("Service")).to_string()),
+        (
+            "other version",
+            json!({"apiVersion": "admission.k8s.io/v2", "kind": "AdmissionReview"}).to_string(),
+        ),
+        ("object is text", review(|r| r["object"] = json!("pod")).to_string()),
+        ("no spec", review(|r| r["object"] = json!({"metadata": {}})).to_string()),
+        ("containers are text", review(|r| r["object"]["spec"]["containers"] = json!("x")).to_string()),
+    ];
+    let count = cases.len() as u64;
+    for (case, body) in cases {
+        let (status, text) = server.post(body).await;
+        assert_eq!(status, 400, "{case}: {text}");
+        assert!(text.starts_with("MalformedReview: "), "{case}: {text}");
+    }
+    assert_eq!(server.state.metrics.reviews_with("malformed", Reason::MalformedReview), count);
+    let (status, text) = server.post(vec![b' '; LARGEST_BODY + 1]).await;
+    assert_eq!(status, 413, "{text}");
+    assert_eq!(server.review(&review(|_| {})).await["allowed"], true, "and the next review is answered");
+}
+
+#[tokio::test]
+async fn a_body_without_length_is_bounded_too() {
+    let server = Server::start().await;
+    let stream = TcpStream::connect(server.address).await.unwrap();
+    let name = ServerName::try_from(NAME).unwrap();
+    let mut stream = TlsConnector::from(Arc::clone(&server.tls)).connect(name, stream).await.unwrap();
+    stream
+        .write_all(b"POST /mutate HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n")
+        .await
+        .unwrap();
+    let chunk = [b"100000\r\n".to_vec(), vec![b' '; 0x0010_0000], b"\r\n".to_vec()].concat();
+    for _ in 0..=(LARGEST_BODY >> 20) {
+        if stream.write_all(&chunk).await.is_err() {
+            break;
+        }
+    }
+    let mut head = [0; 64];
+    let read = stream.read(&mut head).await.unwrap();
+    assert!(String::from_utf8_lossy(&head[..read]).starts_with("HTTP/1.1 413"));
+}
+
+#[tokio::test]
+async fn other_paths_and_methods_are_answered() {
+    let server = Server::start().await;
+    for (method, path, want) in [("GET", "/mutate", 405), ("POST", "/validate", 404)] {
+        let request = Request::builder().method(method).uri(path).header("host", NAME);
+        let request = request.body(Full::new(Bytes::new())).unwrap();
+        let response = server.connect().await.send_request(request).await.unwrap();
+        assert_eq!(response.status(), want, "{method} {path}");
+    }
+}
+
+#[tokio::test]
+async fn garbage_instead_of_tls_harms_nobody() {
+    let server = Server::start().await;
+    server.account_appears();
+    let mut stream = TcpStream::connect(server.address).await.unwrap();
+    stream.write_all(b"GET / HTTP/1.1\r\n\r\n").await.unwrap();
+    let mut rest = Vec::new();
+    let _ = stream.read_to_end(&mut rest).await;
+    assert_eq!(server.review(&review(|_| {})).await["allowed"], true);
+    assert!(server.state.metrics.text().contains("cinch_webhook_handshake_failures_total 1"));
+}
+
+#[tokio::test]
+async fn a_new_certificate_is_served_to_new_connections_while_old_ones_go_on() {
+    let mut server = Server::start().await;
+    server.account_appears();
+    let mut old = server.connect().await;
+    let (secret, root) = certificate();
+    server.state.serve_with(Serving::from_secret(&secret).unwrap());
+    server.tls = client(root);
+    assert_eq!(server.review(&review(|_| {})).await["allowed"], true);
+    assert_eq!(send(&mut old, review(|_| {}).to_string()).await.status(), 200);
+}
+
+#[tokio::test]
+async fn while_draining_answers_close_their_connections_and_none_is_lost() {
+    let server = Server::start().await;
+    server.account_appears();
+    let mut open = server.connect().await;
+    assert!(!send(&mut open, review(|_| {}).to_string()).await.headers().contains_key("connection"));
+    server.state.draining.cancel();
+    assert_eq!(server.state.not_ready().as_deref(), Some("draining"));
+    open.ready().await.unwrap();
+    let response = send(&mut open, review(|_| {}).to_string()).await;
+    assert_eq!(
+        (response.status().as_u16(), &response.headers()["connection"]),
+        (200, &"close".parse().unwrap())
+    );
+    let waiting = review(|r| r["object"]["metadata"]["ownerReferences"][0]["name"] = json!("late"));
+    let (late, ()) = tokio::join!(server.review(&waiting), async {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        server.stop.cancel();
+    });
+    assert_eq!(late["allowed"], false, "a review in flight is answered after the listener is closed");
+    tokio::time::timeout(Duration::from_secs(4), server.task).await.unwrap().unwrap();
+}
+
+#[test]
+fn a_secret_that_can_not_serve_is_named() {
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    type Change = fn(&mut Secret);
+    let cases: &[(&str, Change)] = &[
+        ("tls.crt", |s| drop(s.data.as_mut().unwrap().remove("tls.crt"))),
+        ("tls.key", |s| drop(s.data.as_mut().unwrap().remove("tls.key"))),
+        ("probe.key", |s| drop(s.data.as_mut().unwrap().remove("probe.key"))),
+        ("32 bytes", |s| drop(s.data.as_mut().unwrap().insert("probe.key".into(), ByteString(vec![1; 31])))),
+        ("tls.key", |s| drop(s.data.as_mut().unwrap().insert("tls.key".into(), ByteString(b"x".to_vec())))),
+        ("can't be served", |s| {
+            let other = certificate().0.data.unwrap().remove("tls.key").unwrap();
+            s.data.as_mut().unwrap().insert("tls.key".into(), other);
+        }),
+    ];
+    for (want, change) in cases {
+        let (mut secret, _) = certificate();
+        change(&mut secret);
+        let error = Serving::from_secret(&secret).err().unwrap().to_string();
+        assert!(error.contains(want), "{want}: {error}");
+    }
+}
