@@ -1,5 +1,5 @@
 //! The webhook's serving certificate: the leader makes it, keeps it in the Secret `cinch-webhook-tls`, and
-//! tells the API server whom to trust (`caBundle` of `cinch-injector`, by server-side apply).
+//! tells the API server whom to trust (`caBundle` of `cinch-injector` and `cinch-policies`, by server-side apply).
 //!
 //! It has nothing to do with workload identities: a small CA of its own is made for each certificate, and its
 //! key is dropped at once. At a renewal the old CA stays trusted beside the new one, because the webhook's
@@ -10,13 +10,18 @@ use crate::ca::sign::{Authority, Validity, unix_now};
 use crate::settings::Settings;
 use anyhow::Context;
 use base64::Engine;
-use k8s_openapi::api::admissionregistration::v1::MutatingWebhookConfiguration;
+use k8s_openapi::ByteString;
+use k8s_openapi::api::admissionregistration::v1::{
+    MutatingWebhookConfiguration, ValidatingWebhookConfiguration,
+};
 use kube::api::{Patch, PatchParams};
-use kube::{Api, Client};
+use kube::{Api, Client, Resource};
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
+use serde::de::DeserializeOwned;
 use serde_json::json;
 use std::collections::BTreeMap;
+use std::fmt::Debug;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
@@ -24,10 +29,12 @@ use tracing::{info, warn};
 
 /// Secret with `tls.crt`, `tls.key`, `ca.crt`, and `probe.key`, the key of the probe paths.
 pub const SECRET: &str = "cinch-webhook-tls";
-/// The configuration that is told whom to trust.
-pub const CONFIGURATION: &str = "cinch-injector";
+/// The configuration of pod reviews.
+const INJECTOR: &str = "cinch-injector";
+/// The configuration of policy reviews.
+const POLICIES: &str = "cinch-policies";
 const FIELD_MANAGER: &str = "cinch-operator";
-/// Helm and users may take our caBundle away; pods go without sidecar until we notice.
+/// Helm and users may take our caBundle away; until we notice, pods go without sidecar and policies can't be written.
 const CHECK_EVERY: Duration = Duration::from_secs(10);
 const RETRY: Duration = Duration::from_secs(2);
 const PROBE_KEY_LENGTH: usize = 32;
@@ -47,7 +54,8 @@ enum Plan {
 pub async fn run(client: Client, settings: Arc<Settings>, shutdown: CancellationToken) {
     let keeper = Keeper {
         secrets: Secrets::new(client.clone(), &settings.namespace),
-        configurations: Api::all(client),
+        injector: Api::all(client.clone()),
+        policies: Api::all(client),
         names: names(&settings),
         lifetime: settings.certificates.webhook,
     };
@@ -78,7 +86,8 @@ fn names(settings: &Settings) -> Vec<String> {
 
 struct Keeper {
     secrets: Secrets,
-    configurations: Api<MutatingWebhookConfiguration>,
+    injector: Api<MutatingWebhookConfiguration>,
+    policies: Api<ValidatingWebhookConfiguration>,
     names: Vec<String>,
     lifetime: Duration,
 }
@@ -103,46 +112,72 @@ impl Keeper {
         self.trust(stored.text("ca.crt")?).await
     }
 
-    /// Makes `roots` (PEM) the caBundle of each webhook in the configuration, where it is not already.
+    /// Makes `roots` (PEM) the caBundle of each webhook in both configurations, where it is not already.
     async fn trust(&self, roots: &str) -> anyhow::Result<()> {
-        let configuration = self
-            .configurations
-            .get_opt(CONFIGURATION)
-            .await
-            .with_context(|| format!("{CONFIGURATION} can not be read"))?;
-        // Not installed, or uninstalled: nothing to tell.
-        let Some(configuration) = configuration else { return Ok(()) };
-        let webhooks = configuration.webhooks.unwrap_or_default();
-        let told = |bundle: Option<&[u8]>| bundle == Some(roots.as_bytes());
-        if webhooks
-            .iter()
-            .all(|hook| told(hook.client_config.ca_bundle.as_ref().map(|bytes| bytes.0.as_slice())))
-        {
-            return Ok(());
-        }
-        let bundle = base64::engine::general_purpose::STANDARD.encode(roots);
-        let names: Vec<_> = webhooks.iter().map(|hook| hook.name.as_str()).collect();
-        let params = PatchParams::apply(FIELD_MANAGER).force();
-        self.configurations
-            .patch(CONFIGURATION, &params, &Patch::Apply(ca_bundle_patch(&names, &bundle)))
-            .await
-            .with_context(|| format!("the caBundle of {CONFIGURATION} can not be written"))?;
-        info!(configuration = CONFIGURATION, webhooks = names.len(), "told the API server whom to trust");
-        Ok(())
+        trust(&self.injector, INJECTOR, roots).await?;
+        trust(&self.policies, POLICIES, roots).await
     }
 }
 
+/// A configuration with webhooks: both kinds are alike in what matters here.
+trait Webhooks {
+    /// Name and caBundle of each webhook.
+    fn webhooks(&self) -> Vec<(&str, Option<&ByteString>)>;
+}
+
+impl Webhooks for MutatingWebhookConfiguration {
+    fn webhooks(&self) -> Vec<(&str, Option<&ByteString>)> {
+        let all = self.webhooks.iter().flatten();
+        all.map(|hook| (hook.name.as_str(), hook.client_config.ca_bundle.as_ref())).collect()
+    }
+}
+
+impl Webhooks for ValidatingWebhookConfiguration {
+    fn webhooks(&self) -> Vec<(&str, Option<&ByteString>)> {
+        let all = self.webhooks.iter().flatten();
+        all.map(|hook| (hook.name.as_str(), hook.client_config.ca_bundle.as_ref())).collect()
+    }
+}
+
+async fn trust<K>(configurations: &Api<K>, name: &str, roots: &str) -> anyhow::Result<()>
+where
+    K: Webhooks + Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned,
+{
+    let configuration =
+        configurations.get_opt(name).await.with_context(|| format!("{name} can not be read"))?;
+    // Not installed, or uninstalled: nothing to tell.
+    let Some(configuration) = configuration else { return Ok(()) };
+    let Some(patch) = ca_bundle_patch(&configuration, name, roots) else { return Ok(()) };
+    let params = PatchParams::apply(FIELD_MANAGER).force();
+    configurations
+        .patch(name, &params, &Patch::Apply(patch))
+        .await
+        .with_context(|| format!("the caBundle of {name} can not be written"))?;
+    info!(configuration = name, "told the API server whom to trust");
+    Ok(())
+}
+
 /// Names the webhooks (the key of the list) and nothing but their caBundle, so that all else stays with its
-/// other managers.
-fn ca_bundle_patch(names: &[&str], bundle: &str) -> serde_json::Value {
-    let webhooks: Vec<_> =
-        names.iter().map(|name| json!({"name": name, "clientConfig": {"caBundle": bundle}})).collect();
-    json!({
-        "apiVersion": "admissionregistration.k8s.io/v1",
-        "kind": "MutatingWebhookConfiguration",
-        "metadata": {"name": CONFIGURATION},
+/// other managers; `None` when each has it already.
+fn ca_bundle_patch<K>(configuration: &K, name: &str, roots: &str) -> Option<serde_json::Value>
+where
+    K: Webhooks + Resource<DynamicType = ()>,
+{
+    let webhooks = configuration.webhooks();
+    if webhooks.iter().all(|(_, bundle)| bundle.is_some_and(|bundle| bundle.0 == roots.as_bytes())) {
+        return None;
+    }
+    let bundle = base64::engine::general_purpose::STANDARD.encode(roots);
+    let webhooks: Vec<_> = webhooks
+        .iter()
+        .map(|(name, _)| json!({"name": name, "clientConfig": {"caBundle": bundle}}))
+        .collect();
+    Some(json!({
+        "apiVersion": K::api_version(&()),
+        "kind": K::kind(&()),
+        "metadata": {"name": name},
         "webhooks": webhooks,
-    })
+    }))
 }
 
 /// Decides from the Secret as it is what it must become at `now` (seconds since 1970).
@@ -291,10 +326,23 @@ mod tests {
 
     #[test]
     fn the_patch_names_each_webhook_and_nothing_but_its_ca_bundle() {
-        let patch = ca_bundle_patch(&["pods.cinch.dev"], "QQ==");
+        let mut policies: ValidatingWebhookConfiguration =
+            serde_json::from_value(json!({"metadata": {"name": POLICIES}, "webhooks": [
+                {"name": "a", "clientConfig": {"caBundle": "UQ=="}, "admissionReviewVersions": ["v1"], "sideEffects": "None"},
+                {"name": "b", "clientConfig": {}, "admissionReviewVersions": ["v1"], "sideEffects": "None"}]}))
+            .unwrap();
+        let patch = ca_bundle_patch(&policies, POLICIES, "Q").unwrap();
         assert_eq!(
-            patch["webhooks"],
-            json!([{"name": "pods.cinch.dev", "clientConfig": {"caBundle": "QQ=="}}])
+            patch,
+            json!({"apiVersion": "admissionregistration.k8s.io/v1", "kind": "ValidatingWebhookConfiguration",
+                "metadata": {"name": POLICIES}, "webhooks": [
+                    {"name": "a", "clientConfig": {"caBundle": "UQ=="}}, {"name": "b", "clientConfig": {"caBundle": "UQ=="}}]})
         );
+        for hook in policies.webhooks.iter_mut().flatten() {
+            hook.client_config.ca_bundle = Some(ByteString(b"Q".to_vec()));
+        }
+        assert!(ca_bundle_patch(&policies, POLICIES, "Q").is_none(), "nothing to write");
+        let injector = MutatingWebhookConfiguration::default();
+        assert!(ca_bundle_patch(&injector, INJECTOR, "Q").is_none(), "no webhook to tell");
     }
 }

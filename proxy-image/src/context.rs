@@ -6,7 +6,7 @@ use crate::evidence::Evidence;
 use crate::limits::Limits;
 use crate::path_metrics::PathMetrics;
 use cinch_identity::{SpiffeId, Svid, TrustBundle};
-use cinch_policy::{CompiledPolicies, Mode, PortModes};
+use cinch_policy::{Mode, PortModes, WorkloadPolicies};
 use cinch_reason::Reason;
 use futures::future::BoxFuture;
 use std::fmt;
@@ -82,7 +82,7 @@ pub struct InboundPolicy {
     /// Which port accepts what, the lock included.
     pub modes: PortModes,
     /// Authorization policies; `None`: there are none, everything that the mode lets in is allowed.
-    pub policies: Option<Arc<CompiledPolicies>>,
+    pub policies: Option<Arc<WorkloadPolicies>>,
     /// The namespace carries the lock.
     pub locked: bool,
 }

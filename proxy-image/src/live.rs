@@ -4,7 +4,7 @@
 
 use crate::context::InboundPolicy;
 use cinch_identity::SpiffeId;
-use cinch_policy::{Connection, Decision, Mode};
+use cinch_policy::{Connection, Mode, no_providers};
 use cinch_reason::Reason;
 use futures::task::AtomicWaker;
 use parking_lot::Mutex;
@@ -58,11 +58,12 @@ pub fn judge(policy: &InboundPolicy, subject: &Subject) -> Result<(), Denial> {
         Peer::Proved(id) => Some(id.as_str()),
     };
     let Some(policies) = &policy.policies else { return Ok(()) };
-    let connection = Connection { peer, source: subject.source, destination: subject.destination };
-    match policies.decide(&connection) {
-        Decision::Allow(_) => Ok(()),
-        Decision::Deny(reason, policy) => Err(Denial { reason, policy }),
+    let connection = Connection::new(peer, subject.source, subject.destination);
+    let decision = policies.tcp(&connection, &no_providers);
+    if decision.is_allowed() {
+        return Ok(());
     }
+    Err(Denial { reason: decision.reason, policy: decision.policy.cloned() })
 }
 
 /// All open inbound connections.

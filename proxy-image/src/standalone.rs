@@ -5,7 +5,7 @@ use crate::context::{Destination, Discovery, Endpoint, InboundPolicy};
 use crate::credentials::CredentialStore;
 use anyhow::{Context, Result, bail};
 use cinch_identity::{KeyPair, SpiffeId, Svid, TrustBundle};
-use cinch_policy::{CompiledPolicies, PolicyObject, PortModes, WorkloadRef};
+use cinch_policy::{MeshConfig, PolicyObject, Workload, WorkloadPolicies};
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
 use std::future::{Future, ready};
@@ -90,34 +90,39 @@ pub fn load_identity(config: &Config) -> Result<(Svid, TrustBundle)> {
 /// # Errors
 /// What is wrong, with the file's name.
 pub fn load_policy(config: &Config, version: u64) -> Result<InboundPolicy> {
-    let (mut authentications, mut authorizations) = (Vec::new(), Vec::new());
+    let mut objects = Vec::new();
     for path in &config.policies {
         let text = read(path)?;
         let documents: Vec<serde_json::Value> =
             serde_saphyr::from_multiple(&text).with_context(|| path.display().to_string())?;
         for document in documents.iter().filter(|document| !document.is_null()) {
-            match PolicyObject::parse(document).with_context(|| path.display().to_string())? {
-                PolicyObject::PeerAuthentication(object) => authentications.push(object),
-                PolicyObject::AuthorizationPolicy(object) => authorizations.push(object),
-            }
+            objects.push(PolicyObject::parse(document).with_context(|| path.display().to_string())?);
         }
     }
-    let workload = WorkloadRef {
-        namespace: config.workload.namespace.clone(),
-        labels: config.workload.labels.clone(),
+    let mesh = MeshConfig {
         trust_domain: config.mesh.trust_domain.as_str().to_owned(),
         root_namespace: config.mesh.root_namespace.clone(),
+        ..MeshConfig::default()
     };
-    for (name, fault) in authentications.iter().filter_map(|object| Some((object.name(), object.fault()?))) {
-        tracing::error!(policy = %name, %fault, "the policy can not be used: what it selects is STRICT");
+    let workload = Workload {
+        namespace: config.workload.namespace.clone(),
+        labels: config.workload.labels.clone(),
+        service_account: config.workload.service_account.clone(),
+    };
+    for object in &objects {
+        if let PolicyObject::PeerAuthentication(object) = object
+            && let Some(fault) = object.fault()
+        {
+            tracing::error!(policy = %object.name(), %fault, "the policy can not be used: what it selects is STRICT");
+        }
     }
-    let compiled = CompiledPolicies::compile(&authorizations, &workload);
+    let compiled = WorkloadPolicies::compile(&mesh, &objects, &workload);
     for (policy, fault) in compiled.faults() {
         tracing::error!(policy, %fault, "the policy can not be used: what it selects is closed");
     }
     Ok(InboundPolicy {
         version,
-        modes: PortModes::compose(&authentications, &workload, None),
+        modes: compiled.mtls().clone(),
         policies: (!compiled.is_empty()).then(|| Arc::new(compiled)),
         locked: false,
     })
@@ -235,12 +240,11 @@ spec:
 
     fn allows(policy: &InboundPolicy, account: &str, port: u16) -> bool {
         let peer = format!("spiffe://cluster.local/ns/default/sa/{account}");
-        let connection = cinch_policy::Connection {
-            peer: Some(&peer),
-            source: "10.0.0.1".parse().unwrap(),
-            destination: SocketAddr::from(([10, 0, 0, 2], port)),
-        };
-        policy.policies.as_ref().is_none_or(|policies| policies.decide(&connection).is_allowed())
+        let destination = SocketAddr::from(([10, 0, 0, 2], port));
+        let connection = cinch_policy::Connection::new(Some(&peer), IpAddr::from([10, 0, 0, 1]), destination);
+        let decide =
+            |policies: &WorkloadPolicies| policies.tcp(&connection, &cinch_policy::no_providers).is_allowed();
+        policy.policies.as_deref().is_none_or(decide)
     }
 
     #[test]

@@ -4,10 +4,11 @@
 use crate::context::InboundPolicy;
 use cinch_control::v1;
 use cinch_policy::{
-    AuthorizationPolicy, CompiledPolicies, Enforcement, Mode, ObjectName, PolicyError, PortModes, WorkloadRef,
+    AuthorizationPolicy, Enforcement, MeshConfig, Mode, ObjectName, PolicyError, PolicyObject, PortModes,
+    Workload, WorkloadPolicies,
 };
 use serde_json::Value;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 /// Features of policies that this version enforces beyond what every version does; none so far.
@@ -67,7 +68,7 @@ fn compile(
     policies: Vec<v1::Policy>,
     target: &Target,
     faults: &mut Vec<String>,
-) -> Option<Arc<CompiledPolicies>> {
+) -> Option<Arc<WorkloadPolicies>> {
     if policies.is_empty() {
         return None;
     }
@@ -91,13 +92,14 @@ fn compile(
         .map(|policy| policy.name().clone())
         .filter(|name| name.namespace != target.namespace && name.namespace != root)
         .collect();
-    let workload = WorkloadRef {
-        namespace: target.namespace.clone(),
-        labels: BTreeMap::new(),
+    let mesh = MeshConfig {
         trust_domain: target.trust_domain.clone(),
         root_namespace: root,
+        ..MeshConfig::default()
     };
-    let mut compiled = CompiledPolicies::compile(&usable, &workload);
+    let workload = Workload { namespace: target.namespace.clone(), ..Workload::default() };
+    let usable: Vec<_> = usable.into_iter().map(PolicyObject::AuthorizationPolicy).collect();
+    let mut compiled = WorkloadPolicies::compile(&mesh, &usable, &workload);
     let strange =
         strange.into_iter().map(|name| (name, PolicyError::NotAPolicy("it is of a third namespace".into())));
     for (name, fault) in broken.into_iter().chain(strange) {
@@ -138,8 +140,9 @@ fn read(policy: &v1::Policy) -> Result<Value, PolicyError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use cinch_policy::Connection;
+    use cinch_policy::{Connection, Decision, no_providers};
     use cinch_reason::Reason;
+    use std::net::IpAddr;
 
     fn target() -> Target {
         Target { namespace: "shop".into(), trust_domain: "cluster.local".into() }
@@ -158,13 +161,10 @@ mod tests {
         v1::WorkloadPolicy { version: 7, mode: v1::Mode::Permissive as i32, policies, ..Default::default() }
     }
 
-    fn decide(received: &Received, peer: &str) -> cinch_policy::Decision {
-        let connection = Connection {
-            peer: Some(peer),
-            source: "10.0.0.1".parse().unwrap(),
-            destination: "10.0.0.2:80".parse().unwrap(),
-        };
-        received.policy.policies.as_ref().unwrap().decide(&connection)
+    fn decide<'p>(received: &'p Received, peer: &str) -> Decision<'p> {
+        let destination = "10.0.0.2:80".parse().unwrap();
+        let connection = Connection::new(Some(peer), IpAddr::from([10, 0, 0, 1]), destination);
+        received.policy.policies.as_ref().unwrap().tcp(&connection, &no_providers)
     }
 
     const WEB: &str = "spiffe://cluster.local/ns/shop/sa/web";
@@ -206,9 +206,9 @@ mod tests {
         assert_eq!(received.nack, "");
         assert!(decide(&received, WEB).is_allowed());
         let other = decide(&received, "spiffe://cluster.local/ns/shop/sa/other");
-        assert!(matches!(other, cinch_policy::Decision::Deny(Reason::NoAllowMatched, _)), "{other:?}");
+        assert_eq!(other.reason, Reason::NoAllowMatched);
         let legacy = decide(&received, "spiffe://cluster.local/ns/legacy/sa/x");
-        assert!(matches!(legacy, cinch_policy::Decision::Deny(Reason::DeniedByPolicy, _)), "{legacy:?}");
+        assert_eq!(legacy.reason, Reason::DeniedByPolicy);
     }
 
     #[test]

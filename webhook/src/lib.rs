@@ -1,5 +1,6 @@
-//! The admission webhook of Cinch: mutating reviews of pods come in over TLS, patches and refusals go out.
-//! What to do with a pod is decided by `cinch-injection`; here are the facts it needs, the server, and the
+//! The admission webhook of Cinch: mutating reviews of pods and validating reviews of policies come in over TLS,
+//! patches and refusals go out. What to do with a pod is decided by `cinch-injection`, and what a policy may say by
+//! `cinch-policy`; here are the facts it needs, the server, and the
 //! limits. Nothing is ever written to the API, so every replica is as good as another.
 
 pub mod certificate;
@@ -12,3 +13,4 @@ pub mod run;
 pub mod server;
 pub mod settings;
 pub mod state;
+pub mod validate;

@@ -1,4 +1,4 @@
-//! One review: bytes in, status and body out. Waits a little for what the operator is about to create.
+//! One review of a pod: bytes in, status and body out. Waits a little for what the operator is about to create.
 
 use crate::review::{Request, Response};
 use crate::state::State;
@@ -37,21 +37,21 @@ pub async fn mutate(state: &State, body: &[u8], began: Instant) -> Answer {
     let outcome = decide(state, &request, began + LONGEST_WAIT, &serving.probe_key).await;
     let (label, reason, response) = match outcome {
         Outcome::Inject { operations, warnings } => {
-            ("injected", Reason::Injected, Response::allow(&request, &operations, warnings))
+            ("injected", Reason::Injected, Response::allow(&request.uid, &operations, warnings))
         }
         Outcome::Skip { reason, detail, operations } => {
             // On a second pass the annotation stands there already, and the user has been told.
             let warnings =
                 if operations.is_empty() { Vec::new() } else { vec![reason.message_with(&detail)] };
             tracing::info!(namespace = request.namespace, %reason, detail, pod = name(&request), "pod left alone");
-            ("skipped", reason, Response::allow(&request, &operations, warnings))
+            ("skipped", reason, Response::allow(&request.uid, &operations, warnings))
         }
         Outcome::Refuse { reason: Reason::MalformedReview, detail } => {
             return answer_malformed(state, &detail, began);
         }
         Outcome::Refuse { reason, detail } => {
             tracing::info!(namespace = request.namespace, %reason, detail, pod = name(&request), "pod refused");
-            ("refused", reason, Ok(Response::refuse(&request, reason.message_with(&detail))))
+            ("refused", reason, Ok(Response::refuse(&request.uid, reason.message_with(&detail), Vec::new())))
         }
     };
     match response.and_then(|response| response.audited(reason.to_string()).to_body()) {

@@ -1,5 +1,5 @@
-//! `admission.k8s.io/v1` AdmissionReview in and out, as far as a pod's creation needs it. The types are our
-//! own: the object must stay raw JSON, and a patch is base64 text.
+//! `admission.k8s.io/v1` AdmissionReview in and out, as far as the creation of pods and the writing of policies
+//! need it. The types are our own: the object must stay raw JSON, and a patch is base64 text.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -10,8 +10,10 @@ use std::collections::BTreeMap;
 
 const API_VERSION: &str = "admission.k8s.io/v1";
 const KIND: &str = "AdmissionReview";
+/// API group of the policies.
+const POLICY_GROUP: &str = "security.istio.io";
 
-/// Why the bytes are no review of a pod's creation; each text says what was found.
+/// Why the bytes are no review that is asked here; each text says what was found.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Malformed {
     /// The body is not JSON, or not of this shape.
@@ -29,6 +31,9 @@ pub enum Malformed {
     /// The request is about something else than the creation of a pod.
     #[error("the request is about {0}, not the creation of a pod")]
     NotAPod(String),
+    /// The request is about something else than a policy that is written.
+    #[error("the request is about {0}, not a policy of security.istio.io that is created or updated")]
+    NotAPolicy(String),
     /// There is no `request.object`.
     #[error("the request has no object")]
     NoObject,
@@ -60,6 +65,7 @@ struct RawRequest {
     #[serde(default)]
     namespace: String,
     object: Option<Value>,
+    old_object: Option<Value>,
     #[serde(default)]
     dry_run: Option<bool>,
 }
@@ -72,6 +78,28 @@ struct GroupVersionKind {
     version: String,
     #[serde(default)]
     kind: String,
+}
+
+impl RawRequest {
+    /// What every review has in common.
+    fn parse(body: &[u8]) -> Result<Self, Malformed> {
+        let envelope: Envelope =
+            serde_json::from_slice(body).map_err(|error| Malformed::Json(error.to_string()))?;
+        if envelope.api_version != API_VERSION || envelope.kind != KIND {
+            return Err(Malformed::Kind(format!("{:?} {:?}", envelope.api_version, envelope.kind)));
+        }
+        let request = envelope.request.ok_or(Malformed::NoRequest)?;
+        if request.uid.is_empty() {
+            return Err(Malformed::NoUid);
+        }
+        Ok(request)
+    }
+
+    /// In the words of a refusal.
+    fn about(&self) -> String {
+        let kind = self.kind.as_ref().map_or("nothing", |kind| kind.kind.as_str());
+        format!("{} {kind} {}", self.operation, self.sub_resource)
+    }
 }
 
 /// The request to create a pod.
@@ -93,20 +121,11 @@ impl Request {
     /// # Errors
     /// The body is no review of a pod's creation.
     pub fn parse(body: &[u8]) -> Result<Self, Malformed> {
-        let envelope: Envelope =
-            serde_json::from_slice(body).map_err(|error| Malformed::Json(error.to_string()))?;
-        if envelope.api_version != API_VERSION || envelope.kind != KIND {
-            return Err(Malformed::Kind(format!("{:?} {:?}", envelope.api_version, envelope.kind)));
-        }
-        let request = envelope.request.ok_or(Malformed::NoRequest)?;
-        if request.uid.is_empty() {
-            return Err(Malformed::NoUid);
-        }
+        let request = RawRequest::parse(body)?;
         let is_pod =
             request.kind.as_ref().is_some_and(|k| k.group.is_empty() && k.version == "v1" && k.kind == "Pod");
         if !is_pod || !request.sub_resource.is_empty() || request.operation != "CREATE" {
-            let kind = request.kind.as_ref().map_or("nothing", |kind| kind.kind.as_str());
-            return Err(Malformed::NotAPod(format!("{} {kind} {}", request.operation, request.sub_resource)));
+            return Err(Malformed::NotAPod(request.about()));
         }
         let pod = request.object.filter(|object| !object.is_null()).ok_or(Malformed::NoObject)?;
         if request.namespace.is_empty() {
@@ -114,6 +133,42 @@ impl Request {
         }
         let dry_run = request.dry_run.unwrap_or_default();
         Ok(Self { uid: request.uid, namespace: request.namespace, pod, dry_run })
+    }
+}
+
+/// The request to write a policy.
+#[derive(Debug)]
+pub struct PolicyRequest {
+    /// To be echoed in the response.
+    pub uid: String,
+    /// The policy as it is to be.
+    pub object: Value,
+    /// The policy as it is; `None` when it is created.
+    pub old: Option<Value>,
+}
+
+impl PolicyRequest {
+    /// Reads the body of a review. The object's namespace is the request's: on a create it may be left out of
+    /// the object.
+    ///
+    /// # Errors
+    /// The body is no review of a policy that is created or updated.
+    pub fn parse(body: &[u8]) -> Result<Self, Malformed> {
+        let request = RawRequest::parse(body)?;
+        let ours = request.kind.as_ref().is_some_and(|k| k.group == POLICY_GROUP);
+        let written = matches!(request.operation.as_str(), "CREATE" | "UPDATE");
+        if !ours || !written || !request.sub_resource.is_empty() {
+            return Err(Malformed::NotAPolicy(request.about()));
+        }
+        let mut object = request.object.filter(Value::is_object).ok_or(Malformed::NoObject)?;
+        if request.namespace.is_empty() {
+            return Err(Malformed::NoNamespace);
+        }
+        if let Some(metadata) = object.get_mut("metadata").and_then(Value::as_object_mut) {
+            metadata.insert("namespace".to_owned(), Value::String(request.namespace));
+        }
+        let old = request.old_object.filter(|old| !old.is_null());
+        Ok(Self { uid: request.uid, object, old })
     }
 }
 
@@ -152,12 +207,12 @@ struct Status {
 }
 
 impl Response {
-    /// The pod may be created, with these changes.
+    /// The object may be stored, with these changes.
     ///
     /// # Errors
     /// The operations can't be written as JSON.
-    pub fn allow(request: &Request, operations: &[Op], warnings: Vec<String>) -> serde_json::Result<Self> {
-        let mut response = Self { uid: request.uid.clone(), allowed: true, warnings, ..Self::default() };
+    pub fn allow(uid: &str, operations: &[Op], warnings: Vec<String>) -> serde_json::Result<Self> {
+        let mut response = Self { uid: uid.to_owned(), allowed: true, warnings, ..Self::default() };
         if !operations.is_empty() {
             response.patch = Some(STANDARD.encode(serde_json::to_vec(operations)?));
             response.patch_type = Some("JSONPatch");
@@ -165,11 +220,11 @@ impl Response {
         Ok(response)
     }
 
-    /// The pod may not be created; the message is what the user reads.
+    /// The object may not be stored; the message is what the user reads.
     #[must_use]
-    pub fn refuse(request: &Request, message: String) -> Self {
+    pub fn refuse(uid: &str, message: String, warnings: Vec<String>) -> Self {
         let status = Status { code: 403, reason: "Forbidden", message };
-        Self { uid: request.uid.clone(), status: Some(status), ..Self::default() }
+        Self { uid: uid.to_owned(), status: Some(status), warnings, ..Self::default() }
     }
 
     /// Adds what the audit log shall show.
@@ -242,14 +297,15 @@ mod tests {
     fn the_answer_has_the_shape_that_the_api_server_reads() {
         let request = Request::parse(&review(|_| {})).unwrap();
         let ops = [Op::Remove { path: "/x".into() }];
-        let body = Response::allow(&request, &ops, vec!["w".into()]).unwrap().to_body().unwrap();
+        let body = Response::allow(&request.uid, &ops, vec!["w".into()]).unwrap().to_body().unwrap();
         let value: Value = serde_json::from_slice(&body).unwrap();
         assert_eq!(
             value,
             json!({"apiVersion": API_VERSION, "kind": KIND, "response": {"uid": "u", "allowed": true,
             "patch": STANDARD.encode(r#"[{"op":"remove","path":"/x"}]"#), "patchType": "JSONPatch", "warnings": ["w"]}})
         );
-        let body = Response::refuse(&request, "no".into()).audited("X".into()).to_body().unwrap();
+        let body =
+            Response::refuse(&request.uid, "no".into(), Vec::new()).audited("X".into()).to_body().unwrap();
         let value: Value = serde_json::from_slice(&body).unwrap();
         assert_eq!(value["response"]["status"], json!({"code": 403, "reason": "Forbidden", "message": "no"}));
         assert_eq!(value["response"]["allowed"], false);

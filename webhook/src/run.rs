@@ -28,7 +28,8 @@ const DRAIN: Duration = Duration::from_secs(5);
 pub async fn run(settings: Settings) -> anyhow::Result<()> {
     let client = kube::Client::try_default().await.context("no access to the Kubernetes API")?;
     let (caches, metrics) = (Arc::new(Caches::default()), Arc::new(Metrics::default()));
-    let state = Arc::new(State::new(Arc::clone(&caches), settings.sidecar(), Arc::clone(&metrics)));
+    let state =
+        Arc::new(State::new(Arc::clone(&caches), settings.sidecar(), settings.mesh(), Arc::clone(&metrics)));
 
     let mut tasks = JoinSet::new();
     facts::follow(&client, &caches, &metrics, &mut tasks);

@@ -3,6 +3,7 @@
 
 use crate::mutate::{Answer, answer_malformed, fault, mutate};
 use crate::state::{BODY_UNIT, State};
+use crate::validate::validate;
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
@@ -114,12 +115,17 @@ async fn connection(stream: TcpStream, state: Arc<State>, stop: CancellationToke
 
 async fn respond(request: Request<Incoming>, state: &State) -> Response<Full<Bytes>> {
     let began = Instant::now();
-    let answer = match (request.method(), request.uri().path()) {
-        (&Method::POST, "/mutate") => timeout(LONGEST_REVIEW, review(request, state, began))
+    let asked = match request.uri().path() {
+        "/mutate" => Some(Asked::Pod),
+        "/validate" => Some(Asked::Policy),
+        _ => None,
+    };
+    let answer = match (request.method(), asked) {
+        (_, None) => Answer::text(404, "reviews go to /mutate and /validate"),
+        (&Method::POST, Some(asked)) => timeout(LONGEST_REVIEW, review(request, asked, state, began))
             .await
             .unwrap_or_else(|_| fault(state, "the review took too long", began)),
-        (_, "/mutate") => Answer::text(405, "reviews are POSTed"),
-        _ => Answer::text(404, "reviews go to /mutate"),
+        (_, Some(_)) => Answer::text(405, "reviews are POSTed"),
     };
     let json = answer.status == 200;
     let mut response = Response::new(Full::new(Bytes::from(answer.body)));
@@ -132,7 +138,14 @@ async fn respond(request: Request<Incoming>, state: &State) -> Response<Full<Byt
     response
 }
 
-async fn review(request: Request<Incoming>, state: &State, began: Instant) -> Answer {
+/// What a review is about.
+#[derive(Clone, Copy)]
+enum Asked {
+    Pod,
+    Policy,
+}
+
+async fn review(request: Request<Incoming>, asked: Asked, state: &State, began: Instant) -> Answer {
     let declared = hyper::body::Body::size_hint(request.body()).exact();
     let size = declared.and_then(|size| usize::try_from(size).ok()).unwrap_or(LARGEST_BODY);
     if size > LARGEST_BODY {
@@ -143,7 +156,10 @@ async fn review(request: Request<Incoming>, state: &State, began: Instant) -> An
         return fault(state, "the webhook ends", began);
     };
     match Limited::new(request.into_body(), LARGEST_BODY).collect().await {
-        Ok(body) => mutate(state, &body.to_bytes(), began).await,
+        Ok(body) => match asked {
+            Asked::Pod => mutate(state, &body.to_bytes(), began).await,
+            Asked::Policy => validate(state, &body.to_bytes(), began),
+        },
         Err(error) if error.is::<http_body_util::LengthLimitError>() => too_large(state, began),
         Err(error) => answer_malformed(state, &format!("the body did not come: {error}"), began),
     }

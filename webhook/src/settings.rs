@@ -3,6 +3,7 @@
 
 use anyhow::{Context, bail};
 use cinch_injection::{Resources, Sidecar};
+use cinch_policy::MeshConfig;
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -15,6 +16,9 @@ pub struct Settings {
     pub trust_domain: String,
     /// Namespace that Cinch is installed in; the environment variable `POD_NAMESPACE` goes before.
     pub namespace: String,
+    /// Where policies for the whole mesh live; left out: [`Settings::namespace`].
+    #[serde(default)]
+    pub root_namespace: Option<String>,
     /// Images of the sidecar.
     pub images: Images,
     /// How the sidecar runs.
@@ -109,20 +113,28 @@ impl Settings {
     /// The sidecar to inject.
     #[must_use]
     pub fn sidecar(&self) -> Sidecar {
-        let built_in = Resources::default();
         let own = self.proxy.resources.clone().unwrap_or_default();
+        let version = env!("CARGO_PKG_VERSION");
+        let usual = Sidecar::usual(&self.images.proxy, version, &self.trust_domain, &self.namespace);
         Sidecar {
-            image: self.images.proxy.clone(),
             allowed_images: self.images.allowed.clone(),
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-            trust_domain: self.trust_domain.clone(),
-            operator_id: format!("spiffe://{}/ns/{}/sa/cinch-operator", self.trust_domain, self.namespace),
             log: self.proxy.log.clone(),
             resources: Resources {
-                requests: own.requests.unwrap_or(built_in.requests),
-                limits: own.limits.unwrap_or(built_in.limits),
-                guaranteed: own.guaranteed.unwrap_or(built_in.guaranteed),
+                requests: own.requests.unwrap_or(usual.resources.requests),
+                limits: own.limits.unwrap_or(usual.resources.limits),
+                guaranteed: own.guaranteed.unwrap_or(usual.resources.guaranteed),
             },
+            ..usual
+        }
+    }
+
+    /// The mesh as policies are read in it.
+    #[must_use]
+    pub fn mesh(&self) -> MeshConfig {
+        MeshConfig {
+            trust_domain: self.trust_domain.clone(),
+            root_namespace: self.root_namespace.clone().unwrap_or_else(|| self.namespace.clone()),
+            ..MeshConfig::default()
         }
     }
 }

@@ -5,6 +5,7 @@ use crate::facts::Caches;
 use crate::metrics::Metrics;
 use arc_swap::ArcSwapOption;
 use cinch_injection::Sidecar;
+use cinch_policy::MeshConfig;
 use std::sync::Arc;
 use tokio::sync::{Notify, Semaphore};
 use tokio_util::sync::CancellationToken;
@@ -21,6 +22,8 @@ pub struct State {
     pub caches: Arc<Caches>,
     /// The sidecar to inject.
     pub sidecar: Sidecar,
+    /// The mesh that policies are read in.
+    pub mesh: MeshConfig,
     /// What is counted.
     pub metrics: Arc<Metrics>,
     /// Set when the process is to end: not ready any more, answers close their connections.
@@ -33,10 +36,11 @@ pub struct State {
 impl State {
     /// State without a certificate.
     #[must_use]
-    pub fn new(caches: Arc<Caches>, sidecar: Sidecar, metrics: Arc<Metrics>) -> Self {
+    pub fn new(caches: Arc<Caches>, sidecar: Sidecar, mesh: MeshConfig, metrics: Arc<Metrics>) -> Self {
         Self {
             caches,
             sidecar,
+            mesh,
             metrics,
             draining: CancellationToken::new(),
             bodies: Arc::new(Semaphore::new(BODY_BYTES / BODY_UNIT)),

@@ -1,5 +1,8 @@
-//! The command line: `kubectl cinch VERB [NAMESPACE] …`.
+//! The command line: `kubectl cinch VERB [NAMESPACE] …`. Verbs that need no cluster keep their options beside
+//! their code.
 
+use crate::inject::Inject;
+use crate::policy::Policy;
 use clap::{Args, Parser, Subcommand};
 
 /// Enrols namespaces into the Cinch mesh, shows where they stand, and relaxes them.
@@ -36,6 +39,10 @@ pub enum Verb {
     Status(Status),
     /// Takes the STRICT lock of a namespace away. Needs the verb relax and a reason.
     Relax(Relax),
+    /// Shows what the webhook would make of pods and workloads, without a cluster.
+    Inject(Inject),
+    /// Evaluates, tests and explains policies.
+    Policy(Policy),
     /// Shows the version of this program and of the operator.
     Version,
 }
@@ -111,6 +118,18 @@ mod tests {
     #[test]
     fn the_command_line_is_well_formed() {
         Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn labels_of_a_namespace_are_pairs_with_commas_between() {
+        let parse = |labels: &str| {
+            Arguments::try_parse_from(["kubectl-cinch", "inject", "-f", "-", "--namespace-labels", labels])
+        };
+        let Verb::Inject(options) = parse("a=1,b=x=y,c").unwrap().verb else { panic!("another verb") };
+        let labels: Vec<_> = options.namespace_labels.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
+        assert_eq!(labels, [("a", "1"), ("b", "x=y"), ("c", "")]);
+        assert!(parse("").is_ok());
+        assert!(parse("=1").is_err());
     }
 
     #[test]

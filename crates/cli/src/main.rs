@@ -1,8 +1,12 @@
-//! `kubectl cinch`: enrols namespaces, shows where they stand and, for those who may, relaxes them.
+//! `kubectl cinch`: enrols namespaces, shows where they stand and, for those who may, relaxes them; and, without
+//! a cluster, says what the webhook and the policies would do.
 
 mod arguments;
 mod cluster;
+mod documents;
 mod enroll;
+mod inject;
+mod policy;
 mod preflight;
 mod refusal;
 mod relax;
@@ -27,7 +31,7 @@ fn main() -> ExitCode {
         Err(error) => Err(error.into()),
     };
     match result {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
             eprintln!("error: {}", refusal::words(&error));
             ExitCode::FAILURE
@@ -35,13 +39,21 @@ fn main() -> ExitCode {
     }
 }
 
-async fn run(arguments: Arguments) -> anyhow::Result<()> {
-    let cluster = Cluster::connect(&arguments.global).await?;
-    match arguments.verb {
+async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
+    let Arguments { global, verb } = arguments;
+    match verb {
+        Verb::Inject(options) => return inject::run(&global.cinch_namespace, &options),
+        Verb::Policy(options) => return policy::run(&global, options).await,
+        _ => {}
+    }
+    let cluster = Cluster::connect(&global).await?;
+    match verb {
         Verb::Enroll(options) => enroll::run(&cluster, options).await,
         Verb::Unenroll(options) => unenroll::run(&cluster, options).await,
         Verb::Status(options) => status::run(&cluster, options).await,
         Verb::Relax(options) => relax::run(&cluster, options).await,
         Verb::Version => version::run(&cluster).await,
-    }
+        Verb::Inject(_) | Verb::Policy(_) => Ok(()),
+    }?;
+    Ok(ExitCode::SUCCESS)
 }

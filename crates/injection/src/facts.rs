@@ -59,6 +59,22 @@ pub struct Sidecar {
     pub resources: Resources,
 }
 
+impl Sidecar {
+    /// The sidecar as an installation in the namespace `installed_in` has it that changes no default.
+    #[must_use]
+    pub fn usual(image: &str, version: &str, trust_domain: &str, installed_in: &str) -> Self {
+        Self {
+            image: image.to_owned(),
+            allowed_images: vec![image.to_owned()],
+            version: version.to_owned(),
+            trust_domain: trust_domain.to_owned(),
+            operator_id: format!("spiffe://{trust_domain}/ns/{installed_in}/sa/cinch-operator"),
+            log: None,
+            resources: Resources::default(),
+        }
+    }
+}
+
 /// Requests and limits of the injected containers, by resource name.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Resources {

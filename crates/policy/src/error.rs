@@ -38,3 +38,6 @@ impl PolicyError {
         PolicyError::Value { field: field.into(), problem: problem.into() }
     }
 }
+
+/// For a fault that nobody described.
+pub(crate) static UNKNOWN: PolicyError = PolicyError::Unreadable(String::new());

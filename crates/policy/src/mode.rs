@@ -1,6 +1,7 @@
 //! What a port accepts, and how PeerAuthentications and the lock compose to it.
 
-use crate::object::{PeerAuthentication, WorkloadRef};
+use crate::mesh::{MeshConfig, Workload};
+use crate::object::PeerAuthentication;
 use crate::peer_authentication::MutualTlsMode;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -59,12 +60,13 @@ impl PortModes {
     #[must_use]
     pub fn compose<'a>(
         authentications: impl IntoIterator<Item = &'a PeerAuthentication>,
-        workload: &WorkloadRef,
+        mesh: &MeshConfig,
+        workload: &Workload,
         floor: Option<Mode>,
     ) -> Self {
         let mut of_scope: [Option<&PeerAuthentication>; 3] = [None, None, None];
         for object in authentications {
-            let Some(level) = level(object, workload) else { continue };
+            let Some(level) = level(object, mesh, workload) else { continue };
             if let Some(best) = of_scope.get_mut(level as usize)
                 && best.is_none_or(|held| object.age_key() < held.age_key())
             {
@@ -130,8 +132,8 @@ enum Level {
 }
 
 /// Where `object` stands for `workload`; `None` when it does not select it.
-fn level(object: &PeerAuthentication, workload: &WorkloadRef) -> Option<Level> {
-    let in_root = object.name().namespace == workload.root_namespace;
+fn level(object: &PeerAuthentication, mesh: &MeshConfig, workload: &Workload) -> Option<Level> {
+    let in_root = object.name().namespace == mesh.root_namespace;
     let in_own = object.name().namespace == workload.namespace;
     let selector = object.selector();
     match (in_root, in_own) {

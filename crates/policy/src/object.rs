@@ -1,14 +1,21 @@
-//! Policy objects: metadata, whom they select, and a spec that is either usable or names its fault.
+//! Policy objects: metadata, whom they select, and a spec that is either usable or names its faults.
 
-use crate::authorization::{Action, AuthorizationPolicySpec};
-use crate::error::PolicyError;
+use crate::authorization::{Action, AuthorizationPolicySpec, TargetReference};
+use crate::compile::compile_rules;
+use crate::error::{PolicyError, UNKNOWN};
+use crate::mesh::{MeshConfig, Workload};
 use crate::peer_authentication::{LabelSelector, MutualTlsMode, PeerAuthenticationSpec};
-use crate::rule::CompiledPolicy;
+use crate::request_authentication::RequestAuthenticationSpec;
+use crate::validate::schema;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::fmt;
+
+/// Istio's limits of selectors.
+const MAX_TARGETS: usize = 16;
+const MAX_SELECTOR_VALUE: usize = 63;
 
 /// Namespace and name of a policy; shown as `namespace/name`.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -25,19 +32,6 @@ impl fmt::Display for ObjectName {
     }
 }
 
-/// The workload for which policies are composed.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct WorkloadRef {
-    /// Namespace of the pod.
-    pub namespace: String,
-    /// Live labels of the pod.
-    pub labels: BTreeMap<String, String>,
-    /// Our trust domain.
-    pub trust_domain: String,
-    /// The namespace whose policies apply to the whole mesh.
-    pub root_namespace: String,
-}
-
 /// Whether a policy decides or is only evaluated (`istio.io/dry-run`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Enforcement {
@@ -46,6 +40,20 @@ pub enum Enforcement {
     Enforced,
     /// It never changes a decision, not even by its presence.
     DryRun,
+}
+
+impl Enforcement {
+    /// The annotation that asks for a dry run.
+    pub const ANNOTATION: &str = "istio.io/dry-run";
+
+    /// As the annotation says.
+    #[must_use]
+    pub fn of(annotations: &BTreeMap<String, String>) -> Self {
+        match annotations.get(Self::ANNOTATION).map(String::as_str) {
+            Some("true") => Enforcement::DryRun,
+            _ => Enforcement::Enforced,
+        }
+    }
 }
 
 /// Whom an object selects. It can be told even of objects whose spec is broken.
@@ -57,13 +65,30 @@ pub enum Scope {
     NotWorkloads,
 }
 
+impl Scope {
+    fn of(spec: &Value) -> Self {
+        let elsewhere = ["targetRef", "targetRefs"].iter().any(|key| spec.get(key).is_some_and(is_filled))
+            && !spec.get("selector").is_some_and(is_filled);
+        if elsewhere { Scope::NotWorkloads } else { Scope::Pods(selector_of(spec)) }
+    }
+
+    /// Whether an object of this scope in `namespace` applies to `workload`.
+    fn applies(&self, namespace: &str, mesh: &MeshConfig, workload: &Workload) -> bool {
+        let here = namespace == workload.namespace || namespace == mesh.root_namespace;
+        match self {
+            Scope::Pods(selector) => here && selector.selects(&workload.labels),
+            Scope::NotWorkloads => false,
+        }
+    }
+}
+
 /// A PeerAuthentication as it was found.
 #[derive(Debug, Clone)]
 pub struct PeerAuthentication {
     name: ObjectName,
     created: String,
     selector: LabelSelector,
-    spec: Result<PeerAuthenticationSpec, PolicyError>,
+    spec: Result<PeerAuthenticationSpec, Vec<PolicyError>>,
 }
 
 impl PeerAuthentication {
@@ -71,8 +96,8 @@ impl PeerAuthentication {
     /// empty where there is none). A spec that can't be used makes an object that closes what it selects.
     #[must_use]
     pub fn new(name: ObjectName, created: &str, spec: &Value) -> Self {
-        let parsed = read::<PeerAuthenticationSpec>(spec).and_then(|read| read.check().map(|()| read));
-        PeerAuthentication { name, created: created.to_owned(), selector: selector_of(spec), spec: parsed }
+        let read = read(spec, &schema::PEER_AUTHENTICATION, PeerAuthenticationSpec::check);
+        PeerAuthentication { name, created: created.to_owned(), selector: selector_of(spec), spec: read }
     }
 
     /// Its namespace and name.
@@ -87,10 +112,16 @@ impl PeerAuthentication {
         &self.selector
     }
 
-    /// Why it can't be used, if so.
+    /// Why it can't be used, if so: the first fault.
     #[must_use]
     pub fn fault(&self) -> Option<&PolicyError> {
-        self.spec.as_ref().err()
+        self.faults().first()
+    }
+
+    /// Everything that is wrong with it.
+    #[must_use]
+    pub fn faults(&self) -> &[PolicyError] {
+        faults_of(&self.spec)
     }
 
     /// The mode of all ports that it does not name; an unusable object closes: STRICT.
@@ -116,21 +147,22 @@ pub struct AuthorizationPolicy {
     name: ObjectName,
     scope: Scope,
     enforcement: Enforcement,
-    spec: Result<AuthorizationPolicySpec, PolicyError>,
+    spec: Result<AuthorizationPolicySpec, Vec<PolicyError>>,
 }
 
 impl AuthorizationPolicy {
-    /// Reads `spec`. A spec that can't be used makes an object that closes what it selects.
+    /// Reads `spec`. A spec that can't be used makes an object that closes what it selects. Only ALLOW and DENY
+    /// can be dry runs; the others are enforced whatever is asked.
     #[must_use]
     pub fn new(name: ObjectName, enforcement: Enforcement, spec: &Value) -> Self {
-        let parsed = read::<AuthorizationPolicySpec>(spec).and_then(|spec| {
-            CompiledPolicy::check(&name, &spec)?;
-            Ok(spec)
-        });
-        let elsewhere = ["targetRef", "targetRefs"].iter().any(|key| spec.get(key).is_some_and(is_filled))
-            && !spec.get("selector").is_some_and(is_filled);
-        let scope = if elsewhere { Scope::NotWorkloads } else { Scope::Pods(selector_of(spec)) };
-        AuthorizationPolicy { name, scope, enforcement, spec: parsed }
+        let check = |spec: &AuthorizationPolicySpec| {
+            compile_rules(spec, &name.namespace, &MeshConfig::default()).err().unwrap_or_default()
+        };
+        let read = read(spec, &schema::AUTHORIZATION_POLICY, check);
+        let asked = spec.get("action").and_then(Value::as_str);
+        let enforcement =
+            if matches!(asked, Some("AUDIT" | "CUSTOM")) { Enforcement::Enforced } else { enforcement };
+        AuthorizationPolicy { name, scope: Scope::of(spec), enforcement, spec: read }
     }
 
     /// Its namespace and name.
@@ -145,40 +177,87 @@ impl AuthorizationPolicy {
         self.enforcement
     }
 
+    /// Whom it selects.
+    #[must_use]
+    pub fn scope(&self) -> &Scope {
+        &self.scope
+    }
+
     /// Its spec, or why it can't be used.
     ///
     /// # Errors
-    /// The fault of an invalid policy, which closes what it selects.
+    /// The first fault of an invalid policy, which closes what it selects.
     pub fn spec(&self) -> Result<&AuthorizationPolicySpec, &PolicyError> {
-        self.spec.as_ref()
+        match &self.spec {
+            Ok(spec) => Ok(spec),
+            Err(faults) => Err(faults.first().unwrap_or(&UNKNOWN)),
+        }
     }
 
-    /// Why admission should refuse it: what makes it unusable, and what never matches although its author surely
-    /// meant something.
+    /// Everything that is wrong with it.
     #[must_use]
-    pub fn refusal(&self) -> Option<PolicyError> {
-        let spec = match &self.spec {
-            Ok(spec) => spec,
-            Err(fault) => return Some(fault.clone()),
-        };
-        let matches_nothing = spec.rules.as_ref().is_none_or(Vec::is_empty);
-        (matches_nothing && spec.action != Action::Allow).then(|| {
-            PolicyError::value(
-                "spec.rules",
-                "without a rule this policy never matches; `rules: [{}]` matches all",
-            )
-        })
+    pub fn faults(&self) -> &[PolicyError] {
+        faults_of(&self.spec)
+    }
+
+    /// Whether it never matches although its author surely meant something: anything but ALLOW without a rule.
+    #[must_use]
+    pub fn matches_nothing(&self) -> bool {
+        self.spec
+            .as_ref()
+            .is_ok_and(|spec| spec.action != Action::Allow && spec.rules.as_ref().is_none_or(Vec::is_empty))
     }
 
     /// Whether it applies to `workload`: the workload's namespace or the root namespace, and the selector.
     #[must_use]
-    pub fn applies_to(&self, workload: &WorkloadRef) -> bool {
-        let here =
-            self.name.namespace == workload.namespace || self.name.namespace == workload.root_namespace;
-        match &self.scope {
-            Scope::Pods(selector) => here && selector.selects(&workload.labels),
-            Scope::NotWorkloads => false,
+    pub fn applies_to(&self, mesh: &MeshConfig, workload: &Workload) -> bool {
+        self.scope.applies(&self.name.namespace, mesh, workload)
+    }
+}
+
+/// A RequestAuthentication as it was found.
+#[derive(Debug, Clone)]
+pub struct RequestAuthentication {
+    name: ObjectName,
+    scope: Scope,
+    spec: Result<RequestAuthenticationSpec, Vec<PolicyError>>,
+}
+
+impl RequestAuthentication {
+    /// Reads `spec`. A spec that can't be used makes an object that closes what it selects.
+    #[must_use]
+    pub fn new(name: ObjectName, spec: &Value) -> Self {
+        let read = read(spec, &schema::REQUEST_AUTHENTICATION, RequestAuthenticationSpec::check);
+        RequestAuthentication { name, scope: Scope::of(spec), spec: read }
+    }
+
+    /// Its namespace and name.
+    #[must_use]
+    pub fn name(&self) -> &ObjectName {
+        &self.name
+    }
+
+    /// Its spec, or why it can't be used.
+    ///
+    /// # Errors
+    /// The first fault of an invalid object, which closes what it selects.
+    pub fn spec(&self) -> Result<&RequestAuthenticationSpec, &PolicyError> {
+        match &self.spec {
+            Ok(spec) => Ok(spec),
+            Err(faults) => Err(faults.first().unwrap_or(&UNKNOWN)),
         }
+    }
+
+    /// Everything that is wrong with it.
+    #[must_use]
+    pub fn faults(&self) -> &[PolicyError] {
+        faults_of(&self.spec)
+    }
+
+    /// Whether it applies to `workload`: the workload's namespace or the root namespace, and the selector.
+    #[must_use]
+    pub fn applies_to(&self, mesh: &MeshConfig, workload: &Workload) -> bool {
+        self.scope.applies(&self.name.namespace, mesh, workload)
     }
 }
 
@@ -189,6 +268,8 @@ pub enum PolicyObject {
     PeerAuthentication(PeerAuthentication),
     /// `kind: AuthorizationPolicy`
     AuthorizationPolicy(AuthorizationPolicy),
+    /// `kind: RequestAuthentication`
+    RequestAuthentication(RequestAuthentication),
 }
 
 #[derive(Deserialize)]
@@ -210,7 +291,7 @@ struct Metadata {
     #[serde(default)]
     creation_timestamp: Option<String>,
     #[serde(default)]
-    annotations: BTreeMap<String, String>,
+    annotations: Option<BTreeMap<String, String>>,
 }
 
 impl PolicyObject {
@@ -227,51 +308,88 @@ impl PolicyObject {
         }
         let Metadata { name, namespace, creation_timestamp, annotations } = envelope.metadata;
         let name = ObjectName { namespace: namespace.unwrap_or_else(|| "default".to_owned()), name };
+        let created = creation_timestamp.as_deref().unwrap_or_default();
         match envelope.kind.as_str() {
-            "PeerAuthentication" => Ok(PolicyObject::PeerAuthentication(PeerAuthentication::new(
-                name,
-                creation_timestamp.as_deref().unwrap_or_default(),
-                &envelope.spec,
-            ))),
+            "PeerAuthentication" => {
+                Ok(Self::PeerAuthentication(PeerAuthentication::new(name, created, &envelope.spec)))
+            }
             "AuthorizationPolicy" => {
-                let enforcement = Enforcement::of(&annotations);
-                Ok(PolicyObject::AuthorizationPolicy(AuthorizationPolicy::new(
-                    name,
-                    enforcement,
-                    &envelope.spec,
-                )))
+                let enforcement = Enforcement::of(&annotations.unwrap_or_default());
+                Ok(Self::AuthorizationPolicy(AuthorizationPolicy::new(name, enforcement, &envelope.spec)))
+            }
+            "RequestAuthentication" => {
+                Ok(Self::RequestAuthentication(RequestAuthentication::new(name, &envelope.spec)))
             }
             other => Err(PolicyError::NotAPolicy(format!("kind {other:?}"))),
         }
     }
 }
 
-impl Enforcement {
-    /// As the annotation `istio.io/dry-run` says.
-    #[must_use]
-    pub fn of(annotations: &BTreeMap<String, String>) -> Self {
-        match annotations.get("istio.io/dry-run").map(String::as_str) {
-            Some("true") => Enforcement::DryRun,
-            _ => Enforcement::Enforced,
-        }
+/// Shape first, so that every unknown field is named with its path; then types; then what `check` finds.
+fn read<T: DeserializeOwned + Default>(
+    spec: &Value,
+    shape: &schema::Shape,
+    check: impl FnOnce(&T) -> Vec<PolicyError>,
+) -> Result<T, Vec<PolicyError>> {
+    let spec = without_nulls(spec);
+    let faults = schema::check(&spec, shape, "spec");
+    if !faults.is_empty() {
+        return Err(faults);
+    }
+    let typed = if spec.is_null() { Ok(T::default()) } else { T::deserialize(&spec) };
+    let typed = typed.map_err(|error| vec![PolicyError::Unreadable(error.to_string())])?;
+    let faults = check(&typed);
+    if faults.is_empty() { Ok(typed) } else { Err(faults) }
+}
+
+/// The API server drops fields that are null; files may still have them.
+fn without_nulls(value: &Value) -> Value {
+    match value {
+        Value::Object(fields) => fields
+            .iter()
+            .filter(|(_, value)| !value.is_null())
+            .map(|(name, value)| (name.clone(), without_nulls(value)))
+            .collect(),
+        Value::Array(members) => members.iter().map(without_nulls).collect(),
+        other => other.clone(),
     }
 }
 
-fn read<T: DeserializeOwned + Default>(spec: &Value) -> Result<T, PolicyError> {
-    if spec.is_null() {
-        return Ok(T::default());
+fn faults_of<T>(spec: &Result<T, Vec<PolicyError>>) -> &[PolicyError] {
+    spec.as_ref().err().map_or(&[], Vec::as_slice)
+}
+
+/// What a selector and targets may be.
+pub(crate) fn check_selection(
+    selector: Option<&LabelSelector>,
+    target: Option<&TargetReference>,
+    targets: Option<&[TargetReference]>,
+    faults: &mut Vec<PolicyError>,
+) {
+    let targets = targets.unwrap_or_default();
+    if targets.len() > MAX_TARGETS {
+        let problem = format!("has {} entries; at most {MAX_TARGETS} are possible", targets.len());
+        faults.push(PolicyError::value("spec.targetRefs", problem));
     }
-    T::deserialize(spec).map_err(|error| PolicyError::Unreadable(error.to_string()))
+    if target.is_some() && !targets.is_empty() {
+        faults.push(PolicyError::value("spec.targetRef", "can not stand together with targetRefs"));
+    }
+    if selector.is_some() && (target.is_some() || !targets.is_empty()) {
+        faults.push(PolicyError::value("spec.selector", "can not stand together with targetRefs"));
+    }
+    for (key, value) in selector.into_iter().flat_map(|selector| &selector.match_labels) {
+        if key.is_empty() || key.contains('*') || value.contains('*') || value.len() > MAX_SELECTOR_VALUE {
+            let problem = format!("{key:?}: {value:?} is no label; wildcards are not possible");
+            faults.push(PolicyError::value("spec.selector.matchLabels", problem));
+        }
+    }
 }
 
 /// The selector, read apart from the rest: a broken spec closes only what it selects. When the selector itself
 /// is broken, everything in scope is selected.
 fn selector_of(spec: &Value) -> LabelSelector {
-    let selector = spec.get("selector").unwrap_or(&Value::Null);
-    if selector.is_null() {
-        return LabelSelector::default();
-    }
-    LabelSelector::deserialize(selector).unwrap_or_default()
+    let selector = without_nulls(spec.get("selector").unwrap_or(&Value::Null));
+    LabelSelector::deserialize(&selector).unwrap_or_default()
 }
 
 fn is_filled(value: &Value) -> bool {

@@ -1,6 +1,8 @@
 //! `PeerAuthentication` as Istio's API writes it (`security.istio.io/v1`), and its checks.
 
+use crate::compile::port;
 use crate::error::PolicyError;
+use crate::object::check_selection;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -73,31 +75,31 @@ impl PeerAuthenticationSpec {
         self.mtls.unwrap_or_default().mode
     }
 
-    /// The modes of single ports; entries whose key is no port are left out ([`Self::check`] refuses them).
+    /// The modes of single ports; entries whose key is no port are left out (the object is refused then).
     pub fn port_modes(&self) -> impl Iterator<Item = (u16, MutualTlsMode)> + '_ {
         let entries = self.port_level_mtls.iter().flatten();
-        entries.filter_map(|(port, mtls)| Some((port.parse().ok()?, mtls.mode)))
+        entries.filter_map(|(key, mtls)| Some((port(key)?, mtls.mode)))
     }
 
-    /// What the schema can't say: per-port modes need a selector, at least one entry, and ports.
-    ///
-    /// # Errors
-    /// The first offending field.
-    pub fn check(&self) -> Result<(), PolicyError> {
-        let Some(ports) = &self.port_level_mtls else { return Ok(()) };
+    /// What the shape can't say: per-port modes need a selector, at least one entry, and ports. Every fault with
+    /// its field.
+    pub(crate) fn check(&self) -> Vec<PolicyError> {
+        let mut faults = Vec::new();
+        check_selection(self.selector.as_ref(), None, None, &mut faults);
+        let Some(ports) = &self.port_level_mtls else { return faults };
         let field = "spec.portLevelMtls";
         if self.selector.as_ref().is_none_or(LabelSelector::is_empty) {
-            return Err(PolicyError::value(
-                field,
-                "needs a selector: a whole namespace has no workload ports",
-            ));
+            let problem = "needs a selector: the ports of a whole namespace are not one workload's; add spec.selector.matchLabels, or set spec.mtls for all ports";
+            faults.push(PolicyError::value(field, problem));
         }
         if ports.is_empty() {
-            return Err(PolicyError::value(field, "needs at least one port"));
+            faults.push(PolicyError::value(field, "needs at least one port; add one, or remove it"));
         }
-        match ports.keys().find(|key| !matches!(key.parse::<u16>(), Ok(1..))) {
-            Some(key) => Err(PolicyError::value(field, format!("{key:?} is not a port between 1 and 65535"))),
-            None => Ok(()),
+        for key in ports.keys().filter(|key| port(key).is_none()) {
+            let problem =
+                format!("{key:?} is not a port between 1 and 65535; write the container's port as a number");
+            faults.push(PolicyError::value(field, problem));
         }
+        faults
     }
 }

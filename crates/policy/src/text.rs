@@ -33,9 +33,21 @@ impl Text {
     }
 }
 
+/// `*` spans any characters, none included; everything else is literal.
+pub(crate) fn glob_matches(glob: &str, value: &str) -> bool {
+    let Some((head, mut rest)) = glob.split_once('*') else { return glob == value };
+    let Some(mut value) = value.strip_prefix(head) else { return false };
+    while let Some((part, after)) = rest.split_once('*') {
+        let Some((_, behind)) = value.split_once(part) else { return false };
+        value = behind;
+        rest = after;
+    }
+    value.ends_with(rest)
+}
+
 #[cfg(test)]
 mod tests {
-    use super::Text;
+    use super::{Text, glob_matches};
 
     #[test]
     fn rules_match_as_istio_reads_them() {
@@ -56,6 +68,24 @@ mod tests {
         ];
         for (rule, value, expected) in cases {
             assert_eq!(Text::parse(rule).matches(value), expected, "{rule} on {value}");
+        }
+    }
+
+    #[test]
+    fn stars_in_a_namespace_span_characters() {
+        let cases = [
+            ("prod", "prod", true),
+            ("prod", "prod2", false),
+            ("prod-*", "prod-eu", true),
+            ("*-eu", "prod-eu", true),
+            ("p*d-*u", "prod-eu", true),
+            ("p**u", "prod-eu", true),
+            ("p*d", "prod-eu", false),
+            ("*", "x", true),
+            ("a*a", "a", false),
+        ];
+        for (glob, value, expected) in cases {
+            assert_eq!(glob_matches(glob, value), expected, "{glob} on {value}");
         }
     }
 }

@@ -90,7 +90,13 @@ reasons! {
     AllowedByDefault: "no policy forbids it", "";
     DeniedByPolicy: "a DENY policy matches", "";
     NoAllowMatched: "there are ALLOW policies and none matches", "";
+    DeniedByProvider: "the provider of a CUSTOM policy did not allow it", "";
+    TokenInvalid: "a token came with the request and is not valid", "get a new token from the issuer that a RequestAuthentication names";
+    AudienceMismatch: "the token is meant for another audience", "ask the issuer for a token of an audience that the RequestAuthentication lists";
+    BadRequest: "the request could not be understood", "";
     PolicyInvalid: "a policy that selects the workload could not be used, so it closes what it selects", "";
+    PolicyAccepted: "the policy was accepted", "";
+    PolicyRefused: "the policy can not be accepted as it is", "";
     StrictPlaintext: "plaintext came to a STRICT port", "enrol the client";
     PlaintextCut: "an open plaintext connection was cut because the port became STRICT", "enrol the client";
     DestinationUnknown: "the operator has not answered for the destination and nothing is cached", "";

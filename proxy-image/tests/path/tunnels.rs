@@ -1,7 +1,9 @@
 //! Connections between meshed pods.
 
 use crate::mesh::*;
-use cinch_policy::{AuthorizationPolicy, CompiledPolicies, Enforcement, Mode, ObjectName, WorkloadRef};
+use cinch_policy::{
+    AuthorizationPolicy, Enforcement, MeshConfig, Mode, ObjectName, PolicyObject, Workload, WorkloadPolicies,
+};
 use cinch_proxy::context::InboundPolicy;
 use std::io::ErrorKind;
 use std::sync::Arc;
@@ -214,13 +216,9 @@ fn only(principal: &str) -> InboundPolicy {
     });
     let name = ObjectName { namespace: "shop".to_owned(), name: "only".to_owned() };
     let object = AuthorizationPolicy::new(name, Enforcement::Enforced, &spec);
-    let workload = WorkloadRef {
-        namespace: "shop".to_owned(),
-        labels: [].into(),
-        trust_domain: "cluster.local".to_owned(),
-        ..WorkloadRef::default()
-    };
-    let policies = CompiledPolicies::compile([&object], &workload);
+    let workload = Workload { namespace: "shop".to_owned(), ..Workload::default() };
+    let object = PolicyObject::AuthorizationPolicy(object);
+    let policies = WorkloadPolicies::compile(&MeshConfig::default(), [&object], &workload);
     InboundPolicy { policies: Some(Arc::new(policies)), version: 2, ..policy(Mode::Strict) }
 }
 

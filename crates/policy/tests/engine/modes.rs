@@ -1,17 +1,17 @@
 //! PeerAuthentication, composed as Istio does, and the lock.
-#![allow(clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
 
-use cinch_policy::{Mode, ObjectName, PeerAuthentication, PolicyObject, PortModes, WorkloadRef};
+use cinch_policy::{MeshConfig, Mode, ObjectName, PeerAuthentication, PolicyObject, PortModes, Workload};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
-fn workload() -> WorkloadRef {
-    WorkloadRef {
-        namespace: "shop".to_owned(),
-        labels: [("app".to_owned(), "api".to_owned())].into(),
-        trust_domain: "cluster.local".to_owned(),
-        root_namespace: "istio-system".to_owned(),
-    }
+fn workload() -> Workload {
+    let labels = [("app".to_owned(), "api".to_owned())].into();
+    Workload { namespace: "shop".to_owned(), labels, service_account: String::new() }
+}
+
+fn compose<'a>(objects: impl IntoIterator<Item = &'a PeerAuthentication>, floor: Option<Mode>) -> PortModes {
+    let mesh = MeshConfig { root_namespace: "istio-system".to_owned(), ..MeshConfig::default() };
+    PortModes::compose(objects, &mesh, &workload(), floor)
 }
 
 fn object(namespace: &str, name: &str, created: &str, spec: Value) -> PeerAuthentication {
@@ -104,7 +104,7 @@ fn the_narrower_scope_wins_and_unset_inherits() {
         ),
     ];
     for (case, objects, on_8080, elsewhere) in cases {
-        let modes = PortModes::compose(&objects, &workload(), None);
+        let modes = compose(&objects, None);
         assert_eq!((modes.mode(8080), modes.mode(9090)), (on_8080, elsewhere), "{case}");
     }
 }
@@ -113,9 +113,9 @@ fn the_narrower_scope_wins_and_unset_inherits() {
 fn the_oldest_of_a_scope_wins_whole_and_equal_ages_go_by_name() {
     let old = || object("shop", "z", "2026-01-01T00:00:00Z", mtls("STRICT"));
     let new = || object("shop", "a", "2026-02-01T00:00:00Z", mtls("DISABLE"));
-    assert_eq!(PortModes::compose(&[new(), old()], &workload(), None).mode(1), Mode::Strict);
+    assert_eq!(compose(&[new(), old()], None).mode(1), Mode::Strict);
     let a = object("shop", "a", "2026-01-01T00:00:00Z", mtls("DISABLE"));
-    assert_eq!(PortModes::compose(&[old(), a], &workload(), None).mode(1), Mode::Disable);
+    assert_eq!(compose(&[old(), a], None).mode(1), Mode::Disable);
 }
 
 #[test]
@@ -133,10 +133,10 @@ fn what_can_not_be_used_closes_what_it_selects() {
     for spec in cases {
         let broken = object("shop", "x", "1", spec.clone());
         assert!(broken.fault().is_some(), "{spec}");
-        assert_eq!(PortModes::compose(&[broken], &workload(), None).mode(8080), Mode::Strict, "{spec}");
+        assert_eq!(compose(&[broken], None).mode(8080), Mode::Strict, "{spec}");
     }
     let elsewhere = json!({"selector": {"matchLabels": {"app": "db"}}, "nonsense": 1});
-    let modes = PortModes::compose(&[object("shop", "x", "1", elsewhere)], &workload(), None);
+    let modes = compose(&[object("shop", "x", "1", elsewhere)], None);
     assert_eq!(modes.mode(8080), Mode::Permissive, "a broken object closes only what it selects");
 }
 
@@ -146,7 +146,7 @@ fn the_lock_lifts_every_port_whatever_the_objects_say() {
         object("shop", "default", "1", mtls("DISABLE")),
         object("shop", "api", "1", of_api("PERMISSIVE", json!({"8080": {"mode": "DISABLE"}}))),
     ];
-    let modes = PortModes::compose(&objects, &workload(), Some(Mode::Strict));
+    let modes = compose(&objects, Some(Mode::Strict));
     assert_eq!(
         (modes.mode(8080), modes.default_mode(), modes.weakest()),
         (Mode::Strict, Mode::Strict, Mode::Strict)
@@ -195,15 +195,15 @@ proptest! {
         let mut objects = objects;
         objects.sort_by(|a, b| a.name().cmp(b.name()));
         objects.dedup_by(|a, b| a.name() == b.name());
-        let there = PortModes::compose(&objects, &workload(), None);
+        let there = compose(&objects, None);
         let mut turned = objects.clone();
         if !turned.is_empty() {
             let at = seed.index(turned.len());
             turned.rotate_left(at);
             turned.reverse();
         }
-        prop_assert_eq!(&there, &PortModes::compose(&turned, &workload(), None));
-        let locked = PortModes::compose(&objects, &workload(), Some(Mode::Strict));
+        prop_assert_eq!(&there, &compose(&turned, None));
+        let locked = compose(&objects, Some(Mode::Strict));
         for port in [1, 8080, 65535] {
             prop_assert_eq!(locked.mode(port), Mode::Strict);
             prop_assert!(there.clone().at_least(Mode::Permissive).mode(port) >= there.mode(port));

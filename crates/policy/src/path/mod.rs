@@ -1,0 +1,53 @@
+//! Paths: the target of a request goes in, with the mode that the mesh chose; the form to forward and the
+//! readings under which path rules are judged come out ([`normalize`]). Templates of `paths` live here too.
+//!
+//! Back ends read paths differently. By default ([`PathNormalization::Safe`]) a request therefore passes only if it
+//! passes under each reading that a back end could give to what is forwarded. Not covered, and to be written
+//! into rules where a back end does it: dropping `;parameters`, ignoring case, decoding twice, and reserved
+//! characters that a client may also write encoded (`%40` for `@`).
+
+mod form;
+mod readings;
+mod template;
+
+pub use readings::{Readings, normalize};
+pub use template::{Charset, Template, TemplateError};
+
+use cinch_reason::Reason;
+use serde::{Deserialize, Serialize};
+
+/// How paths are read, for matching and for forwarding (Istio's `pathNormalization`, and our default).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+pub enum PathNormalization {
+    /// Judged under all readings of the other modes; the BASE form is forwarded.
+    #[default]
+    Safe,
+    /// `%2F` and `%5C` become `/`, then as MERGE_SLASHES.
+    DecodeAndMergeSlashes,
+    /// As BASE, then `//` becomes `/`.
+    MergeSlashes,
+    /// `\` becomes `/`, unreserved characters are decoded, `.` and `..` are resolved.
+    Base,
+    /// Only the fragment goes.
+    None,
+}
+
+/// A path that is refused with status 400.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum BadPath {
+    /// It holds a NUL, plain or as `%00`: back ends in C would read only what stands before it.
+    #[error("the path holds a NUL (%00)")]
+    Nul,
+    /// It is no absolute path (RFC 9112, section 3.2.1).
+    #[error("the path does not begin with a slash")]
+    NotAbsolute,
+}
+
+impl BadPath {
+    /// The stable word: always [`Reason::BadRequest`].
+    #[must_use]
+    pub fn reason(self) -> Reason {
+        Reason::BadRequest
+    }
+}

@@ -1,0 +1,135 @@
+//! One request target, normalised: what is forwarded, and what rules are judged under.
+
+use super::form::{Separators, base, decode_separators, has_encoded_separator, merge_slashes, resolve_dots};
+use super::{BadPath, PathNormalization};
+use std::borrow::Cow;
+
+/// A target after normalisation. Nothing is allocated for a path that is already in its normal form and has one
+/// reading.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Readings<'a> {
+    forward: Cow<'a, str>,
+    query: Option<&'a str>,
+    /// The further readings that the mode names, distinct.
+    named: Vec<String>,
+    /// What back ends of other habits could make of the forwarded form, distinct from all above.
+    further: Vec<String>,
+}
+
+impl<'a> Readings<'a> {
+    /// The path to forward, without the query; also the first reading.
+    #[must_use]
+    pub fn forward(&self) -> &str {
+        &self.forward
+    }
+
+    /// The query as sent, without `?`.
+    #[must_use]
+    pub fn query(&self) -> Option<&'a str> {
+        self.query
+    }
+
+    /// The target to forward when the query stays as it is.
+    #[must_use]
+    pub fn target(&self) -> Cow<'_, str> {
+        match self.query {
+            None => Cow::Borrowed(&self.forward),
+            Some(query) => Cow::Owned(format!("{}?{query}", self.forward)),
+        }
+    }
+
+    /// The distinct readings that the mode names, the forwarded form first: for SAFE the forms BASE,
+    /// MERGE_SLASHES and DECODE_AND_MERGE_SLASHES, for each other mode its own.
+    pub fn named(&self) -> impl Iterator<Item = &str> {
+        std::iter::once(&*self.forward).chain(self.named.iter().map(String::as_str))
+    }
+
+    /// Every reading that a decision must hold under, distinct, the forwarded form first: [`Self::named`], and for
+    /// SAFE what back ends could make of the forwarded form that decode only one of `%2F` and `%5C`, or merge
+    /// slashes before they resolve dots, or not at all. They differ only where encoded separators stand beside
+    /// dots, slashes or one another.
+    pub fn judged(&self) -> impl Iterator<Item = &str> {
+        self.named().chain(self.further.iter().map(String::as_str))
+    }
+
+    /// Whether one decision is enough.
+    #[must_use]
+    pub fn is_single(&self) -> bool {
+        self.named.is_empty() && self.further.is_empty()
+    }
+
+    fn one(forward: Cow<'a, str>, query: Option<&'a str>) -> Self {
+        Readings { forward, query, named: Vec::new(), further: Vec::new() }
+    }
+
+    /// The three named readings of `path`, whose BASE form is `self.forward`.
+    fn add_named(&mut self, path: &str) -> Result<(), BadPath> {
+        if let Cow::Owned(merged) = merge_slashes(&self.forward) {
+            self.named.push(merged);
+        }
+        if has_encoded_separator(path, Separators::Both) {
+            let decoded = decode_and_merge(path)?.into_owned();
+            if !self.judged().any(|known| known == decoded) {
+                self.named.push(decoded);
+            }
+        }
+        Ok(())
+    }
+
+    fn add_further(&mut self) {
+        if !has_encoded_separator(&self.forward, Separators::Both) {
+            return;
+        }
+        for which in Separators::ALL {
+            let decoded = decode_separators(&self.forward, which).into_owned();
+            let resolved = resolve_dots(&decoded);
+            let candidates =
+                [resolve_dots(&merge_slashes(&decoded)), merge_slashes(&resolved).into_owned(), resolved];
+            for candidate in candidates {
+                if !self.judged().any(|known| known == candidate) {
+                    self.further.push(candidate);
+                }
+            }
+        }
+    }
+}
+
+/// Normalises `target`, the path of a request with its query and perhaps a fragment (which goes), by `mode`.
+/// `*` (RFC 9112, section 3.2.4) stays as it is; an empty path is `/`.
+///
+/// # Errors
+/// [`BadPath`], to be answered with status 400; never in mode NONE.
+pub fn normalize(mode: PathNormalization, target: &str) -> Result<Readings<'_>, BadPath> {
+    let (target, _fragment) = target.split_once('#').unwrap_or((target, ""));
+    let (path, query) = match target.split_once('?') {
+        Some((path, query)) => (path, Some(query)),
+        None => (target, None),
+    };
+    let forward = match mode {
+        PathNormalization::None => Cow::Borrowed(path),
+        PathNormalization::Base | PathNormalization::Safe => base(path)?,
+        PathNormalization::MergeSlashes => merged(base(path)?),
+        PathNormalization::DecodeAndMergeSlashes => decode_and_merge(path)?,
+    };
+    let mut readings = Readings::one(forward, query);
+    if mode == PathNormalization::Safe {
+        readings.add_named(path)?;
+        readings.add_further();
+    }
+    Ok(readings)
+}
+
+fn decode_and_merge(path: &str) -> Result<Cow<'_, str>, BadPath> {
+    match decode_separators(path, Separators::Both) {
+        Cow::Borrowed(same) => Ok(merged(base(same)?)),
+        Cow::Owned(decoded) => Ok(Cow::Owned(merged(base(&decoded)?).into_owned())),
+    }
+}
+
+fn merged(path: Cow<'_, str>) -> Cow<'_, str> {
+    match path {
+        Cow::Borrowed(path) => merge_slashes(path),
+        Cow::Owned(path) if path.contains("//") => Cow::Owned(merge_slashes(&path).into_owned()),
+        Cow::Owned(path) => Cow::Owned(path),
+    }
+}

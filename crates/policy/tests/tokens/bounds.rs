@@ -1,0 +1,72 @@
+//! Hostile input: bounded, refused, and never a panic.
+
+use crate::issuer::{ISSUER, Issuer, claims, set};
+use crate::scene::Scene;
+use cinch_policy::jwt::{HttpView, Jwks, TokenCache, TokenFault, authenticate};
+use proptest::prelude::*;
+use serde_json::json;
+
+#[test]
+fn long_tokens_and_many_tokens_are_refused() {
+    let issuer = Issuer::ed25519("k");
+    let scene =
+        Scene::new(&[("ns/one", "- issuer: https://issuer.example")]).keys(ISSUER, set(&[issuer.jwk()]));
+    let long = issuer.token(&claims(json!({"x": "y".repeat(40_000)})));
+    assert_eq!(scene.bearer(&long), Err(TokenFault::Malformed("it is too long")));
+    let token = issuer.token(&claims(json!({})));
+    let query = |count: usize| vec![format!("access_token={token}"); count].join("&");
+    assert!(scene.ask(&[], Some(&query(8))).is_ok());
+    assert_eq!(scene.ask(&[], Some(&query(9))), Err(TokenFault::TooMany));
+    assert_eq!(scene.ask(&[], Some(&query(10_000))), Err(TokenFault::TooMany));
+    let deep = format!("{}1{}", "[".repeat(100_000), "]".repeat(100_000));
+    assert!(Jwks::parse(&format!("{{\"keys\":{deep}}}")).is_err());
+}
+
+#[test]
+fn a_token_without_key_id_costs_few_signatures() {
+    let keys: Vec<_> = (0..40).map(|_| Issuer::ed25519("k").jwk()).collect();
+    let last = Issuer::ed25519("k");
+    let mut all = keys.clone();
+    all.push(last.jwk());
+    let scene = Scene::new(&[("ns/one", "- issuer: https://issuer.example")]).keys(ISSUER, set(&all));
+    let token = last.token_with(&json!({"alg": "EdDSA"}), "EdDSA", &claims(json!({})));
+    assert_eq!(scene.bearer(&token), Err(TokenFault::Signature), "beyond the tries");
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 2000, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn no_bytes_make_a_valid_token(
+        value in prop::collection::vec(any::<u8>(), 0..200),
+        query in ".{0,100}",
+        cookie in prop::collection::vec(any::<u8>(), 0..100),
+    ) {
+        let key = json!({"kty": "OKP", "crv": "Ed25519", "x": "11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"});
+        let rules = "- issuer: https://issuer.example\n  fromHeaders: [{name: authorization, prefix: 'Bearer '}, {name: x}]\n  fromParams: [a]\n  fromCookies: [c]";
+        let scene = Scene::new(&[("ns/one", rules)]).keys(ISSUER, set(&[key]));
+        let bearer = [b"Bearer ".as_slice(), &value].concat();
+        let headers: [(&str, &[u8]); 3] = [("authorization", &bearer), ("x", &value), ("cookie", &cookie)];
+        let view = HttpView { method: "GET", query: Some(&query), headers: &headers };
+        let find = |name: &str| scene.keys.get(name).cloned();
+        if let Ok(passed) = authenticate(&scene.rules, &find, &TokenCache::default(), &view, 0) {
+            prop_assert!(passed.token.is_none());
+        }
+    }
+
+    #[test]
+    fn pieces_of_tokens_put_together_never_verify(parts in prop::collection::vec("(eyJhbGciOiJub25lIn0|eyJhbGciOiJFZERTQSJ9|e30|[A-Za-z0-9_=-]{0,12})", 0..5)) {
+        let key = json!({"kty": "OKP", "crv": "Ed25519", "x": "11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"});
+        let scene = Scene::new(&[("ns/one", "- jwksUri: https://k/")]).keys("https://k/", set(&[key]));
+        let token = format!("x{}", parts.join("."));
+        let refused = scene.bearer(&token).is_err();
+        prop_assert!(refused, "{}", token);
+    }
+
+    #[test]
+    fn key_sets_never_panic(text in "[\\[\\]{}\",:a-z0-9]{0,80}", kty in "(RSA|EC|OKP|oct|[a-z]{0,3})", piece in "[A-Za-z0-9_=-]{0,60}") {
+        let _ = Jwks::parse(&text);
+        let crafted = json!({"keys": [{"kty": kty, "crv": "P-256", "n": piece, "e": piece, "x": piece, "y": piece}]});
+        let _ = Jwks::parse(&crafted.to_string());
+    }
+}
