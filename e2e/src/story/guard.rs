@@ -249,7 +249,7 @@ fn token_of(see: &See<'_>, namespace: &str, pod: &str, container: &str) -> Resul
     std::fs::read_to_string(&path).with_context(|| path.clone())
 }
 
-/// What the operator answers when somebody asks for a first certificate with this token.
+/// What the operator answers when the pod legacy/token-holder asks for a first certificate with this token.
 fn first_certificate(see: &See<'_>, operator: &str, token: &str) -> Result<String> {
     let bundle = see.json(&["configmap", "cinch-trust", "-n", "shop"])?;
     let input = format!("{token}\n{}", text(&bundle, "/data/bundle.pem"));
