@@ -14,7 +14,6 @@ const MARKERS: [&str; 3] = ["cinch-marker-api", "cinch-marker-web", "cinch-marke
 /// Between web and api no packet holds a marker; between an unmeshed client and api they do.
 pub fn encrypt(story: &mut Story<'_>) -> Result<String> {
     let see = &story.see;
-    see.kubectl(&["scale", "-n", "legacy", "deployment/old-client", "--replicas=1"])?;
     see.rolled_out("legacy", "deployment/old-client")?;
     let web = see.addresses("shop", "app=web")?;
     let old = see.addresses("legacy", "app=old-client")?;

@@ -29,6 +29,8 @@ pub fn enrol(story: &mut Story<'_>) -> Result<String> {
     see.kubectl(&["create", "namespace", "shop"])?;
     see.apply(&SHOP.replace("COUNTERS", &story.counters.display().to_string()))?;
     see.apply(LEGACY)?;
+    // From the beginning: without anybody who speaks plaintext the operator would promote within seconds.
+    see.kubectl(&["scale", "-n", "legacy", "deployment/old-client", "--replicas=1"])?;
     for workload in ["deployment/api", "deployment/web", "statefulset/db"] {
         see.rolled_out("shop", workload)?;
     }
