@@ -164,8 +164,8 @@ fn app_finished(story: &Story<'_>, namespace: &str, job: &str) -> Result<String>
     let pods = story.see.pods(namespace, &format!("batch.kubernetes.io/job-name={job}"))?;
     let statuses =
         pods.iter().filter_map(|pod| pod.pointer("/status/containerStatuses")?.as_array()).flatten();
-    let finished = statuses.map(|status| text(status, "/state/terminated/finishedAt"));
-    Ok(finished.filter(|time| !time.is_empty()).last().unwrap_or_default())
+    let mut finished = statuses.map(|status| text(status, "/state/terminated/finishedAt"));
+    Ok(finished.rfind(|time| !time.is_empty()).unwrap_or_default())
 }
 
 /// Each proxy's certificate holds exactly one URI, the one of its account: asked over TLS, as a peer would.
