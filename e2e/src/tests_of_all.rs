@@ -94,7 +94,9 @@ fn counted(mut command: Command, log: &Path) -> Result<(Counts, bool)> {
         writeln!(file, "{line}")?;
         let trimmed = line.trim_start();
         compiled += u64::from(trimmed.starts_with("Compiling "));
-        if let Some(reason) = trimmed.strip_prefix(SKIPPED) {
+        // A single test thread writes a test's name before the test speaks.
+        let said_by_test = trimmed.rsplit(" ... ").next().unwrap_or(trimmed);
+        if let Some(reason) = said_by_test.strip_prefix(SKIPPED) {
             skipped_themselves += 1;
             terminal::show(&format!("skipped {reason}"));
         }

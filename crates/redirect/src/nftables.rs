@@ -27,11 +27,14 @@ pub(crate) const RULE_EXPRESSIONS: u16 = 4;
 pub(crate) const RULE_USERDATA: u16 = 7;
 
 pub(crate) const HOOK_PREROUTING: u32 = 0;
+pub(crate) const HOOK_INPUT: u32 = 1;
 pub(crate) const HOOK_OUTPUT: u32 = 3;
 /// `dstnat`: where destinations are translated.
 pub(crate) const PRIORITY_DSTNAT: i32 = -100;
 /// `mangle`: after connection tracking (-200) and before translation.
 pub(crate) const PRIORITY_MANGLE: i32 = -150;
+/// `filter`: after translation.
+pub(crate) const PRIORITY_FILTER: i32 = 0;
 
 const NF_DROP: u32 = 0;
 const NF_ACCEPT: u32 = 1;
@@ -126,6 +129,11 @@ impl Expressions {
     /// `tcp flags & (fin|syn|rst|ack) == syn`
     pub(crate) fn tcp_syn(self) -> Self {
         self.tcp().payload(PAYLOAD_TRANSPORT, 13, 1).mask(&[0x17]).equals(&[0x02])
+    }
+
+    /// `tcp dport != port`
+    pub(crate) fn not_to_port(self, port: u16) -> Self {
+        self.payload(PAYLOAD_TRANSPORT, 2, 2).differs(&port.to_be_bytes())
     }
 
     /// `meta skuid`; the socket's user in host order.

@@ -11,6 +11,7 @@ const TABLE: &str = "cinch";
 const OUTPUT: &str = "output";
 const PREROUTING: &str = "prerouting";
 const INVALID: &str = "invalid";
+const INPUT: &str = "input";
 
 /// Comment attribute in a rule's user data, as the nft program writes and shows it.
 const COMMENT: u8 = 0;
@@ -93,6 +94,10 @@ fn rules(config: &RedirectConfig) -> Vec<Rule> {
         // reset from the wrong port.
         Rule::new(INVALID, "leave what comes from lo", e().in_from_loopback().leave()),
         Rule::new(INVALID, "drop invalid", e().tcp().invalid().drop()),
+        // Translation is decided once for a connection, by the first segment that conntrack takes for it, and a
+        // stray ACK can be that. The SYN behind it would come through untranslated: it must not reach an app.
+        Rule::new(INPUT, "leave what comes from lo", e().in_from_loopback().leave()),
+        Rule::new(INPUT, format!("drop past {inbound}"), e().tcp_syn().not_to_port(inbound).drop()),
     ]);
     rules
 }
@@ -151,6 +156,7 @@ pub(crate) fn replace_table(config: &RedirectConfig) -> Vec<Request> {
         chain(OUTPUT, "nat", HOOK_OUTPUT, PRIORITY_DSTNAT),
         chain(PREROUTING, "nat", HOOK_PREROUTING, PRIORITY_DSTNAT),
         chain(INVALID, "filter", HOOK_PREROUTING, PRIORITY_MANGLE),
+        chain(INPUT, "filter", HOOK_INPUT, PRIORITY_FILTER),
     ]);
     requests.extend(rules(config).into_iter().map(rule));
     requests

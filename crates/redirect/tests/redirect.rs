@@ -8,7 +8,7 @@ use cinch_redirect::{RedirectConfig, RedirectError, install, is_installed, origi
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::time::Duration;
-use support::{Namespace, Pair, as_user};
+use support::{Namespace, Pair, as_user, dial_from, send_stray_ack};
 
 const WAIT: Duration = Duration::from_secs(5);
 
@@ -116,6 +116,57 @@ fn connections_from_outside_reach_the_inbound_port_with_their_destination() {
         let word = pair.outside.run(move || read_word(dial(to).unwrap()));
         assert_eq!((word.as_str(), seen.join().unwrap()), ("proxy", to.parse().unwrap()));
     }
+}
+
+/// Connection tracking takes a stray segment for the middle of a connection, decides that it is not translated,
+/// and remembers that for the SYN that comes after it from the same port.
+#[test]
+fn no_stray_segment_opens_a_way_past_the_inbound_port() {
+    need_namespaces!("no_stray_segment_opens_a_way_past_the_inbound_port");
+    let pair = pod_with_redirect();
+    for (listener, word) in
+        [(listen(&pair.pod, "0.0.0.0:8080"), "app"), (listen(&pair.pod, "0.0.0.0:15006"), "proxy")]
+    {
+        std::thread::spawn(move || {
+            while let Ok((mut stream, _)) = listener.accept() {
+                let _ = stream.write_all(word.as_bytes());
+            }
+        });
+    }
+    // The second is swallowed without an answer: the signature of RFC 2385 of a key that nobody has.
+    let signed: &[u8] = &[[19, 18].as_slice(), &[0; 16], &[1, 1]].concat();
+    for (port, options) in [(40_001, &[][..]), (40_002, signed)] {
+        let from = std::net::SocketAddrV4::new([10, 9, 0, 1].into(), port);
+        let to = std::net::SocketAddrV4::new([10, 9, 0, 2].into(), 8080);
+        let options = options.to_vec();
+        let reached = pair.outside.run(move || {
+            send_stray_ack(from, to, &options);
+            std::thread::sleep(Duration::from_millis(100));
+            dial_from(from, to).map(read_word).unwrap_or_default()
+        });
+        assert_ne!(reached, "app", "from port {port}");
+    }
+}
+
+#[test]
+fn no_stray_segment_opens_a_way_past_the_outbound_port() {
+    need_namespaces!("no_stray_segment_opens_a_way_past_the_outbound_port");
+    let pair = pod_with_redirect();
+    for (listener, word) in
+        [(listen(&pair.outside, "10.9.0.1:8080"), "outside"), (listen(&pair.pod, "127.0.0.1:15001"), "proxy")]
+    {
+        std::thread::spawn(move || {
+            while let Ok((mut stream, _)) = listener.accept() {
+                let _ = stream.write_all(word.as_bytes());
+            }
+        });
+    }
+    let app = std::net::SocketAddrV4::new([10, 9, 0, 2].into(), 40_003);
+    let peer = std::net::SocketAddrV4::new([10, 9, 0, 1].into(), 8080);
+    pair.outside.run(move || send_stray_ack(peer, app, &[]));
+    std::thread::sleep(Duration::from_millis(100));
+    let reached = pair.pod.run(move || dial_from(app, peer).map(read_word).unwrap_or_default());
+    assert_ne!(reached, "outside");
 }
 
 #[test]

@@ -118,6 +118,26 @@ impl Cluster {
         inside.first().copied().with_context(|| format!("{container} of {namespace}/{pod} does not run"))
     }
 
+    /// A command, to be completed, inside the network of a pod that has the running container.
+    ///
+    /// # Errors
+    /// When the container does not run.
+    pub fn pod_network_command(
+        &self,
+        namespace: &str,
+        pod: &str,
+        container: &str,
+        program: &str,
+    ) -> Result<Command> {
+        let pid = self.container_pid(namespace, pod, container)?;
+        let mut command = Command::new("nsenter");
+        command
+            .arg(format!("--net=/proc/{pid}/ns/net"))
+            .args(["--", program])
+            .env("PATH", &self.prepared.path);
+        Ok(command)
+    }
+
     /// Resident memory of a container's first process, in KiB.
     ///
     /// # Errors

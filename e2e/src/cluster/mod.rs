@@ -26,6 +26,7 @@ use down::Record;
 use std::path::Path;
 use std::process::Child;
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// A running cluster. Dropping it takes it down, unless it is kept or was only attached to.
 pub struct Cluster {
@@ -35,6 +36,8 @@ pub struct Cluster {
     /// The process that waits for the cluster's first one, with the pipe whose end would end the cluster.
     starter: Mutex<Option<Child>>,
     nodes: u8,
+    /// Whether dropping takes it down.
+    ours: AtomicBool,
 }
 
 impl Cluster {
@@ -55,6 +58,11 @@ impl Cluster {
     /// # Errors
     /// When something is left: with what it is.
     pub fn stop(self) -> Result<()> {
+        self.ours.store(false, Ordering::Relaxed);
+        self.end()
+    }
+
+    fn end(&self) -> Result<()> {
         let starter = self.starter.lock().ok().and_then(|mut starter| starter.take());
         let result = down(&self.layout);
         if let Some(mut starter) = starter {
@@ -70,12 +78,10 @@ impl Cluster {
 
 impl Drop for Cluster {
     fn drop(&mut self) {
-        let starter = self.starter.lock().ok().and_then(|mut starter| starter.take());
-        if let Some(mut starter) = starter {
-            if let Err(error) = down(&self.layout) {
-                crate::terminal::say(format_args!("{error:#}"));
-            }
-            let _ = starter.wait();
+        if self.ours.load(Ordering::Relaxed)
+            && let Err(error) = self.end()
+        {
+            crate::terminal::say(format_args!("{error:#}"));
         }
     }
 }

@@ -18,6 +18,7 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 /// A control plane or a node that is not ready by then has failed, also on a loaded machine.
@@ -48,21 +49,13 @@ impl Cluster {
         let layout = Layout::new(&options.name);
         let nodes = layout.nodes(options.nodes);
         down(&layout).context("an earlier cluster can't be removed")?;
-        make_state(&layout)?;
-        for (name, program) in [("kubectl", &prepared.kubectl), ("helm", &prepared.helm)] {
-            symlink(program, layout.file("bin").join(name))?;
-        }
-        pki::write(&layout, &nodes)?;
+        let cluster = Self::of(layout, prepared, options.nodes, Record::default());
+        // From here on a failure takes down what there is, when the cluster is dropped.
+        cluster.ours.store(true, Ordering::Relaxed);
+        make_state(&cluster.layout, prepared)?;
+        pki::write(&cluster.layout, &nodes)?;
         let start = Instant::now();
-        let plan = control_plane::plan(&layout, &nodes, prepared)?;
-        let cluster = Self {
-            layout,
-            prepared: prepared.clone(),
-            record: Mutex::default(),
-            starter: Mutex::default(),
-            nodes: options.nodes,
-        };
-        cluster.start_control_plane(&plan)?;
+        cluster.start_control_plane(&control_plane::plan(&cluster.layout, &nodes, prepared)?)?;
         images(&cluster.layout.file("images"))?;
         for node in &nodes {
             cluster.start_node(node)?;
@@ -76,6 +69,11 @@ impl Cluster {
         Ok(cluster)
     }
 
+    fn of(layout: Layout, prepared: &Prepared, nodes: u8, record: Record) -> Self {
+        let (record, prepared) = (Mutex::new(record), prepared.clone());
+        Self { layout, prepared, record, starter: Mutex::default(), nodes, ours: AtomicBool::new(false) }
+    }
+
     /// The kept cluster of that name.
     ///
     /// # Errors
@@ -87,8 +85,7 @@ impl Cluster {
             bail!("no cluster {name} runs; `cargo e2e up --keep` starts one");
         }
         let nodes = u8::try_from(record.nodes.len())?;
-        let (record, prepared) = (Mutex::new(record), prepared.clone());
-        Ok(Self { layout, prepared, record, starter: Mutex::default(), nodes })
+        Ok(Self::of(layout, prepared, nodes, record))
     }
 
     /// Lets the cluster outlive this process, forwards a loopback port to its API server, and returns the
@@ -116,6 +113,7 @@ impl Cluster {
         pki::kubeconfig(&self.layout, "forwarded", &format!("https://127.0.0.1:{port}"), "admin")?;
         let kubeconfig = self.layout.file("kubeconfig");
         fs::rename(self.layout.pki("forwarded.conf"), &kubeconfig)?;
+        self.ours.store(false, Ordering::Relaxed);
         let starter = self.starter.lock().ok().and_then(|mut starter| starter.take());
         if let Some(mut pipe) = starter.and_then(|mut child| child.stdin.take()) {
             pipe.write_all(KEEP.as_bytes()).context("the cluster's first process has gone")?;
@@ -240,7 +238,7 @@ impl Cluster {
 
 /// Only root may enter it: it holds the cluster's keys. Our own program is copied there, because a build may
 /// replace it while the cluster runs.
-fn make_state(layout: &Layout) -> Result<()> {
+fn make_state(layout: &Layout, prepared: &Prepared) -> Result<()> {
     DirBuilder::new()
         .recursive(true)
         .mode(0o700)
@@ -248,6 +246,9 @@ fn make_state(layout: &Layout) -> Result<()> {
         .with_context(|| format!("{} can't be made", layout.state.display()))?;
     for folder in ["images", "bin", "home"] {
         fs::create_dir_all(layout.file(folder))?;
+    }
+    for (name, program) in [("kubectl", &prepared.kubectl), ("helm", &prepared.helm)] {
+        symlink(program, layout.file("bin").join(name))?;
     }
     fs::copy("/proc/self/exe", layout.file("cinch-e2e")).context("our own program can't be copied")?;
     fs::write(layout.file("record.json"), "{}")?;

@@ -3,7 +3,7 @@
 use super::Story;
 use crate::capture::{Flow, Flows};
 use crate::terminal;
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use serde_json::Value;
 
 /// Long enough for some dozens of requests of each client.
@@ -14,7 +14,6 @@ const MARKERS: [&str; 3] = ["cinch-marker-api", "cinch-marker-web", "cinch-marke
 /// Between web and api no packet holds a marker; between an unmeshed client and api they do.
 pub fn encrypt(story: &mut Story<'_>) -> Result<String> {
     let see = &story.see;
-    see.kubectl(&["scale", "-n", "legacy", "deployment/old-client", "--replicas=1"])?;
     see.rolled_out("legacy", "deployment/old-client")?;
     let web = see.addresses("shop", "app=web")?;
     let old = see.addresses("legacy", "app=old-client")?;
@@ -55,29 +54,50 @@ pub fn own_ports_only(story: &mut Story<'_>) -> Result<String> {
            }}
          }}"
     );
-    let node = story.see.cluster.node_names().first().cloned().context("no node")?;
-    let nft = |script: &str| story.see.cluster.in_node_stdin(&node, &["nft", "-f", "-"], script);
-    let loaded = nft(&rules)?;
-    ensure!(loaded.ok(), "nft: {}", loaded.text());
+    let nodes = story.see.cluster.node_names();
+    for node in &nodes {
+        let loaded = story.see.cluster.in_node_stdin(node, &["nft", "-f", "-"], &rules)?;
+        ensure!(loaded.ok(), "nft in {node}: {}", loaded.text());
+    }
     let held = story.web_goes_on(60);
-    let counted = story.see.cluster.in_node(&node, &["nft", "list", "table", "ip", "cinch_demo"])?;
-    nft("delete table ip cinch_demo")?;
-    let dropped =
-        counted.stdout.lines().find(|line| line.contains("drop")).unwrap_or_default().trim().to_owned();
-    terminal::show(&format!("{rules}\n{dropped}"));
+    let mut dropped = Vec::new();
+    for node in &nodes {
+        let counted = story.see.cluster.in_node(node, &["nft", "list", "table", "ip", "cinch_demo"])?;
+        let line = counted.stdout.lines().find(|line| line.contains("drop")).unwrap_or_default().trim();
+        dropped.push(format!("{node}: {line}"));
+        story.see.cluster.in_node(node, &["nft", "delete", "table", "ip", "cinch_demo"])?;
+    }
+    terminal::show(&format!("{rules}\n{}", dropped.join("\n")));
     let web = held?;
-    ensure!(dropped.contains("packets 0 "), "something used another port: {dropped}");
-    Ok(format!("{web}, with only port 8080, DNS and the operator open; {dropped}"))
+    let none = dropped.iter().all(|line| line.contains("packets 0 "));
+    ensure!(none, "something used another port: {}", dropped.join("; "));
+    Ok(format!("{web}, with only port 8080, DNS and the operator open; {}", dropped.join("; ")))
 }
 
+/// What crosses the veths of all nodes.
 fn capture(story: &Story<'_>) -> Result<Flows> {
-    let node = story.see.cluster.node_names().first().cloned().context("no node")?;
+    let nodes = story.see.cluster.node_names();
     let program = story.see.cluster.state_dir().join("cinch-e2e").display().to_string();
     let mut command = vec![program.as_str(), "capture", "--seconds", SECONDS];
     command.extend(MARKERS.iter().flat_map(|marker| ["--word", *marker]));
-    let output = story.see.cluster.in_node(&node, &command)?;
-    ensure!(output.ok(), "the capture failed: {}", output.text());
-    serde_json::from_str(&output.stdout).context("the capture's answer")
+    let outputs: Vec<_> = std::thread::scope(|scope| {
+        let running: Vec<_> =
+            nodes.iter().map(|node| scope.spawn(|| story.see.cluster.in_node(node, &command))).collect();
+        running.into_iter().map(std::thread::ScopedJoinHandle::join).collect()
+    });
+    let mut flows = Flows::new();
+    for output in outputs {
+        let output = output.map_err(|_| anyhow!("a capture's thread failed"))??;
+        ensure!(output.ok(), "the capture failed: {}", output.text());
+        let seen: Flows = serde_json::from_str(&output.stdout).context("the capture's answer")?;
+        for (pair, flow) in seen {
+            let sum = flows.entry(pair).or_default();
+            sum.packets += flow.packets;
+            sum.bytes += flow.bytes;
+            sum.marked += flow.marked;
+        }
+    }
+    Ok(flows)
 }
 
 /// Both directions between two sets of addresses.

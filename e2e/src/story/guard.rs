@@ -210,7 +210,7 @@ pub fn bad_tokens(story: &mut Story<'_>) -> Result<String> {
             "PodNotMeshed",
         ),
         (
-            "stolen from a meshed pod, used elsewhere",
+            "stolen from a meshed pod, used by another",
             token_of(see, "shop", &meshed, "cinch-proxy")?,
             "PodMismatch",
         ),
@@ -249,12 +249,12 @@ fn token_of(see: &See<'_>, namespace: &str, pod: &str, container: &str) -> Resul
     std::fs::read_to_string(&path).with_context(|| path.clone())
 }
 
-/// What the operator answers when somebody asks for a first certificate with this token.
+/// What the operator answers when the pod legacy/token-holder asks for a first certificate with this token.
 fn first_certificate(see: &See<'_>, operator: &str, token: &str) -> Result<String> {
     let bundle = see.json(&["configmap", "cinch-trust", "-n", "shop"])?;
     let input = format!("{token}\n{}", text(&bundle, "/data/bundle.pem"));
-    let program = see.cluster.state_dir().join("cinch-e2e");
-    let mut command = see.cluster.in_network(program);
+    let program = see.cluster.state_dir().join("cinch-e2e").display().to_string();
+    let mut command = see.cluster.pod_network_command("legacy", "token-holder", "app", &program)?;
     command.args(["ask", operator, "spiffe://cluster.local/ns/cinch-system/sa/cinch-operator"]);
     let output = crate::process::capture(&mut command, Some(&input), Duration::from_secs(30))?;
     ensure!(output.ok(), "the operator could not be asked: {}", output.text());

@@ -23,7 +23,7 @@ pub fn observe(story: &mut Story<'_>) -> Result<String> {
             (number(status, "/plaintext/served") > 0 && number(&offender, "/port") == 8080)
                 .then_some(offender)
         })?;
-    let logs = see.kubectl(&["logs", "-n", "legacy", "deployment/old-client", "--tail=3"])?;
+    let logs = see.kubectl(&["logs", "-n", "legacy", "deployment/old-client", "--since=3s"])?;
     ensure!(!logs.contains("failed"), "old-client does not get through: {logs}");
     let posture = see.posture("shop")?;
     let blockers = posture.pointer("/status/blockers").cloned().unwrap_or_default();

@@ -365,12 +365,15 @@ impl Boot {
         self.totals = report.totals.as_ref().map(Counts::from_wire).unwrap_or_default();
         let over = report.sources.len().saturating_sub(SOURCES_IN_REPORT);
         self.sources_dropped = report.sources_dropped.saturating_add(over as u64);
-        for seen in self.seen.values_mut() {
-            seen.close();
-        }
+        // A source that is not in the report has left the proxy's table: it is forgotten here too. Should it come
+        // again, the proxy counts it from nothing; and a scan may bring new ones with every report.
+        let mut before = std::mem::take(&mut self.seen);
         for wire in report.sources.iter().take(SOURCES_IN_REPORT) {
             let Some(key) = address(wire) else { continue };
-            let seen = self.seen.entry(key).or_insert_with(|| Seen::new(resolve(key.0), clock));
+            let seen = self
+                .seen
+                .entry(key)
+                .or_insert_with(|| before.remove(&key).unwrap_or_else(|| Seen::new(resolve(key.0), clock)));
             seen.advance(wire, key, clock, sources, resolve);
         }
         true
@@ -392,10 +395,14 @@ fn address(wire: &v1::PlaintextSource) -> Option<(IpAddr, u16)> {
     Some((ip, u16::try_from(wire.port).ok()?))
 }
 
-/// For tests and readers: how many pods are held.
+/// For tests: how many pods, and addresses of a pod, are held.
 #[cfg(test)]
 impl Ledger {
     pub(super) fn held(&self) -> usize {
         self.pods.len()
+    }
+
+    pub(super) fn addresses_of(&self, pod_uid: &str) -> usize {
+        self.pods.get(pod_uid).map_or(0, |pod| pod.current.seen.len())
     }
 }

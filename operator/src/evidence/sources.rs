@@ -36,11 +36,6 @@ impl Seen {
         Self { counts: Counts::default(), name, since: clock.instant }
     }
 
-    /// Nothing is open until the newest report says so.
-    pub(super) fn close(&mut self) {
-        self.counts.open = 0;
-    }
-
     /// Takes the newest counts of this address and adds what is new to `sources`.
     pub(super) fn advance(
         &mut self,

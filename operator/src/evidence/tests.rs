@@ -247,6 +247,30 @@ fn a_scan_from_many_addresses_does_not_push_workloads_out() {
 }
 
 #[test]
+fn an_address_that_the_proxy_forgot_is_forgotten_and_counted_anew_when_it_comes_again() {
+    let mut desk = desk();
+    desk.report(1, "a", report(1, 1, vec![source(9, counts(0, 2, 0)), source(8, counts(0, 1, 0))]));
+    desk.report(2, "a", report(1, 2, vec![source(8, counts(0, 1, 0))]));
+    assert_eq!(desk.ledger.addresses_of("a"), 1);
+    // Met again: two refusals since, as many as before.
+    desk.report(3, "a", report(1, 3, vec![source(9, counts(0, 2, 0)), source(8, counts(0, 1, 0))]));
+    assert_eq!(desk.sources(), ["old/client:8080 0/4/0", "10.1.0.8:8080 0/1/0"]);
+}
+
+#[test]
+fn a_scan_of_all_ports_does_not_fill_the_operator() {
+    let mut desk = desk();
+    for round in 0..16u64 {
+        let ports = (1..=4000u32).map(|port| v1::PlaintextSource {
+            port: u32::try_from(round).unwrap() * 4000 + port,
+            ..source(9, v1::PlaintextCounts { no_listener: 1, ..v1::PlaintextCounts::default() })
+        });
+        desk.report(round, "a", report(1, round + 1, ports.collect()));
+    }
+    assert!(desk.ledger.addresses_of("a") <= 4000);
+}
+
+#[test]
 fn hostile_reports_are_harmless() {
     let mut desk = desk();
     let mut odd = report(1, 1, vec![]);

@@ -4,7 +4,7 @@
 
 use super::{Watch, admit};
 use crate::context::Context;
-use crate::copy::{End, TcpSide, relay};
+use crate::copy::{End, Side, TcpSide, relay};
 use crate::live::{Denial, Live, Peer, Subject};
 use crate::path_metrics::{Direction, Transport};
 use crate::refusal;
@@ -13,8 +13,15 @@ use cinch_reason::Reason;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-/// Connects `client`, whose address is `from`, to the pod's own app at `to`, if policy allows it.
-pub async fn serve_local(ctx: &Context, live: &Arc<Live>, client: TcpSide, from: SocketAddr, to: SocketAddr) {
+/// Connects `client`, whose address is `from`, to the pod's own app at `to`, if policy allows it. `early`: what
+/// was read of it for another endpoint that did not take the connection.
+pub async fn serve_local(
+    ctx: &Context,
+    live: &Arc<Live>,
+    (client, early): (TcpSide, Vec<u8>),
+    from: SocketAddr,
+    to: SocketAddr,
+) {
     let refuse = |client: TcpSide, reason: Reason, detail: &str| {
         refusal::refused(&ctx.metrics, Direction::Inbound, reason, (from, to), detail);
         client.abort();
@@ -36,6 +43,13 @@ pub async fn serve_local(ctx: &Context, live: &Arc<Live>, client: TcpSide, from:
     };
     let metrics = ctx.metrics.connection(Direction::Inbound, Transport::Local);
     let (mut client, mut app) = (client, TcpSide::new(app));
+    if !early.is_empty() && registered.denial().is_none() {
+        metrics.received.inc_by(early.len() as u64);
+        if app.send(&early, false).is_err() {
+            return client.abort();
+        }
+    }
+    drop(early);
     match relay(&mut client, &mut app, &mut Watch::new(&metrics).judged(&registered)).await {
         End::Finished => {}
         End::Failed(..) => {

@@ -70,9 +70,13 @@ impl Inbound {
 
     async fn streams(&self, mut tunnel: Tunnel, ends: Ends, credentials: Arc<Credentials>) {
         let mut current = self.ctx.credentials.clone();
-        let mut wait = self.ctx.limits.handshake_timeout;
+        // A new tunnel takes no place among the idle ones: its first OPEN is due, and who keeps many tunnels idle
+        // must not keep others out.
+        let (mut wait, mut place) = (self.ctx.limits.handshake_timeout, None);
         loop {
-            match self.next(&mut tunnel, wait, &mut current, credentials.bundle_version).await {
+            let next = self.next(&mut tunnel, wait, &mut current, credentials.bundle_version).await;
+            drop(place.take());
+            match next {
                 Next::Stream => {
                     if let Err(error) = self.stream(&mut tunnel, ends).await {
                         return self.failed(tunnel, ends, &error);
@@ -86,6 +90,11 @@ impl Inbound {
                 Next::Failed(error) => return self.failed(tunnel, ends, &error),
             }
             wait = self.ctx.limits.server_idle;
+            place = Idle::enter(&self.idle, self.ctx.limits.idle_tunnels);
+            if place.is_none() {
+                self.ctx.metrics.count_limit("idle_tunnels");
+                return self.leave(tunnel).await;
+            }
         }
     }
 
@@ -97,10 +106,6 @@ impl Inbound {
         bundle_version: u64,
     ) -> Next {
         let left = tunnel.expires().saturating_duration_since(Instant::now());
-        let Some(_idle) = Idle::enter(&self.idle, self.ctx.limits.idle_tunnels) else {
-            self.ctx.metrics.count_limit("idle_tunnels");
-            return Next::Leave;
-        };
         tokio::select! {
             biased;
             opened = poll_fn(|cx| tunnel.poll_open(cx)) => match opened {

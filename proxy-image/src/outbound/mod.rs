@@ -144,8 +144,8 @@ impl Outbound {
         while tried.count() < ENDPOINTS {
             let Some(endpoint) = choose(endpoints, departure.to, &tried, &self.loads) else { break };
             if self.ctx.is_own(endpoint.address.ip()) {
-                let Departure { app, from, .. } = departure;
-                serve_local(&self.ctx, &self.live, app, from, endpoint.address).await;
+                let Departure { app, from, early, .. } = departure;
+                serve_local(&self.ctx, &self.live, (app, early), from, endpoint.address).await;
                 return Routed::Done;
             }
             tried.add(endpoint.address);

@@ -133,12 +133,27 @@ impl Tunnel {
                 }
                 // What is not yet sent goes on while we wait.
                 if let Poll::Ready(Err(error)) = self.poll_send(cx) {
-                    return Poll::Ready(Err(error));
+                    return Poll::Ready(self.last_words(cx).unwrap_or(Err(error)));
                 }
                 ready!(self.poll_receive(cx, None))?;
             }
         })
         .await
+    }
+
+    /// What the peer said before the connection took nothing more from us: an answer, or that it closed. Then
+    /// it did not break.
+    fn last_words(&mut self, cx: &mut Context<'_>) -> Option<Result<Answer, TunnelError>> {
+        loop {
+            if let Some(answer) = self.heard.answer {
+                return Some(Ok(answer));
+            }
+            match self.poll_receive(cx, None) {
+                Poll::Ready(Ok(())) => {}
+                Poll::Ready(Err(TunnelError::Closed)) => return Some(Err(TunnelError::Closed)),
+                Poll::Ready(Err(_)) | Poll::Pending => return None,
+            }
+        }
     }
 
     /// Server: waits for the next stream. `Ok(None)`: the client closed the tunnel.

@@ -33,6 +33,11 @@ impl Side for Tunnel {
 
     fn poll_after_fin(&mut self, cx: &mut Context<'_>) -> Poll<Failure> {
         while self.heard.reset.is_none() {
+            // Both directions have ended: whatever comes now is of the next stream, or the end of the tunnel, and
+            // takes nothing back of what is still on its way to the app.
+            if self.session.is_idle() || self.heard.open.is_some() {
+                return Poll::Pending;
+            }
             if let Err(error) = ready!(self.poll_receive(cx, None)) {
                 return Poll::Ready(self.broken(error));
             }

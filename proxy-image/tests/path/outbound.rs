@@ -241,6 +241,26 @@ async fn a_refusal_for_draining_is_retried_on_another_endpoint_with_the_same_wor
 }
 
 #[tokio::test]
+async fn a_refusal_is_retried_on_the_pods_own_app_with_the_same_words() {
+    let (authority, web) = web().await;
+    let draining = server(&authority, |mut tunnel| async move {
+        if poll_fn(|cx| tunnel.poll_open(cx)).await.unwrap().is_some() {
+            tunnel.refuse(RefuseCode::Draining).unwrap();
+            let _ = tunnel.settle(None).await;
+        }
+    })
+    .await;
+    let own = echo(WEB_IP).await;
+    web.told.say(SERVICE, one_of(vec![endpoint(draining, API), endpoint(own, WEB)]));
+    for _ in 0..12 {
+        // Said while the tunnel still shakes hands, so that the words go with its OPEN.
+        let mut stream = TcpStream::connect(web.outbound).await.unwrap();
+        assert_eq!(exchange(&mut stream, b"early words").await.unwrap(), b"early words");
+    }
+    assert!(web.metric("tunnel_retries_total") >= Some(1));
+}
+
+#[tokio::test]
 async fn a_close_before_the_answer_is_retried_once() {
     let mesh = Mesh::with_echo(Mode::Strict).await;
     let tunnels = Arc::new(AtomicUsize::new(0));

@@ -4,6 +4,8 @@
 #![allow(unsafe_code, dead_code)]
 
 use std::io;
+use std::net::{SocketAddrV4, TcpStream};
+use std::os::fd::FromRawFd;
 use std::process::Command;
 use std::sync::mpsc::{Sender, channel};
 
@@ -121,4 +123,64 @@ pub fn as_user<T>(uid: u32, job: impl FnOnce() -> T) -> T {
     let value = job();
     set(0);
     value
+}
+
+fn check(result: i32) -> io::Result<i32> {
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+}
+
+fn in_kernels_words(address: SocketAddrV4) -> libc::sockaddr_in {
+    // SAFETY: sockaddr_in is plain integers.
+    let mut words: libc::sockaddr_in = unsafe { std::mem::zeroed() };
+    words.sin_family = libc::AF_INET as libc::sa_family_t;
+    words.sin_port = address.port().to_be();
+    words.sin_addr.s_addr = u32::from_ne_bytes(address.ip().octets());
+    words
+}
+
+/// Dials `to` from the address and port `from`, at most for two seconds.
+pub fn dial_from(from: SocketAddrV4, to: SocketAddrV4) -> io::Result<TcpStream> {
+    let (from, to) = (in_kernels_words(from), in_kernels_words(to));
+    let length = size_of::<libc::sockaddr_in>() as libc::socklen_t;
+    let limit = libc::timeval { tv_sec: 2, tv_usec: 0 };
+    let limit_length = size_of::<libc::timeval>() as libc::socklen_t;
+    // SAFETY: every pointer is to a local of the length that goes with it; the descriptor is owned from its birth.
+    unsafe {
+        let socket = check(libc::socket(libc::AF_INET, libc::SOCK_STREAM, 0))?;
+        let stream = TcpStream::from_raw_fd(socket);
+        let limit = (&raw const limit).cast();
+        check(libc::setsockopt(socket, libc::SOL_SOCKET, libc::SO_SNDTIMEO, limit, limit_length))?;
+        check(libc::bind(socket, (&raw const from).cast(), length))?;
+        check(libc::connect(socket, (&raw const to).cast(), length))?;
+        Ok(stream)
+    }
+}
+
+/// Sends a bare ACK that belongs to no connection. `options` stand in the header, a multiple of four bytes.
+pub fn send_stray_ack(from: SocketAddrV4, to: SocketAddrV4, options: &[u8]) {
+    let mut segment = Vec::new();
+    segment.extend_from_slice(&from.port().to_be_bytes());
+    segment.extend_from_slice(&to.port().to_be_bytes());
+    segment.extend_from_slice(&[0, 0, 0, 9, 0, 0, 0, 9]);
+    let words = u8::try_from(5 + options.len() / 4).unwrap();
+    segment.extend_from_slice(&[words << 4, 0x10, 0x20, 0, 0, 0, 0, 0]);
+    segment.extend_from_slice(options);
+    // RFC 9293, 3.1: the sum goes over addresses, protocol and length too.
+    let mut summed = [from.ip().octets(), to.ip().octets()].concat();
+    summed.extend_from_slice(&[0, 6, 0, u8::try_from(segment.len()).unwrap()]);
+    summed.extend_from_slice(&segment);
+    let sum: u32 = summed.chunks(2).map(|pair| u32::from(u16::from_be_bytes([pair[0], pair[1]]))).sum();
+    let folded = (sum & 0xffff) + (sum >> 16);
+    let checksum = !u16::try_from((folded & 0xffff) + (folded >> 16)).unwrap();
+    segment[16..18].copy_from_slice(&checksum.to_be_bytes());
+    let to = in_kernels_words(SocketAddrV4::new(*to.ip(), 0));
+    let length = size_of::<libc::sockaddr_in>() as libc::socklen_t;
+    // SAFETY: both pointers are to locals of the lengths that go with them; the descriptor is closed.
+    unsafe {
+        let socket = check(libc::socket(libc::AF_INET, libc::SOCK_RAW, libc::IPPROTO_TCP)).unwrap();
+        let (bytes, count) = (segment.as_ptr().cast(), segment.len());
+        let sent = libc::sendto(socket, bytes, count, 0, (&raw const to).cast(), length);
+        assert_eq!(sent, isize::try_from(count).unwrap(), "{}", io::Error::last_os_error());
+        libc::close(socket);
+    }
 }
