@@ -50,7 +50,8 @@ enum Verdict {
 /// what it says is judged, and only when that changes.
 fn verdict(request: &PolicyRequest, errors: Vec<String>) -> Verdict {
     if errors.is_empty() {
-        return Verdict::Accept { notes: Vec::new() };
+        // Nobody may take an accepted policy for an enforced one.
+        return Verdict::Accept { notes: vec![Reason::PolicyNotEnforced.message()] };
     }
     let ending = request.object.pointer("/metadata/deletionTimestamp").is_some_and(|time| !time.is_null());
     let same = request.old.as_ref().is_some_and(|old| means(old) == means(&request.object));

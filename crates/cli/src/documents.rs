@@ -96,7 +96,8 @@ mod tests {
             json!({"kind": "List", "apiVersion": "v1", "items": [{"kind": "A"}, {"kind": "List", "items": [{"kind": "B"}]}]}),
             json!({"kind": "PodList", "apiVersion": "v1", "items": [{"x": 1}]}),
         ];
-        let want = [json!({"kind": "A"}), json!({"kind": "B"}), json!({"kind": "Pod", "apiVersion": "v1", "x": 1})];
+        let want =
+            [json!({"kind": "A"}), json!({"kind": "B"}), json!({"kind": "Pod", "apiVersion": "v1", "x": 1})];
         assert_eq!(objects(lists), want);
     }
 }

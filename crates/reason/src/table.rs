@@ -94,6 +94,7 @@ reasons! {
     TokenInvalid: "a token came with the request and is not valid", "get a new token from the issuer that a RequestAuthentication names";
     AudienceMismatch: "the token is meant for another audience", "ask the issuer for a token of an audience that the RequestAuthentication lists";
     BadRequest: "the request could not be understood", "";
+    PolicyNotEnforced: "this version checks policy objects and does not yet enforce them in the cluster", "do not rely on it; kubectl cinch policy eval says what it would do";
     PolicyInvalid: "a policy that selects the workload could not be used, so it closes what it selects", "";
     PolicyAccepted: "the policy was accepted", "";
     PolicyRefused: "the policy can not be accepted as it is", "";

@@ -144,7 +144,9 @@ fn outputs(rule: &JwtRule, claims: &Value) -> Vec<Named> {
     for output in &rule.output_claim_to_headers {
         let nested = || output.claim.split('.').try_fold(claims, |value, part| value.get(part));
         let value = match claims.get(&output.claim).or_else(nested) {
-            Some(Value::String(text)) if text.bytes().all(|byte| byte >= b' ' && byte != 0x7f) => text.clone(),
+            Some(Value::String(text)) if text.bytes().all(|byte| byte >= b' ' && byte != 0x7f) => {
+                text.clone()
+            }
             Some(Value::Number(number)) if number.is_i64() || number.is_u64() => number.to_string(),
             Some(Value::Bool(truth)) => truth.to_string(),
             _ => continue,
