@@ -89,7 +89,7 @@ pub fn reload(name: &str, component: Option<&str>) -> Result<()> {
 pub fn write_images(folder: &Path) -> Result<()> {
     fs::create_dir_all(folder)?;
     let log = folder.join("build.log");
-    let binaries = images::build(&images::PACKAGES, &log)?;
+    let binaries = images::build(&images::BINARIES, &log)?;
     for file in images::write(&binaries, folder)? {
         let size = fs::metadata(&file)?.len() / 1024 / 1024;
         terminal::say(format_args!("images: {} ({size} MiB, {})", file.display(), std::env::consts::ARCH));
@@ -102,7 +102,7 @@ pub fn write_images(folder: &Path) -> Result<()> {
 /// # Errors
 /// When it can't be started or installed: then nothing is left of it.
 pub fn installed(options: &Options) -> Result<Cluster> {
-    let cluster = started(options, &images::PACKAGES)?;
+    let cluster = started(options, &images::BINARIES)?;
     if let Err(error) = install(&cluster, &[]) {
         cluster.print_what_matters();
         return Err(error);
@@ -110,14 +110,14 @@ pub fn installed(options: &Options) -> Result<Cluster> {
     Ok(cluster)
 }
 
-/// A cluster whose nodes have the images of `packages`, which are built while its control plane starts.
-fn started(options: &Options, packages: &[&str]) -> Result<Cluster> {
+/// A cluster whose nodes have the images of `binaries`, which are built while its control plane starts.
+fn started(options: &Options, binaries: &[&str]) -> Result<Cluster> {
     signals::guard(&options.name)?;
     let prepared = prepare()?;
     let log = Layout::new(&options.name).logs().join("cargo.log");
     Cluster::start(options, &prepared, |folder| {
         let start = Instant::now();
-        let binaries = images::build(packages, &log)?;
+        let binaries = images::build(binaries, &log)?;
         images::write(&binaries, folder)?;
         if let Some(cli) = images::cli(&binaries) {
             fs::copy(cli, folder.with_file_name("bin").join("kubectl-cinch"))?;

@@ -16,14 +16,14 @@ use std::time::{Duration, Instant};
 pub const REGISTRY: &str = "cinch.local";
 /// The tag of every image.
 pub const TAG: &str = env!("CARGO_PKG_VERSION");
-/// The package whose image holds the demo's programs and is the sandbox ("pause") image too.
+/// The binary whose image holds the demo's programs and is the sandbox ("pause") image too.
 pub const DEMO_APP: &str = "cinch-demo-app";
-/// The packages that become images of their own.
+/// The binaries that become images of their own.
 pub const COMPONENTS: [&str; 4] = ["cinch-operator", "cinch-webhook", "cinch-proxy", DEMO_APP];
-/// Everything that a cluster with Cinch needs: the components and the command-line tool.
-pub const PACKAGES: [&str; 5] = ["cinch-operator", "cinch-webhook", "cinch-proxy", DEMO_APP, "kubectl-cinch"];
-/// The binary of the command-line tool.
+/// The command-line tool.
 const CLI: &str = "kubectl-cinch";
+/// The binaries that a cluster with Cinch needs.
+pub const BINARIES: [&str; 5] = ["cinch-operator", "cinch-webhook", "cinch-proxy", DEMO_APP, CLI];
 /// The name of the sandbox image.
 pub const PAUSE: &str = "cinch-pause";
 
@@ -36,18 +36,19 @@ pub fn reference(component: &str) -> String {
     format!("{REGISTRY}/{component}:{TAG}")
 }
 
-/// Builds packages with cargo's dev profile and gives their binaries. The log goes to `log`.
+/// Builds binaries with cargo's dev profile. The log goes to `log`.
 ///
 /// # Errors
 /// When something does not compile: with the compiler's words.
-pub fn build(packages: &[&str], log: &Path) -> Result<Binaries> {
+pub fn build(names: &[&str], log: &Path) -> Result<Binaries> {
     let start = Instant::now();
     let mut command = Command::new(cargo());
-    command.args(["build", "--message-format=json-render-diagnostics"]).current_dir(repository()?);
-    // By binary, not by package: features are then those of the whole workspace, as for the tests, and
-    // dependencies are compiled once.
-    for package in packages {
-        command.args(["--bin", package]);
+    // The whole workspace, of which a few binaries are taken: so the dependencies have the same features as in
+    // `cargo test --workspace`, and are compiled once.
+    command.args(["build", "--workspace", "--message-format=json-render-diagnostics"]);
+    command.current_dir(repository()?);
+    for name in names {
+        command.args(["--bin", name]);
     }
     logged("building the images' binaries", &mut command, log, |text| {
         let built = text.lines().filter(|line| line.starts_with('{')).count();
@@ -56,12 +57,16 @@ pub fn build(packages: &[&str], log: &Path) -> Result<Binaries> {
             _ => format!(", {built} crates ready"),
         }
     })?;
-    let binaries = executables(&fs::read_to_string(log)?);
-    if binaries.len() < packages.len() {
-        bail!("cargo built no binary of some of {}", packages.join(", "));
+    let mut binaries = executables(&fs::read_to_string(log)?);
+    binaries.retain(|name, _| names.contains(&name.as_str()));
+    if binaries.len() < names.len() {
+        bail!("cargo did not build all of {}", names.join(", "));
     }
-    let words = binaries.keys().map(String::as_str).collect::<Vec<_>>().join(", ");
-    terminal::say(format_args!("images: built {words} in {:.1} s", start.elapsed().as_secs_f64()));
+    terminal::say(format_args!(
+        "images: built {} in {:.1} s",
+        names.join(", "),
+        start.elapsed().as_secs_f64()
+    ));
     Ok(binaries)
 }
 

@@ -1,7 +1,7 @@
 //! The accept loop of either side: bounded, never ended by an error of a single connection, stopped by the drain.
 
 use crate::context::Context;
-use crate::path_metrics::PathMetrics;
+use crate::path_metrics::{OpenGauge, PathMetrics};
 use crate::socket;
 use std::io;
 use std::net::SocketAddr;
@@ -31,30 +31,46 @@ pub struct Accepted {
     pub from: SocketAddr,
     /// Its place under the limit of connections.
     pub place: OwnedSemaphorePermit,
+    /// Counts it as on its way.
+    pub opening: OpenGauge,
 }
 
-/// Accepts until the drain begins, and hands each connection to `serve`, which must not wait.
+/// Accepts until the drain begins, then what waits already (its client may have said all and be gone), and hands each connection to `serve`, which must not wait.
 pub async fn accept(listener: TcpListener, ctx: &Context, mut serve: impl FnMut(Accepted)) {
     let places = Arc::new(Semaphore::new(ctx.limits.connections));
+    let mut take = |stream, from: SocketAddr| {
+        let from = SocketAddr::new(from.ip().to_canonical(), from.port());
+        match places.clone().try_acquire_owned() {
+            Ok(place) => serve(Accepted { stream, from, place, opening: ctx.metrics.opening() }),
+            Err(_) => over_limit(&ctx.metrics, stream),
+        }
+    };
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
-            () = ctx.drain.cancelled() => return,
+            () = ctx.drain.cancelled() => break,
         };
         match accepted {
-            Ok((stream, from)) => {
-                let from = SocketAddr::new(from.ip().to_canonical(), from.port());
-                match places.clone().try_acquire_owned() {
-                    Ok(place) => serve(Accepted { stream, from, place }),
-                    Err(_) => over_limit(&ctx.metrics, stream),
-                }
-            }
+            Ok((stream, from)) => take(stream, from),
             Err(error) => {
                 tracing::warn!(%error, "accept failed");
                 tokio::time::sleep(PAUSE).await;
             }
         }
     }
+    for (stream, from) in waiting(listener).take(ctx.limits.connections) {
+        take(stream, from);
+    }
+}
+
+/// The connections that wait to be accepted, asked of the system: the runtime may not have heard of them yet.
+fn waiting(listener: TcpListener) -> impl Iterator<Item = (TcpStream, SocketAddr)> {
+    let listener = listener.into_std().ok();
+    std::iter::from_fn(move || {
+        let (stream, from) = listener.as_ref()?.accept().ok()?;
+        stream.set_nonblocking(true).ok()?;
+        Some((TcpStream::from_std(stream).ok()?, from))
+    })
 }
 
 fn over_limit(metrics: &PathMetrics, stream: TcpStream) {

@@ -121,6 +121,8 @@ pub struct Context {
     pub limits: Limits,
     /// Cancelled when the proxy shall end: listeners stop, tunnels drain, open connections finish.
     pub drain: CancellationToken,
+    /// Cancelled at the end of the drain: what is open then is cut short.
+    pub end: CancellationToken,
 }
 
 impl Context {

@@ -211,13 +211,15 @@ impl Way {
     }
 }
 
-/// A TCP connection as a side.
+/// A TCP connection as a side. Dropped before both its directions have ended, it ends with a RST.
 #[derive(Debug)]
 pub struct TcpSide {
     stream: TcpStream,
     kept: Vec<u8>,
     sent: usize,
     fin: bool,
+    /// Its own direction has ended, and ours has.
+    ended: (bool, bool),
     /// Found after bytes that had to be delivered first. The kernel tells it only once.
     found: Option<Found>,
 }
@@ -232,7 +234,7 @@ impl TcpSide {
     /// Takes a connection over.
     #[must_use]
     pub fn new(stream: TcpStream) -> TcpSide {
-        TcpSide { stream, kept: Vec::new(), sent: 0, fin: false, found: None }
+        TcpSide { stream, kept: Vec::new(), sent: 0, fin: false, ended: (false, false), found: None }
     }
 
     /// The connection itself.
@@ -242,8 +244,8 @@ impl TcpSide {
     }
 
     /// Ends it with a RST.
-    pub fn abort(self) {
-        socket::abort(self.stream);
+    pub fn abort(mut self) {
+        self.ended = (false, false);
     }
 
     /// Reads what has already come, without waiting: the first words of an app that speaks first.
@@ -263,10 +265,19 @@ impl TcpSide {
         })
     }
 
+    fn finish(&mut self) {
+        self.ended.1 = true;
+        socket::finish(&self.stream);
+    }
+
     fn poll_read(&mut self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
         let mut buffer = ReadBuf::new(buffer);
         match Pin::new(&mut self.stream).poll_read(cx, &mut buffer) {
-            Poll::Ready(Ok(())) => Poll::Ready(Ok(buffer.filled().len())),
+            Poll::Ready(Ok(())) => {
+                let count = buffer.filled().len();
+                self.ended.0 |= count == 0;
+                Poll::Ready(Ok(count))
+            }
             Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
             Poll::Pending => Poll::Pending,
         }
@@ -299,6 +310,14 @@ impl TcpSide {
                 Ok(Moved { bytes: 0, fin: true })
             }
         })
+    }
+}
+
+impl Drop for TcpSide {
+    fn drop(&mut self) {
+        if self.ended != (true, true) {
+            socket::reset_on_drop(&self.stream, true);
+        }
     }
 }
 
@@ -338,7 +357,7 @@ impl Side for TcpSide {
         self.fin |= fin;
         if self.fin && self.kept.is_empty() {
             self.fin = false;
-            socket::finish(&self.stream);
+            self.finish();
         }
         Ok(())
     }
@@ -362,7 +381,7 @@ impl Side for TcpSide {
             self.sent = 0;
         }
         if std::mem::take(&mut self.fin) {
-            socket::finish(&self.stream);
+            self.finish();
         }
         Poll::Ready(Ok(()))
     }

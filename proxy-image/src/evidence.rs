@@ -225,8 +225,12 @@ impl Accepted {
         }
     }
 
-    /// The proxy cut it because mode or policy no longer allow it.
-    pub fn cut(mut self) {
+    /// The proxy cut it because mode or policy no longer allow it. If neither the client `spoke` nor the app, nobody
+    /// can say that it would have been plaintext: it is closed as empty.
+    pub fn cut(mut self, spoke: bool) {
+        if self.state == State::Silent && !spoke {
+            return;
+        }
         if self.state == State::Served {
             self.stamp_served();
         }
@@ -344,11 +348,26 @@ mod tests {
         let evidence = Arc::new(Evidence::new(8));
         let mut open = evidence.accepted(ip(1), 80);
         open.served();
-        open.cut();
+        open.cut(true);
         let report = evidence.report(1, false);
         let counts = report.totals.unwrap();
         assert_eq!((counts.served, counts.denied, counts.open), (1, 1, 0));
         assert!(report.sources[0].last_denied_age_ms < 1000);
+    }
+
+    #[test]
+    fn a_connection_that_is_cut_before_anybody_spoke_is_empty() {
+        for (served, spoke, counted) in [(false, false, (0, 1)), (false, true, (1, 0)), (true, false, (1, 0))]
+        {
+            let evidence = Arc::new(Evidence::new(8));
+            let mut open = evidence.accepted(ip(1), 80);
+            if served {
+                open.served();
+            }
+            open.cut(spoke);
+            let counts = totals(&evidence);
+            assert_eq!(((counts.denied, counts.empty), counts.open), (counted, 0), "{served} {spoke}");
+        }
     }
 
     #[test]

@@ -112,6 +112,8 @@ pub struct PathMetrics {
     pub connections: Family<ConnectionLabels, Counter>,
     /// Of these, open now.
     pub connections_open: Family<ConnectionLabels, Gauge>,
+    /// App connections that were accepted and have not yet reached their other side.
+    pub connections_opening: Gauge,
     /// Bytes that apps sent.
     pub sent_bytes: Family<ConnectionLabels, Counter>,
     /// Bytes that apps received.
@@ -144,6 +146,11 @@ impl PathMetrics {
         let r = registry;
         r.register("connections", "App connections that reached their other side", self.connections.clone());
         r.register("connections_open", "App connections open now", self.connections_open.clone());
+        r.register(
+            "connections_opening",
+            "App connections on their way to the other side",
+            self.connections_opening.clone(),
+        );
         r.register("sent_bytes", "Bytes that the apps of the pod sent", self.sent_bytes.clone());
         r.register("received_bytes", "Bytes that the apps of the pod received", self.received_bytes.clone());
         r.register("connections_refused", "Connections refused, by reason", self.refused.clone());
@@ -197,6 +204,12 @@ impl PathMetrics {
     /// Counts a breach of protocol in a tunnel.
     pub fn count_protocol_error(&self, direction: Direction) {
         self.protocol_errors.get_or_create(&DirectionLabels { direction }).inc();
+    }
+
+    /// Counts an app connection as on its way until the guard is dropped.
+    #[must_use]
+    pub fn opening(&self) -> OpenGauge {
+        OpenGauge::new(self.connections_opening.clone())
     }
 
     /// Counts a tunnel as open until the guard is dropped.

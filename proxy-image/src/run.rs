@@ -38,6 +38,8 @@ const FIRST_CERTIFICATE: Duration = Duration::from_secs(20);
 /// How long open connections may take to end after SIGTERM. When there are none, nothing is waited for: a Job
 /// ends as fast as without a sidecar.
 const DRAIN: Duration = Duration::from_secs(5);
+/// How long idle tunnels may take to close, and the data path to end.
+const GOODBYE: Duration = Duration::from_millis(200);
 /// How long the last report may take.
 const LAST_REPORT: Duration = Duration::from_secs(3);
 /// Reports and proofs until the operator says how often.
@@ -78,6 +80,7 @@ struct Parts {
     path_metrics: Arc<PathMetrics>,
     limits: Limits,
     drain: CancellationToken,
+    end: CancellationToken,
 }
 
 impl Parts {
@@ -88,6 +91,7 @@ impl Parts {
             path_metrics: Arc::default(),
             limits,
             drain: CancellationToken::new(),
+            end: CancellationToken::new(),
         }
     }
 
@@ -106,24 +110,35 @@ impl Parts {
         Arc::new(doorway)
     }
 
+    /// Those on their way to the other side too: their client may have said all it wants to and be gone.
     fn open_connections(&self) -> i64 {
         let all = [Direction::Inbound, Direction::Outbound].into_iter().flat_map(|direction| {
             let transports = [Transport::Tunnel, Transport::Plaintext, Transport::Local];
             transports.map(|transport| ConnectionLabels { direction, transport })
         });
-        all.map(|labels| self.path_metrics.connections_open.get_or_create(&labels).get()).sum()
+        let open: i64 =
+            all.map(|labels| self.path_metrics.connections_open.get_or_create(&labels).get()).sum();
+        open + self.path_metrics.connections_opening.get()
     }
 
-    /// Ends the data path: politely, and in bounded time.
-    async fn drain(&self, data: oneshot::Receiver<()>) {
+    /// Ends the data path: politely, and little later than `bound`.
+    async fn drain(&self, mut data: oneshot::Receiver<()>, bound: Duration) {
         let begin = Instant::now();
         self.drain.cancel();
-        while self.open_connections() > 0 && begin.elapsed() < DRAIN {
-            sleep(Duration::from_millis(10)).await;
+        let (mut ended, mut left) = (false, 1);
+        while !ended && left > 0 && begin.elapsed() < bound {
+            while self.open_connections() > 0 && begin.elapsed() < bound {
+                sleep(Duration::from_millis(10)).await;
+            }
+            // What still drains now are idle tunnels, and what had to be accepted first.
+            ended = timeout(GOODBYE, &mut data).await.is_ok();
+            left = self.open_connections();
         }
-        let left = self.open_connections();
-        // What still drains now are idle tunnels.
-        let _ = timeout(Duration::from_millis(200), data).await;
+        if !ended && left > 0 {
+            // Their ends must not look like complete ones.
+            self.end.cancel();
+            let _ = timeout(GOODBYE, data).await;
+        }
         tracing::info!(took = ?begin.elapsed(), left, "drained");
     }
 }
@@ -180,6 +195,7 @@ async fn run_in_pod(settings: PodSettings) -> Result<()> {
         probes: doorway,
         limits: parts.limits.clone(),
         drain: parts.drain.clone(),
+        end: parts.end.clone(),
     }))?;
     let stream = start_control(&control, &parts);
 
@@ -189,7 +205,7 @@ async fn run_in_pod(settings: PodSettings) -> Result<()> {
         error = missing_certificate(&control, &mut certificate, begin) => return Err(error),
         _ = &mut data => return Err(anyhow!("the data path ended")),
     }
-    parts.drain(data).await;
+    parts.drain(data, DRAIN).await;
     control.finish.cancel();
     let _ = timeout(LAST_REPORT, stream).await;
     Ok(())
@@ -277,6 +293,7 @@ async fn run_standalone(config: Config) -> Result<()> {
         probes: doorway,
         limits: parts.limits.clone(),
         drain: parts.drain.clone(),
+        end: parts.end.clone(),
     }))?;
     tracing::info!(inbound = %config.listen.inbound, outbound = %config.listen.outbound, "serving by file");
     tokio::spawn(standalone::reload(config, credentials, policy));
@@ -284,6 +301,43 @@ async fn run_standalone(config: Config) -> Result<()> {
         () = termination.requested() => {}
         _ = &mut data => return Err(anyhow!("the data path ended")),
     }
-    parts.drain(data).await;
+    parts.drain(data, DRAIN).await;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn the_drain_waits_for_connections_on_their_way() {
+        let parts = Parts::new();
+        let (done, data) = oneshot::channel();
+        let opening = parts.path_metrics.opening();
+        let work = async {
+            parts.drain.cancelled().await;
+            sleep(Duration::from_millis(400)).await;
+            let open = parts.path_metrics.connection(Direction::Outbound, Transport::Plaintext);
+            drop(opening);
+            sleep(Duration::from_millis(100)).await;
+            drop(open);
+            assert!(!parts.end.is_cancelled());
+            done.send(()).unwrap();
+        };
+        let begin = Instant::now();
+        tokio::join!(parts.drain(data, Duration::from_secs(30)), work);
+        assert!((Duration::from_millis(500)..Duration::from_secs(5)).contains(&begin.elapsed()));
+        assert!(!parts.end.is_cancelled());
+    }
+
+    #[tokio::test]
+    async fn what_is_open_at_the_end_of_the_drain_is_cut_and_nothing_else() {
+        for open in [true, false] {
+            let parts = Parts::new();
+            let _open = open.then(|| parts.path_metrics.opening());
+            let (_done, data) = oneshot::channel();
+            parts.drain(data, Duration::from_millis(50)).await;
+            assert_eq!(parts.end.is_cancelled(), open, "idle tunnels may close in order");
+        }
+    }
 }

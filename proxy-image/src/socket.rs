@@ -38,6 +38,11 @@ pub fn abort(stream: TcpStream) {
     drop(stream);
 }
 
+/// From now on the connection ends with a RST, however it is dropped; or, `false`, in order again.
+pub fn reset_on_drop(stream: &TcpStream, reset: bool) {
+    let _ = SockRef::from(stream).set_linger(reset.then_some(Duration::ZERO));
+}
+
 /// Ends the sending direction with a FIN.
 pub fn finish(stream: &TcpStream) {
     let _ = SockRef::from(stream).shutdown(Shutdown::Write);

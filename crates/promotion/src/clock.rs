@@ -83,7 +83,7 @@ fn count(memory: &mut Memory, facts: &Facts, coverage: &Coverage<'_>) {
 /// Stops the clock while pods run that nobody observes, or none run at all; the time is added afterwards.
 fn hold(memory: &mut Memory, facts: &Facts, coverage: &Coverage<'_>) {
     let unobserved = facts.pods.iter().any(|pod| pod.class == PodClass::NotInjected);
-    if unobserved || coverage.must_report == 0 {
+    if unobserved || !coverage.unproved.is_empty() || coverage.must_report == 0 {
         memory.held_since.get_or_insert(facts.now);
         return;
     }

@@ -1,7 +1,7 @@
 //! For which time pods have spoken. Reports are cumulative, so a late one covers the gap before it; what a
 //! proxy took with it unreported is unobserved time.
 
-use crate::facts::{Facts, Millis, Pod, PodClass};
+use crate::facts::{Facts, Millis, Pod, PodClass, Report};
 use crate::memory::{Memory, short};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -9,6 +9,13 @@ use std::collections::{BTreeMap, BTreeSet};
 const BLUR: Millis = 1_000;
 /// The last word of a pod may be heard this long after the pod is gone.
 const LAST_WORD_WITHIN: Millis = 2_000;
+/// Proxies prove the outbound redirect at each report, but at least this often.
+const LONGEST_SELF_TEST: Millis = 30_000;
+/// No proof of the outbound redirect is asked to be younger than this. A proxy that has just started gets as long
+/// before its missing proofs are held against it; until then it only does not count as reporting.
+const PROOF_FLOOR: Millis = 30_000;
+/// As [`PROOF_FLOOR`], for inbound: the kubelet's probes prove it, each 5 s if the node has the time.
+const INBOUND_PROOF_FLOOR: Millis = 90_000;
 /// At most so many pods of a namespace are named in status.
 const REMEMBERED: usize = 4_000;
 
@@ -33,12 +40,14 @@ pub(crate) struct Track {
 pub(crate) struct Coverage<'a> {
     /// Pods that must report.
     pub must_report: usize,
-    /// Of these, with a recent report.
+    /// Of these, with a recent report of a proxy that proves its redirect.
     pub reporting: usize,
     /// Late for longer than a start takes.
     pub late: Vec<&'a Pod>,
     /// Late, on a node that can't be reached.
     pub unreachable: Vec<&'a Pod>,
+    /// They report, but what they count is not all: their redirect is not proved.
+    pub unproved: Vec<&'a Pod>,
     /// When the oldest of the newest reports came.
     pub oldest: Option<Millis>,
     /// Pods that are gone and whose last word may still come.
@@ -62,6 +71,15 @@ impl Coverage<'_> {
 /// A report older than this says nothing about now: two may be lost, and the network may be slow.
 pub(crate) fn freshness(facts: &Facts) -> Millis {
     facts.spec.report_interval.saturating_mul(3).saturating_add(2_000)
+}
+
+/// Whether the proxy had lately proved that everything meets it, both ways. Without that its counts say nothing.
+fn is_proved(report: Report, facts: &Facts) -> bool {
+    let interval = facts.spec.report_interval;
+    let outbound = interval.min(LONGEST_SELF_TEST).saturating_mul(3).max(PROOF_FLOOR);
+    let inbound = interval.saturating_mul(3).max(INBOUND_PROOF_FLOOR);
+    report.outbound_proof_age.is_some_and(|age| age <= outbound)
+        && report.inbound_proof_age.is_some_and(|age| age <= inbound)
 }
 
 /// Follows every pod, adds what was lost to the memory, and moves `observed_through`.
@@ -173,10 +191,16 @@ impl<'a> Coverage<'a> {
         let limit = freshness(facts);
         let recent = pod
             .report
-            .is_some_and(|report| report.last_word || facts.now.saturating_sub(report.received) <= limit);
-        if recent {
+            .filter(|report| report.last_word || facts.now.saturating_sub(report.received) <= limit);
+        if let Some(report) = recent {
+            if !is_proved(report, facts) {
+                if report.received.saturating_sub(report.boot_started) > PROOF_FLOOR {
+                    self.unproved.push(pod);
+                }
+                return;
+            }
             self.reporting += 1;
-            let received = pod.report.filter(|report| !report.last_word).map(|report| report.received);
+            let received = (!report.last_word).then_some(report.received);
             self.oldest = match (self.oldest, received) {
                 (Some(oldest), Some(received)) => Some(oldest.min(received)),
                 (oldest, received) => oldest.or(received),

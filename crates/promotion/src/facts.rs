@@ -119,6 +119,10 @@ pub struct Report {
     pub received: Millis,
     /// The proxy said that it ends.
     pub last_word: bool,
+    /// How old the last proof was, at the report, that what comes to the pod meets the proxy; `None`: never proved.
+    pub inbound_proof_age: Option<Millis>,
+    /// The same for what the pod's apps send.
+    pub outbound_proof_age: Option<Millis>,
 }
 
 /// The last that is known of a pod that is gone.

@@ -61,6 +61,7 @@ pub(crate) fn find(memory: &Memory, facts: &Facts, coverage: &Coverage<'_>, quie
         gates.extend(Gate::of_pods(Reason::HostNetworkPods, &unmeshable, facts.pods.len()));
     }
     gates.extend(Gate::of_pods(Reason::PodsNotReporting, &coverage.late, coverage.must_report));
+    gates.extend(Gate::of_pods(Reason::RedirectMissing, &coverage.unproved, coverage.must_report));
     gates.extend(Gate::of_pods(Reason::NodeUnreachable, &coverage.unreachable, coverage.must_report));
     if coverage.must_report == 0 {
         gates.push(Gate::new(Reason::NoEvidence, Weight::Blocks, String::new()));

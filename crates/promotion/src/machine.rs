@@ -279,5 +279,5 @@ impl Turn<'_> {
 
 /// Gates that a running promotion waits out instead of giving up.
 fn is_passing(reason: Reason) -> bool {
-    matches!(reason, Reason::PodsNotReporting | Reason::NodeUnreachable)
+    matches!(reason, Reason::PodsNotReporting | Reason::RedirectMissing | Reason::NodeUnreachable)
 }

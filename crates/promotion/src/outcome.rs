@@ -108,7 +108,7 @@ pub struct PodTally {
     pub total: usize,
     /// Of these, with the sidecar.
     pub injected: usize,
-    /// Of these, with a recent report.
+    /// Of these, with a recent report of a proxy that proves its redirect.
     pub reporting: usize,
 }
 

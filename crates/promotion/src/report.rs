@@ -163,8 +163,13 @@ fn conditions(turn: &Turn<'_>, state: State) -> Vec<Condition> {
         None => Condition { kind, holds: true, reason: good, detail: String::new() },
     };
     let plain = |kind, holds, reason| Condition { kind, holds, reason, detail: String::new() };
-    let unreported =
-        [Reason::PodsNotReporting, Reason::NodeUnreachable, Reason::NoEvidence, Reason::UnobservedTime];
+    let unreported = [
+        Reason::PodsNotReporting,
+        Reason::RedirectMissing,
+        Reason::NodeUnreachable,
+        Reason::NoEvidence,
+        Reason::UnobservedTime,
+    ];
     let mut quiet = gate(
         ConditionKind::Quiet,
         &[Reason::PlaintextOpen, Reason::PlaintextServed],

@@ -193,3 +193,41 @@ fn status_need_not_be_written_for_time_alone() {
     world.tick();
     assert!(world.memory.needs_writing(&written, 60 * SECOND));
 }
+
+#[test]
+fn counts_of_a_proxy_whose_redirect_is_not_proved_are_no_evidence() {
+    // Inbound, outbound; and for how long a proof is good.
+    for (way, good_for) in [(0, 90), (1, 30)] {
+        let mut world = World::meshed();
+        world.spec.quiet = 200 * SECOND;
+        let third = world.add("api-2", PodClass::Started);
+        world.run(40);
+        let since = world.now;
+        world.pods.get_mut(&third).expect("there").unproved[way] = Some(since);
+        let last = world.run(good_for);
+        assert_eq!((last.pods.reporting, last.blockers.as_slice()), (3, [].as_slice()), "way {way}");
+        let last = world.run(1);
+        assert_eq!(last.pods.reporting, 2, "way {way}");
+        assert_eq!(World::reasons(&last), ["RedirectMissing"]);
+        assert_eq!(last.blockers[0].reference.as_deref(), Some("pod/api-2"));
+        world.run(300);
+        assert!(world.actions.is_empty(), "way {way}: nothing is promoted on it");
+        world.pods.get_mut(&third).expect("there").unproved[way] = None;
+        world.run(1);
+        assert!(world.actions.is_empty(), "way {way}: the time without proof was not quiet time");
+        world.run(200);
+        assert!(!world.actions.is_empty(), "way {way}");
+    }
+}
+
+#[test]
+fn a_proxy_that_has_just_started_gets_time_for_its_proofs_but_none_for_a_promotion() {
+    let mut world = World::meshed();
+    world.run(10);
+    let third = world.add("api-2", PodClass::Started);
+    world.pods.get_mut(&third).expect("there").unproved = [Some(0); 2];
+    let last = world.run(20);
+    assert_eq!((World::reasons(&last).len(), last.pods.reporting), (0, 2));
+    assert!(world.actions.is_empty());
+    assert_eq!(World::reasons(&world.run(11)), ["RedirectMissing"]);
+}

@@ -31,7 +31,7 @@ reasons! {
     // Guards of namespaces, tokens, trust and postures.
     NamespaceLocked: "the namespace is locked STRICT", "going back needs the verb relax on postures.cinch.dev and a new value of the annotation cinch.dev/relax-reason in the same update";
     InjectionRequired: "injection is required in this namespace", "lifting it needs the verb relax on postures.cinch.dev and a new value of the annotation cinch.dev/relax-reason in the same update";
-    HostNetworkGuarded: "allowing host network in an enrolled namespace needs the verb relax", "ask for relax on postures.cinch.dev and give a new value of the annotation cinch.dev/relax-reason";
+    HostNetworkGuarded: "allowing host network in an enrolled or new namespace needs the verb relax", "ask for relax on postures.cinch.dev and give a new value of the annotation cinch.dev/relax-reason";
     SystemNamespace: "system namespaces and the namespace of Cinch are never meshed", "leave the label cinch.dev/mesh off";
     PromotionAnnotation: "the annotation cinch.dev/promotion belongs to the operator", "leave it alone";
     OperatorKeysOnly: "the operator changes only cinch.dev keys of a namespace", "";
@@ -104,7 +104,7 @@ reasons! {
     DestinationRefused: "the destination may not be dialled by the proxy", "";
     NoListener: "the app does not listen on the port", "";
     TunnelBroken: "the tunnel broke", "";
-    RedirectMissing: "the redirect of the pod does not work", "";
+    RedirectMissing: "the redirect of the pod does not work", "look at the logs of cinch-init and cinch-proxy in the named pods, and restart them";
     CertificatePending: "the proxy has no certificate yet", "";
     PolicyPending: "the proxy has no policy yet", "";
     NotIndexed: "the operator has not yet acknowledged the addresses of the pod", "";

@@ -13,6 +13,10 @@ const LOCKED: &str = "admission-locked";
 /// The operator as the API server knows it.
 const OPERATOR: &str = "--as=system:serviceaccount:cinch-system:cinch-operator";
 
+/// A group that may create namespaces.
+const BUILDER: &str = "--as-group=admission-builder";
+const RBAC: &str = "rbac.authorization.k8s.io/v1";
+
 /// What must come of a case.
 #[derive(Clone, Copy)]
 enum Answer {
@@ -167,6 +171,12 @@ const SHAPE: &[Case] = &[
     ),
     ("as root", ALL, |p| set(p, PROXY, "securityContext", json!({"runAsUser": 0})), Refused("SidecarShape")),
     (
+        "a startup probe that runs a program",
+        ALL,
+        |p| set(p, PROXY, "startupProbe", json!({"exec": {"command": ["/cinch-proxy", "version"]}})),
+        Refused("SidecarShape"),
+    ),
+    (
         "a hook",
         ALL,
         |p| set(p, PROXY, "lifecycle", json!({"preStop": {"exec": {"command": ["x"]}}})),
@@ -205,6 +215,12 @@ const OTHERS: &[Case] = &[
         "NET_ADMIN, locked",
         &[LOCKED],
         |p| app_security(p, json!({"capabilities": {"add": ["NET_ADMIN"]}})),
+        Refused("CouldUndoRedirect"),
+    ),
+    (
+        "net_admin in lower case, locked",
+        &[LOCKED],
+        |p| app_security(p, json!({"capabilities": {"add": ["net_admin"]}})),
         Refused("CouldUndoRedirect"),
     ),
     (
@@ -261,6 +277,55 @@ fn operator_patches() -> [(&'static str, &'static str, Value, Answer); 6] {
     ]
 }
 
+/// New namespaces: what, as whom, labels, annotations, answer.
+fn new_namespaces() -> [(&'static str, &'static str, Value, Value, Answer); 8] {
+    let (admin, free) = ("--as-group=system:masters", json!({}));
+    let strict =
+        json!({"cinch.dev/mesh": "enabled", "cinch.dev/injection": "required", "cinch.dev/mode": "STRICT"});
+    let allowed = json!({"cinch.dev/mesh": "enabled", "cinch.dev/host-network": "allowed"});
+    let promotion = json!({"cinch.dev/promotion": "2026-01-01T00:00:00Z"});
+    let reason = json!({"cinch.dev/relax-reason": "monitoring agents"});
+    [
+        ("without a word of ours", BUILDER, free.clone(), free.clone(), Stored),
+        ("born strict", BUILDER, strict.clone(), free.clone(), Stored),
+        ("in the midst of a promotion", BUILDER, strict, promotion.clone(), Refused("PromotionAnnotation")),
+        ("the same by an admin", admin, free.clone(), promotion, Refused("PromotionAnnotation")),
+        ("with host network", BUILDER, allowed.clone(), reason.clone(), Refused("HostNetworkGuarded")),
+        (
+            "with host network, not yet enrolled",
+            BUILDER,
+            json!({"cinch.dev/host-network": "allowed"}),
+            reason.clone(),
+            Refused("HostNetworkGuarded"),
+        ),
+        ("with host network for no reason", admin, allowed.clone(), free, Refused("HostNetworkGuarded")),
+        ("with host network by an admin", admin, allowed, reason, Stored),
+    ]
+}
+
+/// Tries [`new_namespaces`], some of them as somebody who may create namespaces and nothing else.
+fn births(see: &See<'_>) -> Result<usize> {
+    let name = "admission-builder";
+    let meta = json!({"name": name});
+    let rule = json!({"apiGroups": [""], "resources": ["namespaces"], "verbs": ["create"]});
+    let role = json!({"apiVersion": RBAC, "kind": "ClusterRole", "metadata": meta, "rules": [rule]});
+    let binding = json!({"apiVersion": RBAC, "kind": "ClusterRoleBinding", "metadata": meta,
+        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": name},
+        "subjects": [{"apiGroup": "rbac.authorization.k8s.io", "kind": "Group", "name": name}]});
+    let list = json!({"apiVersion": "v1", "kind": "List", "items": [role, binding]});
+    see.apply(&list.to_string())?;
+    let cases = new_namespaces();
+    let tried = cases.len();
+    for (what, whom, labels, annotations, answer) in cases {
+        let metadata = json!({"name": "admission-new", "labels": labels, "annotations": annotations});
+        let namespace = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": metadata});
+        let output = see.create(&namespace.to_string(), &["--dry-run=server", "--as=somebody", whom])?;
+        judge(&format!("a new namespace {what}"), &output, answer)?;
+    }
+    see.kubectl(&["delete", "clusterrolebinding,clusterrole", name])?;
+    Ok(tried)
+}
+
 /// The pod as the webhook makes it: to be asked for while it is alive.
 pub fn canonical(see: &See<'_>, pod: &str) -> Result<Value> {
     let output = see.create(pod, &["--dry-run=server", "-o", "json"])?;
@@ -308,7 +373,7 @@ pub fn rules(see: &See<'_>, canonical: &Value) -> Result<String> {
         judge(&format!("the operator {name}"), &see.attempt(&args)?, answer)?;
         tried += 1;
     }
-    tried += templates(see)?;
+    tried += births(see)? + templates(see)?;
     types_are_sound(see)?;
     see.kubectl(&["delete", "namespace", OPEN, REQUIRED, LOCKED, "--timeout=90s"])?;
     terminal::show(&format!("{tried} cases of the admission policies came out as they should"));

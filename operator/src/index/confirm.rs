@@ -56,7 +56,7 @@ impl Confirmations {
 impl Index {
     /// What stands behind an address, with a consistent read before the answer "unknown" where the address
     /// may be a pod's or a Service's. The kind is unspecified when that can't be told now (not synced, the
-    /// API server does not answer): don't send such a record; the proxy holds the connection and refuses.
+    /// API server does not answer, it can't be asked for second addresses): don't send such a record; the proxy holds the connection and refuses.
     pub async fn resolve(&self, to: SocketAddr) -> v1::Record {
         let record = self.record(to);
         let ip = to.ip().to_canonical();
@@ -71,6 +71,8 @@ impl Index {
             return unspecified(record);
         };
         match exists(client, ip).await {
+            // The read would not have shown it.
+            Ok(false) if self.shared.state.read().may_be_second(ip) => unspecified(self.record(to)),
             Ok(false) => {
                 self.shared.confirmations.note(ip);
                 self.record(to)
@@ -112,7 +114,7 @@ fn unspecified(mut record: v1::Record) -> v1::Record {
     record
 }
 
-/// Whether a live pod or a Service has `ip`. A list without a resourceVersion is a consistent read.
+/// Whether a live pod or a Service has `ip` as its first address: the API server selects by no other. A list without a resourceVersion is a consistent read.
 async fn exists(client: &Client, ip: IpAddr) -> Result<bool, kube::Error> {
     let pods = Api::<PartialObjectMeta<Pod>>::all(client.clone());
     let live =

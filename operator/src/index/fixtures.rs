@@ -3,6 +3,7 @@
 use super::IndexSettings;
 use super::keyed::{Feed, Table};
 use super::model::PodInfo;
+use super::sidecar;
 use super::state::State;
 use cinch_control::v1;
 use k8s_openapi::api::core::v1::{Namespace, Node, Pod, Service};
@@ -31,8 +32,7 @@ pub(super) fn pod(name: &str) -> PodBuilder {
         "metadata": {"namespace": "shop", "name": name, "uid": format!("{name}-uid"), "labels": {"app": name},
             "creationTimestamp": "1970-01-01T00:01:40Z"},
         "spec": {"nodeName": "node1", "serviceAccountName": name, "containers": [{"name": "app"}],
-            "initContainers": [{"name": "cinch-init", "image": IMAGE},
-                {"name": "cinch-proxy", "image": IMAGE, "restartPolicy": "Always"}]},
+            "initContainers": sidecar::containers(IMAGE)},
         "status": {"phase": "Running", "conditions": [{"type": "Ready", "status": "True"}]},
     }))
 }

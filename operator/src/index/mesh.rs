@@ -27,6 +27,19 @@ impl State {
         self.ranges().any(|cidr| cidr.contains(&ip))
     }
 
+    /// Whether `ip` may be the second address of a pod or a Service: the API server can't be asked for these. It
+    /// knows pods by their first address, which is of the family of their node's first range, and Services by
+    /// their first one, whichever family that is.
+    pub(super) fn may_be_second(&self, ip: IpAddr) -> bool {
+        let other = |address: IpAddr| address.is_ipv4() != ip.is_ipv4();
+        let two_families =
+            self.ranges().any(|range| other(range.network())) || self.pods.addresses().any(other);
+        let mut firsts = self.nodes.all().filter_map(|node| node.pod_cidrs.first()).peekable();
+        let pods_show = firsts.peek().is_some() && firsts.all(|range| !other(range.network()));
+        let of_services = self.service_cidrs.values().flatten().any(|range| range.contains(&ip));
+        two_families && (!pods_show || of_services)
+    }
+
     fn ranges(&self) -> impl Iterator<Item = IpNet> + '_ {
         let services = self.service_cidrs.values().flatten();
         let pods = self.nodes.all().flat_map(|node| &node.pod_cidrs);

@@ -1,25 +1,51 @@
 //! Whether a pod has our sidecar, read from what can't be changed after its creation.
 
-use k8s_openapi::api::core::v1::{Container, PodSpec};
+use k8s_openapi::api::core::v1::{Container, PodSpec, VolumeMount};
 
 /// Name of the first init container, which sets the redirect.
 pub const INIT: &str = "cinch-init";
 /// Name of the second init container, the native sidecar.
 pub const PROXY: &str = "cinch-proxy";
 
-/// Whether the first two init containers are `cinch-init` and `cinch-proxy`, both with an image of `allowed`,
-/// the latter a native sidecar (`restartPolicy: Always`, KEP-753). Labels and annotations don't count: users
-/// may write them.
+/// The user that the redirect lets through.
+const PROXY_UID: i64 = 1507;
+/// What the injection mounts, and what the API server adds by itself.
+const MOUNTS: [&str; 3] =
+    ["/var/run/cinch/token", "/var/run/cinch/trust", "/var/run/secrets/kubernetes.io/serviceaccount"];
+
+/// Whether the first two init containers are `cinch-init` and `cinch-proxy`, both with an image of `allowed` and
+/// doing with it what the injection has them do, the latter a native sidecar (`restartPolicy: Always`, KEP-753).
+/// Labels and annotations don't count: users may write them. Admission sees to the same, but only since the
+/// namespace is enrolled: a look-alike may be older.
 #[must_use]
 pub fn is_injected(spec: &PodSpec, allowed: &[String]) -> bool {
     let Some([init, proxy, ..]) = spec.init_containers.as_deref() else { return false };
-    is_ours(init, INIT, allowed)
-        && is_ours(proxy, PROXY, allowed)
+    is_ours(init, INIT, "init", allowed)
+        && may_redirect(init)
+        && is_ours(proxy, PROXY, "run", allowed)
+        && proxy.security_context.as_ref().and_then(|context| context.run_as_user) == Some(PROXY_UID)
         && proxy.restart_policy.as_deref() == Some("Always")
 }
 
-fn is_ours(container: &Container, name: &str, allowed: &[String]) -> bool {
-    container.name == name && container.image.as_deref().is_some_and(|image| is_allowed_image(image, allowed))
+/// Whether it is the container `name`, which runs our program with the word `does` and nothing else.
+fn is_ours(container: &Container, name: &str, does: &str, allowed: &[String]) -> bool {
+    container.name == name
+        && container.image.as_deref().is_some_and(|image| is_allowed_image(image, allowed))
+        && container.command.as_ref().is_none_or(Vec::is_empty)
+        && container.args.as_deref().is_some_and(|args| args == [does])
+        && container.env_from.as_ref().is_none_or(Vec::is_empty)
+        && container.volume_mounts.iter().flatten().all(is_our_mount)
+}
+
+/// A mount elsewhere may replace the program.
+fn is_our_mount(mount: &VolumeMount) -> bool {
+    MOUNTS.contains(&mount.mount_path.as_str())
+}
+
+fn may_redirect(init: &Container) -> bool {
+    let context = init.security_context.as_ref();
+    let added = context.and_then(|context| context.capabilities.as_ref()?.add.as_ref());
+    added.is_some_and(|added| added.iter().any(|capability| capability == "NET_ADMIN"))
 }
 
 /// Whether `image` is one of `allowed`, or one of them pinned to a digest (`@sha256:` and 64 hex digits).
@@ -36,19 +62,69 @@ fn is_digest(text: &str) -> bool {
     text.len() == 64 && text.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 
+/// The two containers as they are injected, as far as it matters here.
+#[cfg(test)]
+pub(crate) fn containers(image: &str) -> serde_json::Value {
+    serde_json::json!([
+        {"name": INIT, "image": image, "args": ["init"],
+            "securityContext": {"runAsUser": 0, "capabilities": {"add": ["NET_ADMIN"], "drop": ["ALL"]}}},
+        {"name": PROXY, "image": image, "args": ["run"], "restartPolicy": "Always",
+            "securityContext": {"runAsUser": PROXY_UID},
+            "volumeMounts": [{"name": "cinch-token", "mountPath": "/var/run/cinch/token"},
+                {"name": "cinch-trust", "mountPath": "/var/run/cinch/trust"},
+                {"name": "kube-api-access-x", "mountPath": "/var/run/secrets/kubernetes.io/serviceaccount"}]},
+    ])
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::json;
+    use serde_json::{Value, json};
 
     const IMAGE: &str = "example.test/cinch-proxy:0.1.0";
 
-    fn spec(init: &[(&str, &str, Option<&str>)]) -> PodSpec {
-        let init: Vec<_> = init
-            .iter()
-            .map(|(name, image, policy)| json!({"name": name, "image": image, "restartPolicy": policy}))
-            .collect();
+    fn with(init: &Value) -> PodSpec {
         serde_json::from_value(json!({"containers": [], "initContainers": init})).unwrap()
+    }
+
+    /// Containers that do what ours do by their names.
+    fn spec(init: &[(&str, &str, Option<&str>)]) -> PodSpec {
+        let ours = containers(IMAGE);
+        let of = |(name, image, policy): &(&str, &str, Option<&str>)| {
+            let mut container = ours[usize::from(*name == PROXY)].clone();
+            container["name"] = json!(name);
+            container["image"] = json!(image);
+            container["restartPolicy"] = json!(policy);
+            container
+        };
+        with(&init.iter().map(of).collect())
+    }
+
+    #[test]
+    fn containers_that_only_look_like_ours_do_not_count() {
+        let allowed = [IMAGE.to_owned()];
+        assert!(is_injected(&with(&containers(IMAGE)), &allowed));
+        let cases = [
+            ("/0/command", json!(["/bin/true"])),
+            ("/1/command", json!(["/cinch-proxy"])),
+            ("/0/args", json!(["run"])),
+            ("/0/args", Value::Null),
+            ("/1/args", json!(["run", "--config", "/x"])),
+            ("/1/args", json!([])),
+            ("/0/envFrom", json!([{"configMapRef": {"name": "x"}}])),
+            ("/1/envFrom", json!([{"configMapRef": {"name": "x"}}])),
+            ("/0/securityContext", Value::Null),
+            ("/0/securityContext", json!({"capabilities": {"add": ["NET_RAW"]}})),
+            ("/1/securityContext", Value::Null),
+            ("/1/securityContext", json!({"runAsUser": 0})),
+            ("/1/volumeMounts", json!([{"name": "x", "mountPath": "/cinch-proxy"}])),
+        ];
+        for (at, value) in cases {
+            let mut init = containers(IMAGE);
+            let (parent, key) = at.rsplit_once('/').unwrap();
+            init.pointer_mut(parent).unwrap()[key] = value.clone();
+            assert!(!is_injected(&with(&init), &allowed), "{at}: {value}");
+        }
     }
 
     #[test]

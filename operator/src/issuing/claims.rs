@@ -171,9 +171,8 @@ mod tests {
 
     fn pod() -> Value {
         json!({"metadata": {"name": "api-1", "namespace": "shop", "uid": "u1"},
-            "spec": {"serviceAccountName": "api", "nodeName": "n1", "containers": [], "initContainers": [
-                {"name": "cinch-init", "image": IMAGE},
-                {"name": "cinch-proxy", "image": IMAGE, "restartPolicy": "Always"}]},
+            "spec": {"serviceAccountName": "api", "nodeName": "n1", "containers": [],
+                "initContainers": crate::index::sidecar::containers(IMAGE)},
             "status": {"phase": "Pending", "podIPs": [{"ip": "10.0.0.7"}]}})
     }
 
@@ -248,6 +247,7 @@ mod tests {
             ("/spec/initContainers", json!([]), Reason::PodNotMeshed),
             ("/spec/initContainers/1/image", json!("evil/cinch-proxy:1"), Reason::PodNotMeshed),
             ("/spec/initContainers/0/name", json!("first"), Reason::PodNotMeshed),
+            ("/spec/initContainers/0/args", json!(["version"]), Reason::PodNotMeshed),
         ];
         for (pointer, to, reason) in cases {
             let pod = changed(pod(), pointer, to.clone());

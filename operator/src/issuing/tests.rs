@@ -39,9 +39,8 @@ impl Cluster for FakeCluster {
 
     fn pod<'a>(&'a self, _: &'a str, _: &'a str) -> BoxFuture<'a, anyhow::Result<Option<Pod>>> {
         let pod = json!({"metadata": {"name": "api-1", "namespace": "shop", "uid": "u1"},
-            "spec": {"serviceAccountName": "api", "nodeName": "n1", "containers": [], "initContainers": [
-                {"name": "cinch-init", "image": IMAGE},
-                {"name": "cinch-proxy", "image": IMAGE, "restartPolicy": "Always"}]},
+            "spec": {"serviceAccountName": "api", "nodeName": "n1", "containers": [],
+                "initContainers": crate::index::sidecar::containers(IMAGE)},
             "status": {"podIPs": [{"ip": POD_IP}]}});
         Box::pin(async move { Ok(Some(serde_json::from_value(pod).unwrap())) })
     }

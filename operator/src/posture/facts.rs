@@ -117,13 +117,15 @@ pub(super) fn class(pod: &PodInfo) -> PodClass {
     }
 }
 
-fn report(evidence: &PodEvidence) -> Report {
+pub(super) fn report(evidence: &PodEvidence) -> Report {
     let received = evidence.last_report.received_unix_ms;
     Report {
         boot: evidence.boot_id,
         boot_started: received.saturating_sub(evidence.uptime_ms),
         received,
         last_word: evidence.last_report.final_report,
+        inbound_proof_age: evidence.inbound_proof_age_ms,
+        outbound_proof_age: evidence.outbound_proof_age_ms,
     }
 }
 

@@ -2,6 +2,7 @@
 
 use super::watch::Postures;
 use super::{facts, pins, status, write};
+use crate::evidence::{Counts, LastReport, PodEvidence};
 use crate::index::NamespaceInfo;
 use crate::settings::Settings;
 use cinch_api::{Posture, PostureMode, PostureSpec, PostureState, PromotionPolicy};
@@ -223,4 +224,32 @@ fn the_posture_of_a_namespace_that_left_falls_silent_once() {
     let shown = left.status.expect("a status");
     assert_eq!(shown.blocked_by.as_deref(), Some("NotEnrolled"));
     assert!(shown.mode.is_none() && shown.promotion.is_none());
+}
+
+#[test]
+fn a_report_says_how_old_the_proofs_of_the_redirect_were() {
+    let last_report =
+        LastReport { received_at: std::time::Instant::now(), received_unix_ms: NOW, final_report: false };
+    let evidence = PodEvidence {
+        pod_uid: "u".into(),
+        boot_id: 1,
+        sequence: 1,
+        uptime_ms: 60_000,
+        last_report,
+        totals: Counts::default(),
+        last_served_unix_ms: None,
+        sources: Vec::new(),
+        policy_version: 1,
+        inbound_proof_age_ms: None,
+        outbound_proof_age_ms: Some(7),
+        sources_dropped: 0,
+        unreported_ms: 0,
+    };
+    let report = facts::report(&evidence);
+    assert_eq!((report.inbound_proof_age, report.outbound_proof_age), (None, Some(7)));
+    let (mut facts, _) = blocked();
+    facts.pods[0].report = Some(report);
+    let blockers = step(&facts, &Memory::default()).blockers;
+    let missing = blockers.iter().find(|blocker| blocker.reason == Reason::RedirectMissing);
+    assert_eq!(missing.and_then(|blocker| blocker.reference.as_deref()), Some("pod/web-1"));
 }

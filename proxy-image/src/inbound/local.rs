@@ -6,7 +6,7 @@ use super::{Watch, admit};
 use crate::context::Context;
 use crate::copy::{End, Side, TcpSide, relay};
 use crate::live::{Denial, Live, Peer, Subject};
-use crate::path_metrics::{Direction, Transport};
+use crate::path_metrics::{Direction, OpenGauge, Transport};
 use crate::refusal;
 use crate::socket;
 use cinch_reason::Reason;
@@ -14,11 +14,11 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 /// Connects `client`, whose address is `from`, to the pod's own app at `to`, if policy allows it. `early`: what
-/// was read of it for another endpoint that did not take the connection.
+/// was read of it for another endpoint that did not take the connection. `opening` counts it as on its way.
 pub async fn serve_local(
     ctx: &Context,
     live: &Arc<Live>,
-    (client, early): (TcpSide, Vec<u8>),
+    (client, early, opening): (TcpSide, Vec<u8>, OpenGauge),
     from: SocketAddr,
     to: SocketAddr,
 ) {
@@ -42,6 +42,7 @@ pub async fn serve_local(
         Err(error) => return refuse(client, Reason::NoListener, &error.to_string()),
     };
     let metrics = ctx.metrics.connection(Direction::Inbound, Transport::Local);
+    drop(opening);
     let (mut client, mut app) = (client, TcpSide::new(app));
     if !early.is_empty() && registered.denial().is_none() {
         metrics.received.inc_by(early.len() as u64);

@@ -15,7 +15,7 @@ use crate::context::{Context, HEALTH_PORT, InboundPolicy, METRICS_PORT};
 use crate::evidence::Outcome;
 use crate::gate::Gate;
 use crate::live::{Denial, Live, Peer, Registered, Subject, judge};
-use crate::path_metrics::Direction;
+use crate::path_metrics::{Direction, OpenGauge};
 use crate::refusal;
 use crate::socket;
 use cinch_policy::Mode;
@@ -40,16 +40,19 @@ pub struct Inbound {
     idle: AtomicUsize,
 }
 
-/// A connection on its way to an app of the pod.
+/// A connection on its way to an app of the pod; a RST to its client unless it gets there.
 struct Arrival {
     stream: TcpStream,
     from: SocketAddr,
     to: SocketAddr,
     /// What was already read from it.
     prefix: Vec<u8>,
+    /// Counts it as on its way.
+    opening: OpenGauge,
 }
 
-/// Serves `listener` until the drain has begun and every connection has ended.
+/// Serves `listener` until the drain has begun and every connection has ended, or the drain has. What is open
+/// then is reset when its task is dropped, with the runtime.
 pub async fn serve(listener: TcpListener, ctx: Arc<Context>) {
     serve_with(listener, ctx, redirected()).await;
 }
@@ -72,12 +75,15 @@ pub async fn serve_with(listener: TcpListener, ctx: Arc<Context>, original: Orig
     })
     .await;
     inbound.tasks.close();
-    inbound.tasks.wait().await;
+    tokio::select! {
+        () = inbound.tasks.wait() => {}
+        () = ctx.end.cancelled() => {}
+    }
     following.abort();
 }
 
 impl Inbound {
-    async fn take(&self, Accepted { stream, from, place }: Accepted) {
+    async fn take(&self, Accepted { stream, from, place, opening }: Accepted) {
         socket::prepare(&stream);
         let Ok(to) = (self.original)(&stream) else {
             self.ctx.metrics.count_refused(Direction::Inbound, Reason::RedirectMissing);
@@ -95,7 +101,8 @@ impl Inbound {
             self.ctx.probes.serve(to.port(), stream, from).await;
             return;
         }
-        self.dispatch(Arrival { stream, from, to, prefix: Vec::new() }, place).await;
+        socket::reset_on_drop(&stream, true);
+        self.dispatch(Arrival { stream, from, to, prefix: Vec::new(), opening }, place).await;
     }
 
     fn check_destination(&self, from: SocketAddr, to: SocketAddr) -> Result<(), &'static str> {

@@ -6,6 +6,7 @@ use crate::evidence::{Accepted, Outcome};
 use crate::live::{Peer, Registered};
 use crate::path_metrics::{Direction, Transport};
 use crate::refusal;
+use crate::sniff::{self, First};
 use crate::socket;
 use cinch_reason::Reason;
 use tokio::net::TcpStream;
@@ -48,9 +49,12 @@ impl Inbound {
         mut accepted: Accepted,
         registered: Registered,
     ) {
-        let Arrival { stream, from, to, prefix } = arrival;
+        let Arrival { stream, from, to, prefix, opening } = arrival;
+        socket::reset_on_drop(&stream, false);
         let metrics = self.ctx.metrics.connection(Direction::Inbound, Transport::Plaintext);
+        drop(opening);
         let (mut client, mut app) = (TcpSide::new(stream), TcpSide::new(app));
+        let mut spoke = !prefix.is_empty();
         // A cut that came while we connected must not let these bytes through.
         if !prefix.is_empty() && registered.denial().is_none() {
             accepted.served();
@@ -71,7 +75,10 @@ impl Inbound {
             End::Cut(reason) => {
                 let reason = if reason == Reason::StrictPlaintext { Reason::PlaintextCut } else { reason };
                 refusal::cut(&self.ctx.metrics, Direction::Inbound, reason, from, to);
-                accepted.cut();
+                // A client that has said nothing may be a tunnel's: it counts as plaintext only if its first words,
+                // which may have come in this moment, are something else.
+                spoke |= client.read_now().is_ok_and(|words| sniff::classify(&words) == First::Other);
+                accepted.cut(spoke);
                 client.abort();
                 app.abort();
             }

@@ -38,7 +38,8 @@ enum Next {
 impl Inbound {
     /// A connection that began with a tunnel's ClientHello.
     pub(super) async fn tunnel(&self, arrival: Arrival) {
-        let Arrival { stream, from, to, prefix } = arrival;
+        let Arrival { stream, from, to, prefix, opening } = arrival;
+        socket::reset_on_drop(&stream, false);
         let credentials = self.ctx.credentials.borrow().clone();
         let Some(credentials) = credentials else {
             return self.refuse(stream, from, to, Reason::ControlUnreachable, "no certificate has come yet");
@@ -51,7 +52,7 @@ impl Inbound {
         let gauge = self.ctx.metrics.tunnel_open(Direction::Inbound);
         let bounds = Bounds { handshake: limits.handshake_timeout, age: limits.tunnel_age };
         let shaken = tunnel_io::accept(stream, prefix, &credentials, bounds, gauge).await;
-        drop(pass);
+        drop((pass, opening));
         match shaken {
             Ok(tunnel) => {
                 self.ctx.metrics.count_handshake(Direction::Inbound, Outcome::Ok);
@@ -148,7 +149,10 @@ impl Inbound {
                 return self.refuse_stream(tunnel, ends, RefuseCode::Denied, reason, &policy).await;
             }
         };
-        match socket::connect(to, self.ctx.limits.connect_timeout).await {
+        let opening = self.ctx.metrics.opening();
+        let connected = socket::connect(to, self.ctx.limits.connect_timeout).await;
+        drop(opening);
+        match connected {
             Ok(app) => self.copy_stream(tunnel, ends, TcpSide::new(app), &registered).await,
             Err(error) => {
                 let code = match error.kind() {

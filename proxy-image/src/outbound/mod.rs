@@ -10,7 +10,7 @@ use crate::context::{Context, Destination, Endpoint, HEALTH_PORT, METRICS_PORT};
 use crate::copy::{End, Failure, TcpSide, Which, relay};
 use crate::inbound::{Watch, serve_local};
 use crate::live::Live;
-use crate::path_metrics::{Direction, Transport};
+use crate::path_metrics::{Direction, OpenGauge, Transport};
 use crate::refusal;
 use crate::socket;
 use crate::tunnel_io::{Tunnel, TunnelError};
@@ -45,6 +45,8 @@ struct Departure {
     to: SocketAddr,
     /// What the app said before a tunnel answered.
     early: Vec<u8>,
+    /// Counts it as on its way.
+    opening: OpenGauge,
 }
 
 /// What became of the attempt to reach one of the endpoints.
@@ -55,7 +57,8 @@ enum Routed {
     Mismatch(Departure),
 }
 
-/// Serves `listener` until the drain has begun and every connection has ended.
+/// Serves `listener` until the drain has begun and every connection has ended, or the drain has. What is open
+/// then is reset when its task is dropped, with the runtime.
 pub async fn serve(listener: TcpListener, ctx: Arc<Context>) {
     serve_with(listener, ctx, redirected()).await;
 }
@@ -79,7 +82,10 @@ pub async fn serve_with(listener: TcpListener, ctx: Arc<Context>, original: Orig
     .await;
     outbound.tasks.close();
     outbound.dialler.pool().close();
-    outbound.tasks.wait().await;
+    tokio::select! {
+        () = outbound.tasks.wait() => {}
+        () = ctx.end.cancelled() => {}
+    }
     following.abort();
     sweeping.abort();
 }
@@ -92,7 +98,7 @@ fn is_plain(endpoint: &Endpoint) -> bool {
 }
 
 impl Outbound {
-    async fn take(&self, Accepted { stream, from, place }: Accepted) {
+    async fn take(&self, Accepted { stream, from, place, opening }: Accepted) {
         socket::prepare(&stream);
         let Ok(to) = (self.original)(&stream) else {
             self.ctx.metrics.count_refused(Direction::Outbound, Reason::RedirectMissing);
@@ -105,7 +111,7 @@ impl Outbound {
         }
         // Who dials the listener himself is told that he meant the listener.
         let local = stream.local_addr().is_ok_and(|local| local == to);
-        let departure = Departure { app: TcpSide::new(stream), from, to, early: Vec::new() };
+        let departure = Departure { app: TcpSide::new(stream), from, to, early: Vec::new(), opening };
         if local || to.ip().is_unspecified() || to.ip().is_multicast() {
             return self.refuse(departure, Reason::DestinationRefused, "not a redirected connection");
         }
@@ -144,8 +150,8 @@ impl Outbound {
         while tried.count() < ENDPOINTS {
             let Some(endpoint) = choose(endpoints, departure.to, &tried, &self.loads) else { break };
             if self.ctx.is_own(endpoint.address.ip()) {
-                let Departure { app, from, early, .. } = departure;
-                serve_local(&self.ctx, &self.live, (app, early), from, endpoint.address).await;
+                let Departure { app, from, early, opening, .. } = departure;
+                serve_local(&self.ctx, &self.live, (app, early, opening), from, endpoint.address).await;
                 return Routed::Done;
             }
             tried.add(endpoint.address);
@@ -218,6 +224,7 @@ impl Outbound {
 
     async fn copy_plain(&self, departure: Departure, network: TcpStream) {
         let metrics = self.ctx.metrics.connection(Direction::Outbound, Transport::Plaintext);
+        drop(departure.opening);
         let (mut network, mut app) = (TcpSide::new(network), departure.app);
         // Early words were read for a tunnel that did not come about; they were given to nobody.
         if !departure.early.is_empty() {
@@ -234,9 +241,9 @@ impl Outbound {
 
     async fn copy_tunnel(&self, departure: Departure, Opened { key, mut tunnel }: Opened) {
         let metrics = self.ctx.metrics.connection(Direction::Outbound, Transport::Tunnel);
-        let Departure { mut app, from, to, early } = departure;
+        let Departure { mut app, from, to, early, opening } = departure;
         metrics.sent.inc_by(early.len() as u64);
-        drop(early);
+        drop((early, opening));
         let end = relay(&mut tunnel, &mut app, &mut Watch::new(&metrics)).await;
         if tunnel.outlived_certificate() {
             self.ctx.metrics.outlived_certificate.inc();

@@ -136,3 +136,75 @@ async fn idle_tunnels_keep_no_new_one_out() {
     assert!(held[0].is_reusable());
     assert_eq!(pod.metric("limit_refusals_total{limit=\"idle_tunnels\"}"), Some(2));
 }
+
+#[tokio::test]
+async fn what_was_said_before_the_drain_arrives_though_nobody_had_accepted_it() {
+    let mesh = Mesh::with_echo(Mode::Strict).await;
+    // The accept loop waits.
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    // Without a pause in which it could run.
+    let mut said = std::net::TcpStream::connect(mesh.web.outbound).unwrap();
+    io::Write::write_all(&mut said, b"last words").unwrap();
+    said.shutdown(std::net::Shutdown::Write).unwrap();
+    said.set_nonblocking(true).unwrap();
+    mesh.web.ctx.drain.cancel();
+    let mut said = TcpStream::from_std(said).unwrap();
+    assert_eq!(to_end(&mut said).await, (b"last words".to_vec(), None));
+}
+
+#[tokio::test]
+async fn a_connection_on_its_way_counts_until_it_is_open_or_over() {
+    let mesh = Mesh::with_echo(Mode::Strict).await;
+    let opening = || mesh.web.metric("connections_opening ");
+    let mut stream = mesh.dial().await;
+    exchange(&mut stream, b"words").await.unwrap();
+    assert_eq!((opening(), mesh.api.metric("connections_opening ")), (Some(0), Some(0)));
+    // Nobody answers the handshake there.
+    let silent = TcpListener::bind((API_IP, 0)).await.unwrap();
+    mesh.web.told.say(SERVICE, one_of(vec![endpoint(silent.local_addr().unwrap(), API)]));
+    let mut waiting = mesh.dial().await;
+    assert_eq!(opening(), Some(1));
+    assert_reset(&mut waiting).await;
+    eventually("it is over", || opening() == Some(0)).await;
+}
+
+#[test]
+fn what_is_left_when_the_drain_ends_is_reset_on_both_sides() {
+    let runtime = || tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let (proxy, outside) = (runtime(), runtime());
+    // Apps and clients outlive the proxy.
+    let listener = outside.block_on(TcpListener::bind((API_IP, 0))).unwrap();
+    let (mut pod, mut silent) = proxy.block_on(async {
+        let (_authority, pod) = pod(Mode::Permissive).await;
+        pod.set_app(listener.local_addr().unwrap());
+        let silent = std::net::TcpStream::connect(pod.inbound).unwrap();
+        eventually("it is connected", || pod.totals().open == 1).await;
+        (pod, silent)
+    });
+    let mut client = std::net::TcpStream::connect(pod.inbound).unwrap();
+    io::Write::write_all(&mut client, b"half a sentence").unwrap();
+    let told = async { eventually("it is served", || pod.totals().served == 1).await };
+    proxy.block_on(told);
+    let apps = [outside.block_on(listener.accept()), outside.block_on(listener.accept())];
+    proxy.block_on(async {
+        pod.ctx.drain.cancel();
+        pod.ctx.end.cancel();
+        for serving in pod.serving.drain(..) {
+            within(serving).await.unwrap();
+        }
+    });
+    drop(proxy);
+    let mut bytes = [0; 64];
+    for left in [&mut client, &mut silent] {
+        let error = io::Read::read(left, &mut bytes).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
+    }
+    let app = apps.into_iter().map(|app| app.unwrap().0.into_std().unwrap());
+    let ends: Vec<_> = app
+        .map(|mut app| {
+            app.set_nonblocking(false).unwrap();
+            io::Read::read_to_end(&mut app, &mut Vec::new()).map_err(|error| error.kind())
+        })
+        .collect();
+    assert!(ends.contains(&Err(io::ErrorKind::ConnectionReset)), "the app has heard half of it: {ends:?}");
+}

@@ -202,6 +202,7 @@ impl Pod {
             probes: Arc::new(Probes),
             limits,
             drain: CancellationToken::new(),
+            end: CancellationToken::new(),
         });
         let app = Arc::new(Mutex::new(SocketAddr::from((ip, 1))));
         let dialled = Arc::new(Mutex::new(SERVICE));

@@ -202,7 +202,7 @@ async fn the_lock_cuts_open_plaintext_and_counts_it() {
     assert_reset(&mut plain).await;
     assert_reset(&mut silent).await;
     let counts = pod.totals();
-    assert_eq!((counts.open, counts.served, counts.denied, counts.empty), (0, 1, 2, 0));
+    assert_eq!((counts.open, counts.served, counts.denied, counts.empty), (0, 1, 1, 1));
     assert_eq!(pod.metric("connections_cut_total{direction=\"inbound\",reason=\"PlaintextCut\"}"), Some(2));
     let tunnels = "connections_open{direction=\"inbound\",transport=\"tunnel\"}";
     assert_eq!(pod.metric(tunnels), Some(1), "the tunnel goes on");

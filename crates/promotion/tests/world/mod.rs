@@ -21,6 +21,8 @@ pub struct Proxy {
     pub mute: bool,
     pub acknowledges: bool,
     pub node_down: bool,
+    /// When the redirect last proved itself, if it no longer does: inbound, outbound.
+    pub unproved: [Option<Millis>; 2],
     pub heard: Option<Report>,
 }
 
@@ -223,11 +225,14 @@ impl World {
         let now = self.now;
         for proxy in self.pods.values_mut() {
             if proxy.class == PodClass::Started && !proxy.mute && !proxy.node_down {
+                let age = |since: Option<Millis>| Some(since.map_or(0, |since| now - since));
                 proxy.heard = Some(Report {
                     boot: proxy.boot,
                     boot_started: proxy.boot_started,
                     received: now,
                     last_word: false,
+                    inbound_proof_age: age(proxy.unproved[0]),
+                    outbound_proof_age: age(proxy.unproved[1]),
                 });
             }
         }

@@ -134,3 +134,28 @@ async fn an_api_server_that_fails_makes_nothing_unknown() {
     assert_eq!(index.resolve(at("10.1.0.5:80")).await.kind(), Kind::Unspecified);
     server.abort();
 }
+
+#[tokio::test]
+async fn a_second_address_is_never_unknown_by_a_read_that_can_not_show_it() {
+    let index = synced();
+    index.update(|state| {
+        let mut node = node("node1", "10.240.0.11", "10.1.0.0/24");
+        let both = vec!["10.1.0.0/24".to_owned(), "fd00:1::/64".to_owned()];
+        node.spec.as_mut().unwrap().pod_cidrs = Some(both);
+        let cidrs = json!({"metadata": {"name": "x"}, "spec": {"cidrs": ["10.96.0.0/16", "fd00:96::/112"]}});
+        let cidrs: ServiceCIDR = serde_json::from_value(cidrs).unwrap();
+        Table::<Node>::apply(state, &node) | Table::<ServiceCIDR>::apply(state, &cidrs)
+    });
+    let server = api_server(&index, 200, 0);
+    for (address, kind) in [
+        ("[fd00:1::5]:80", Kind::Unspecified),
+        ("[fd00:96::5]:80", Kind::Unspecified),
+        // A Service's first address may be of the other family.
+        ("10.96.0.5:80", Kind::Unspecified),
+        ("10.1.0.5:80", Kind::Unknown),
+        ("[2001:db8::1]:80", Kind::Unknown),
+    ] {
+        assert_eq!(index.resolve(at(address)).await.kind(), kind, "{address}");
+    }
+    server.abort();
+}
