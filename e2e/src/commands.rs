@@ -1,6 +1,6 @@
 //! The commands: each is a few steps of the other modules.
 
-use crate::cluster::{self, Cluster, Layout, Options};
+use crate::cluster::{self, Cluster, Layout, Options, Record};
 use crate::images;
 use crate::install::{self, install};
 use crate::prepare::prepare;
@@ -37,7 +37,7 @@ pub fn up(options: &Options, bare: bool) -> Result<()> {
     finish(cluster, true)
 }
 
-/// Takes a cluster down, or all of them; says what was checked.
+/// Takes a cluster down, or all that no other run is using; says what was checked.
 ///
 /// # Errors
 /// When something is left.
@@ -47,12 +47,31 @@ pub fn take_down(name: Option<&str>) -> Result<()> {
     if names.is_empty() {
         terminal::say("down: there is no cluster");
     }
-    for name in names {
-        let start = Instant::now();
-        cluster::down(&Layout::new(&name))?;
-        gone(&name, start);
+    for each in names {
+        let (layout, start) = (Layout::new(&each), Instant::now());
+        match Record::read(&layout).used_by() {
+            Some(pid) if name.is_none() => terminal::say(format_args!(
+                "down: cluster {each} is in use by process {pid}; `--name {each}` takes it down all the same"
+            )),
+            _ => {
+                cluster::down(&layout)?;
+                gone(&each, start);
+            }
+        }
     }
     Ok(())
+}
+
+/// Removes what killed runs have left of clusters whose names begin with `prefix`.
+///
+/// # Errors
+/// When something is left.
+pub fn remove_abandoned(prefix: &str) -> Result<()> {
+    let layouts = cluster::clusters()
+        .into_iter()
+        .filter(|name| name.starts_with(prefix))
+        .map(|name| Layout::new(&name));
+    layouts.filter(|layout| Record::read(layout).abandoned()).try_for_each(|layout| cluster::down(&layout))
 }
 
 /// Builds the images again, of all components or of one, imports them into a kept cluster, and restarts the

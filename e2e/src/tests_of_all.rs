@@ -17,6 +17,9 @@ use std::time::Instant;
 /// What a test that can't run here prints: `SKIPPED name: reason`.
 const SKIPPED: &str = "SKIPPED ";
 
+/// What the names of test clusters begin with; each run has one of its own.
+const CLUSTERS: &str = "test-";
+
 /// How many tests passed, failed and were skipped.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 struct Counts {
@@ -178,7 +181,8 @@ fn on_a_cluster() -> Counts {
 }
 
 fn play() -> Result<Vec<report::Step>> {
-    let options = Options { name: "test".into(), nodes: 1 };
+    commands::remove_abandoned(CLUSTERS)?;
+    let options = Options { name: format!("{CLUSTERS}{}", std::process::id()), nodes: 1 };
     let cluster = commands::installed(&options)?;
     let memory = cluster.watch_memory();
     let steps = story::run(&cluster)?;

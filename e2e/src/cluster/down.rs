@@ -16,6 +16,8 @@ const GONE_WITHIN: Duration = Duration::from_secs(15);
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Record {
+    /// The `cargo e2e` that started it and will take it down; nobody's when it is kept.
+    pub owner: Option<Process>,
     /// The first process of the cluster's namespaces. With it everything inside ends.
     pub machine: Option<Process>,
     /// The first process of each node's namespaces, by the node's name.
@@ -34,6 +36,19 @@ impl Record {
     pub fn read(layout: &Layout) -> Self {
         let bytes = fs::read(layout.file("record.json")).unwrap_or_default();
         serde_json::from_slice(&bytes).unwrap_or_default()
+    }
+
+    /// The process of another run to which the cluster belongs, as long as that runs.
+    #[must_use]
+    pub fn used_by(&self) -> Option<i32> {
+        let own = i32::try_from(std::process::id()).ok();
+        self.owner.filter(|owner| owner.runs() && Some(owner.pid) != own).map(|owner| owner.pid)
+    }
+
+    /// Whether it was begun, is not kept, and nobody will take it down.
+    #[must_use]
+    pub fn abandoned(&self) -> bool {
+        self.owner.is_some_and(|owner| !owner.runs())
     }
 
     /// Writes it into the state directory.

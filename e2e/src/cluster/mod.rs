@@ -15,14 +15,13 @@ pub mod plan;
 mod processes;
 mod start;
 
-pub use down::{clusters, down};
+pub use down::{Record, clusters, down};
 pub use forward::serve as forward;
 pub use layout::Layout;
 pub use start::Options;
 
 use crate::prepare::Prepared;
 use anyhow::Result;
-use down::Record;
 use std::path::Path;
 use std::process::Child;
 use std::sync::Mutex;

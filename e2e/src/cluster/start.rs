@@ -48,11 +48,16 @@ impl Cluster {
     ) -> Result<Self> {
         let layout = Layout::new(&options.name);
         let nodes = layout.nodes(options.nodes);
+        if let Some(pid) = Record::read(&layout).used_by() {
+            bail!("the cluster {} belongs to process {pid}; choose another --name", options.name);
+        }
         down(&layout).context("an earlier cluster can't be removed")?;
-        let cluster = Self::of(layout, prepared, options.nodes, Record::default());
+        let record = Record { owner: Process::now(i32::try_from(std::process::id())?), ..Record::default() };
+        let cluster = Self::of(layout, prepared, options.nodes, record);
         // From here on a failure takes down what there is, when the cluster is dropped.
         cluster.ours.store(true, Ordering::Relaxed);
         make_state(&cluster.layout, prepared)?;
+        cluster.record().write(&cluster.layout)?;
         pki::write(&cluster.layout, &nodes)?;
         let start = Instant::now();
         cluster.start_control_plane(&control_plane::plan(&cluster.layout, &nodes, prepared)?)?;
@@ -109,6 +114,7 @@ impl Cluster {
         self.change_record(|record| {
             record.outside.extend(Process::now(forwarder.id().cast_signed()));
             record.port = Some(port);
+            record.owner = None;
         })?;
         pki::kubeconfig(&self.layout, "forwarded", &format!("https://127.0.0.1:{port}"), "admin")?;
         let kubeconfig = self.layout.file("kubeconfig");
@@ -251,7 +257,6 @@ fn make_state(layout: &Layout, prepared: &Prepared) -> Result<()> {
         symlink(program, layout.file("bin").join(name))?;
     }
     fs::copy("/proc/self/exe", layout.file("cinch-e2e")).context("our own program can't be copied")?;
-    fs::write(layout.file("record.json"), "{}")?;
     Ok(())
 }
 
