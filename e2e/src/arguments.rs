@@ -30,7 +30,15 @@ pub enum Command {
         keep: bool,
     },
     /// Run all tests; the last line says how many passed, failed and were skipped
-    Test,
+    Test {
+        /// Only the cluster tests and lines of the story that have one of these words, with commas between, in
+        /// their names; not the whole, so the last line does not count as a run of the tests
+        #[arg(long, value_delimiter = ',')]
+        only: Vec<String>,
+        /// Play the chosen cluster tests on this kept cluster instead of one of their own
+        #[arg(long, requires = "only")]
+        on: Option<String>,
+    },
     /// Start a cluster with Cinch installed and leave it running
     Up {
         /// What cluster.
@@ -66,6 +74,14 @@ pub enum Command {
         #[arg(long)]
         check: bool,
     },
+    /// Run the fuzz targets; the exit status says whether nothing was found
+    Fuzz {
+        /// Only this one
+        target: Option<String>,
+        /// For how long, each
+        #[arg(long, default_value_t = 60)]
+        seconds: u64,
+    },
     /// The first process of a namespace
     #[command(hide = true)]
     Init {
@@ -97,6 +113,9 @@ pub enum Command {
         /// Words to look for in them.
         #[arg(long = "word")]
         words: Vec<String>,
+        /// Only TCP packets of these ports; of all when none is given.
+        #[arg(long = "port")]
+        ports: Vec<u16>,
     },
     /// The operator's answer to a request for a first certificate
     #[command(hide = true)]

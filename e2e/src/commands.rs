@@ -19,8 +19,10 @@ pub fn demo(options: &Options, keep: bool) -> Result<bool> {
     root()?;
     let cluster = installed(options)?;
     let memory = cluster.watch_memory();
-    let steps = story::run(&cluster)?;
-    let held = report::table(&steps) && steps.len() == story::length();
+    let mut story = story::Story::begin(&cluster)?;
+    let mut steps = story.play(story::LINES);
+    steps.extend(story.play(story::ENDING));
+    let held = report::table(&steps);
     terminal::say(format_args!("demo: {} MiB of memory at the peak, all processes", memory.peak_mib()));
     finish(cluster, keep)?;
     terminal::say(if held { "demo: every line held" } else { "demo: not every line held" });
@@ -43,19 +45,19 @@ pub fn up(options: &Options, bare: bool) -> Result<()> {
 /// When something is left.
 pub fn take_down(name: Option<&str>) -> Result<()> {
     root()?;
-    let names = name.map_or_else(cluster::clusters, |name| vec![name.to_owned()]);
-    if names.is_empty() {
+    let layouts = name.map_or_else(cluster::clusters, |name| vec![Layout::new(name)]);
+    if layouts.is_empty() {
         terminal::say("down: there is no cluster");
     }
-    for each in names {
-        let (layout, start) = (Layout::new(&each), Instant::now());
+    for layout in layouts {
+        let (each, start) = (layout.name(), Instant::now());
         match Record::read(&layout).used_by() {
             Some(pid) if name.is_none() => terminal::say(format_args!(
                 "down: cluster {each} is in use by process {pid}; `--name {each}` takes it down all the same"
             )),
             _ => {
                 cluster::down(&layout)?;
-                gone(&each, start);
+                gone(each, start);
             }
         }
     }
@@ -67,11 +69,7 @@ pub fn take_down(name: Option<&str>) -> Result<()> {
 /// # Errors
 /// When something is left.
 pub fn remove_abandoned(prefix: &str) -> Result<()> {
-    let layouts = cluster::clusters()
-        .into_iter()
-        .filter(|name| name.starts_with(prefix))
-        .map(|name| Layout::new(&name));
-    layouts.filter(|layout| Record::read(layout).abandoned()).try_for_each(|layout| cluster::down(&layout))
+    cluster::abandoned(prefix).iter().try_for_each(cluster::down)
 }
 
 /// Builds the images again, of all components or of one, imports them into a kept cluster, and restarts the
@@ -170,7 +168,10 @@ fn gone(name: &str, start: Instant) {
 }
 
 /// Namespaces and cgroups are root's.
-fn root() -> Result<()> {
+///
+/// # Errors
+/// When this is somebody else.
+pub fn root() -> Result<()> {
     if !is_root() {
         bail!("this needs root: it makes namespaces and cgroups; `cargo e2e test` runs the rest without");
     }

@@ -140,7 +140,7 @@ fn stale_crds(root: &Path, files: &Files) -> Result<Vec<String>> {
 }
 
 /// The Helm binary: `CINCH_HELM`, else the one that was built last into the cache.
-fn helm() -> Option<PathBuf> {
+pub fn helm() -> Option<PathBuf> {
     if let Some(named) = std::env::var_os("CINCH_HELM") {
         return Some(PathBuf::from(named));
     }
@@ -157,6 +157,17 @@ fn helm() -> Option<PathBuf> {
 mod tests {
     use super::*;
 
+    /// Helm, or a line that says that the test is skipped.
+    fn helm_for(test: &str) -> Option<PathBuf> {
+        let helm = helm();
+        if helm.is_none() {
+            eprintln!(
+                "SKIPPED {test}: no Helm binary here; it comes with the test cluster, which needs root"
+            );
+        }
+        helm
+    }
+
     #[test]
     fn generated_files_have_not_drifted_from_the_code() {
         run(true).unwrap();
@@ -169,7 +180,7 @@ mod tests {
 
     #[test]
     fn values_that_the_chart_does_not_know_are_refused() {
-        let Some(helm) = helm() else { return eprintln!("skipped: no Helm binary here") };
+        let Some(helm) = helm_for("values_that_the_chart_does_not_know_are_refused") else { return };
         let chart = repository().unwrap().join("charts/cinch");
         let renders = |value: &str| {
             let mut command = Command::new(&helm);
@@ -177,16 +188,61 @@ mod tests {
             command.output().unwrap().status.success()
         };
         assert!(renders("promotion.default=Automatic"));
-        for value in
-            ["promotion.default=Sometimes", "promotion.quietperiod=1h", "redirect.mode=agent", "proxy.x=1"]
-        {
+        assert!(renders("mesh.pathNormalization=NONE"));
+        for value in [
+            "promotion.default=Sometimes",
+            "promotion.quietperiod=1h",
+            "proxy.x=1",
+            "mesh.pathNormalization=MERGE",
+            "mesh.trustDomainAliases[0]=Old/x",
+            "jwks.refreshInterval=often",
+            "jwks.caBundle=/etc/ca.pem",
+            "jwks.allowedCidrs[0]=10.0.0.0/8",
+        ] {
             assert!(!renders(value), "{value}");
         }
     }
 
     #[test]
+    fn the_settings_of_policies_and_keys_reach_the_file_and_the_webhook_only_judges_where_it_must() {
+        let Some(helm) = helm_for(
+            "the_settings_of_policies_and_keys_reach_the_file_and_the_webhook_only_judges_where_it_must",
+        ) else {
+            return;
+        };
+        let chart = repository().unwrap().join("charts/cinch");
+        let values = "rootNamespace=mesh-root,mesh.trustDomainAliases={old.example},mesh.pathNormalization=BASE,\
+                      jwks.allowHTTP=true,jwks.allowedCIDRs={10.3.0.0/16},jwks.caBundle=-----BEGIN CERTIFICATE-----";
+        let mut command = Command::new(&helm);
+        command.args(["template", "cinch"]).arg(&chart).args(["--namespace", NAMESPACE, "--set", values]);
+        let text = String::from_utf8(command.output().unwrap().stdout).unwrap();
+        for line in [
+            "    rootNamespace: mesh-root",
+            "      trustDomainAliases: [\"old.example\"]",
+            "      pathNormalization: BASE",
+            "      refreshInterval: 20m",
+            "      allowedCIDRs: [\"10.3.0.0/16\"]",
+            "      allowHTTP: true",
+            "      caFile: /etc/cinch/jwks-ca.pem",
+            "  jwks-ca.pem: \"-----BEGIN CERTIFICATE-----\"",
+        ] {
+            assert!(text.lines().any(|found| found == line), "{line}");
+        }
+        let (_, policies) = text.split_once("name: cinch-policies\n").unwrap();
+        let (policies, _) = policies.split_once("\n---").unwrap();
+        assert_eq!(policies.matches("failurePolicy: Fail").count(), 2);
+        assert!(policies.contains("matchLabels: {cinch.dev/mesh: enabled}"), "{policies}");
+        let others = r#"values: ["kube-system","kube-public","kube-node-lease","cinch-system","mesh-root"]}"#;
+        assert!(policies.contains(others), "the root namespace is asked about once: {policies}");
+        assert!(policies.contains("matchLabels: {kubernetes.io/metadata.name: mesh-root}"), "{policies}");
+        assert!(!policies.contains("DELETE"), "deleting is never in the way");
+    }
+
+    #[test]
     fn istios_definitions_can_be_left_out_and_are_kept_at_uninstall() {
-        let Some(helm) = helm() else { return eprintln!("skipped: no Helm binary here") };
+        let Some(helm) = helm_for("istios_definitions_can_be_left_out_and_are_kept_at_uninstall") else {
+            return;
+        };
         let chart = repository().unwrap().join("charts/cinch");
         let rendered = |install: &str| {
             let mut command = Command::new(&helm);

@@ -19,11 +19,12 @@ pub const TAG: &str = env!("CARGO_PKG_VERSION");
 /// The binary whose image holds the demo's programs and is the sandbox ("pause") image too.
 pub const DEMO_APP: &str = "cinch-demo-app";
 /// The binaries that become images of their own.
-pub const COMPONENTS: [&str; 4] = ["cinch-operator", "cinch-webhook", "cinch-proxy", DEMO_APP];
+pub const COMPONENTS: [&str; 5] = ["cinch-operator", "cinch-webhook", "cinch-proxy", "cinch-node", DEMO_APP];
 /// The command-line tool.
 const CLI: &str = "kubectl-cinch";
 /// The binaries that a cluster with Cinch needs.
-pub const BINARIES: [&str; 5] = ["cinch-operator", "cinch-webhook", "cinch-proxy", DEMO_APP, CLI];
+pub const BINARIES: [&str; 6] =
+    ["cinch-operator", "cinch-webhook", "cinch-proxy", "cinch-node", DEMO_APP, CLI];
 /// The name of the sandbox image.
 pub const PAUSE: &str = "cinch-pause";
 

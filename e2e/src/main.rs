@@ -4,14 +4,19 @@ mod arguments;
 mod ask;
 mod capture;
 mod cluster;
+mod cluster_tests;
 mod commands;
+mod fuzz;
 mod generate;
 mod images;
 mod install;
 mod oci;
+mod place;
+mod policies;
 mod prepare;
 mod process;
 mod report;
+mod see;
 mod signals;
 mod story;
 mod terminal;
@@ -40,15 +45,19 @@ fn main() -> ExitCode {
 fn run(command: Command) -> Result<bool> {
     match command {
         Command::Demo { cluster, keep } => return commands::demo(&cluster.into(), keep),
-        Command::Test => return tests_of_all::run(),
+        Command::Test { only, .. } if only.is_empty() => return tests_of_all::run(),
+        Command::Test { only, on } => return tests_of_all::run_only(&only, on.as_deref()),
         Command::Up { cluster, bare } => commands::up(&cluster.into(), bare)?,
         Command::Reload { component, name } => commands::reload(&name, component.as_deref())?,
         Command::Down { name } => commands::take_down(name.as_deref())?,
         Command::Images { folder } => commands::write_images(&folder)?,
         Command::Generate { check } => generate::run(check)?,
+        Command::Fuzz { target, seconds } => return fuzz::run(target.as_deref(), seconds),
         Command::Init { guarded, plan } => cluster::plan::init(&plan, guarded)?,
         Command::Forward { pid, target, port_file } => cluster::forward(pid, target, &port_file)?,
-        Command::Capture { seconds, words } => capture::run(Duration::from_secs(seconds), &words)?,
+        Command::Capture { seconds, words, ports } => {
+            capture::run(Duration::from_secs(seconds), &words, &ports)?;
+        }
         Command::Ask { operator, id } => ask::run(operator, &id)?,
     }
     Ok(true)

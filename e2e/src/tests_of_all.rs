@@ -1,13 +1,14 @@
 //! `cargo e2e test`: every test there is. Unit and integration tests by cargo; the drift of generated files; and,
-//! as root, the story's lines on one cluster with one install. What can't run is counted as skipped, with the
-//! reason.
+//! as root, the cluster tests and the story's lines on one cluster with one install. What can't run is counted as
+//! skipped, with the reason.
 
-use crate::cluster::Options;
+use crate::cluster::{Cluster, Options};
 use crate::commands::{self, is_root};
 use crate::prepare::{cache_directory, prepare, repository};
 use crate::process::tail;
-use crate::{generate, images, report, story, terminal};
-use anyhow::{Context, Result};
+use crate::report::{Step, Verdict};
+use crate::{cluster_tests, generate, images, report, story, terminal};
+use anyhow::{Context, Result, bail};
 use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
@@ -35,8 +36,13 @@ impl Counts {
         self.skipped += other.skipped;
     }
 
-    fn one(held: bool) -> Self {
-        Self { passed: u64::from(held), failed: u64::from(!held), skipped: 0 }
+    fn of(steps: &[Step]) -> Self {
+        let count = |verdict| report::count(steps, verdict) as u64;
+        Self {
+            passed: count(Verdict::Held),
+            failed: count(Verdict::Failed),
+            skipped: count(Verdict::Skipped),
+        }
     }
 }
 
@@ -45,11 +51,13 @@ impl Counts {
 /// # Errors
 /// When cargo or a cluster can't be started at all.
 pub fn run() -> Result<bool> {
-    let mut counts = unit_and_integration()?;
-    if is_root() {
-        // Helm, which renders the chart for the comparison, is among the programs of the cluster.
-        prepare()?;
+    // First, because Helm, with which some tests render the chart, is among the programs of the cluster.
+    if is_root()
+        && let Err(error) = prepare()
+    {
+        terminal::say(format_args!("test: what a cluster needs can't be had: {error:#}"));
     }
+    let mut counts = unit_and_integration()?;
     counts.add(drift());
     counts.add(on_a_cluster());
     terminal::say(format_args!("test: {:.0} s in all", terminal::elapsed().as_secs_f64()));
@@ -149,43 +157,97 @@ fn failures(log: &Path) -> String {
     if shown.is_empty() { tail(log, 30) } else { shown.join("\n") }
 }
 
+/// Two things are compared: what is made from the code, and what is made from the chart by Helm.
 fn drift() -> Counts {
     let result = generate::run(true);
+    if result.is_ok() && generate::helm().is_none() {
+        terminal::say("skipped the comparison of manifests/install.yaml with the chart: no Helm binary here");
+        return Counts { passed: 1, skipped: 1, ..Counts::default() };
+    }
     if let Err(error) = &result {
         terminal::say(format_args!("test: generated files have drifted: {error:#}"));
+        return Counts { failed: 1, ..Counts::default() };
     }
-    Counts::one(result.is_ok())
+    Counts { passed: 2, ..Counts::default() }
 }
 
-/// The story's lines; those that were not reached are skipped.
+/// The cluster tests and the story's lines.
 fn on_a_cluster() -> Counts {
-    let lines = story::length() as u64;
+    let (tests, lines) = (cluster_tests::TESTS.len(), story::LINES.len() + story::ENDING.len());
+    let skipped = (tests + lines) as u64;
     if !is_root() {
-        terminal::say(format_args!("skipped the story's {lines} lines: a cluster needs root"));
-        return Counts { skipped: lines, ..Counts::default() };
+        terminal::say(format_args!(
+            "skipped {tests} cluster tests and the story's {lines} lines: a cluster needs root"
+        ));
+        return Counts { skipped, ..Counts::default() };
     }
-    match play() {
-        Ok(steps) => {
-            let failed = steps.iter().filter(|step| !step.held).count() as u64;
-            let played = steps.len() as u64;
-            if played < lines {
-                terminal::say(format_args!("skipped {} lines: an earlier one did not hold", lines - played));
-            }
-            Counts { passed: played - failed, failed, skipped: lines - played }
-        }
+    match on_one_of_our_own(|cluster| {
+        let mut steps = cluster_tests::play_first(cluster, cluster_tests::TESTS);
+        let mut story = story::Story::begin(cluster)?;
+        steps.extend(story.play(story::LINES));
+        steps.extend(cluster_tests::play_last(cluster, cluster_tests::TESTS));
+        steps.extend(story.play(story::ENDING));
+        Ok(steps)
+    }) {
+        Ok(steps) => Counts::of(&steps),
         Err(error) => {
             terminal::say(format_args!("test: no cluster with Cinch: {error:#}"));
-            Counts { failed: 1, skipped: lines, ..Counts::default() }
+            Counts { failed: 1, skipped, ..Counts::default() }
         }
     }
 }
 
-fn play() -> Result<Vec<report::Step>> {
+/// Plays only the cluster tests and lines of the story whose names hold one of the words `only`, on the kept cluster
+/// `on` or on one of their own. Returns whether all of them held.
+///
+/// # Errors
+/// When nothing has such a name, or a cluster can't be had.
+pub fn run_only(only: &[String], on: Option<&str>) -> Result<bool> {
+    let words: Vec<&str> = only.iter().map(String::as_str).collect();
+    let (tests, lines) = (cluster_tests::named(&words), story::lines_for(&words));
+    if tests.is_empty() && lines.is_empty() {
+        bail!("no cluster test and no line of the story has one of {only:?} in its name");
+    }
+    if on.is_some() && !lines.is_empty() {
+        bail!("the story needs a cluster of its own: leave --on out");
+    }
+    commands::root()?;
+    let play = |cluster: &Cluster| -> Result<Vec<Step>> {
+        let mut steps = cluster_tests::play_first(cluster, &tests);
+        if lines.is_empty() {
+            steps.extend(cluster_tests::play_last(cluster, &tests));
+            return Ok(steps);
+        }
+        let is_ending = |line: &story::Line| story::ENDING.iter().any(|ending| ending.0 == line.0);
+        let (ending, lines): (Vec<_>, Vec<_>) = lines.iter().copied().partition(is_ending);
+        let mut story = story::Story::begin(cluster)?;
+        steps.extend(story.play(&lines));
+        steps.extend(cluster_tests::play_last(cluster, &tests));
+        steps.extend(story.play(&ending));
+        Ok(steps)
+    };
+    let steps = match on {
+        Some(name) => {
+            let steps = play(&Cluster::attach(name, &prepare()?)?)?;
+            let _ = report::table(&steps);
+            steps
+        }
+        None => on_one_of_our_own(play)?,
+    };
+    let Counts { passed, failed, skipped } = Counts::of(&steps);
+    terminal::say(format_args!(
+        "{passed} held, {failed} did not, {skipped} skipped; these are not all tests"
+    ));
+    Ok(failed + skipped == 0)
+}
+
+/// Starts a cluster with Cinch, plays, prints the table, and takes the cluster down.
+fn on_one_of_our_own(play: impl FnOnce(&Cluster) -> Result<Vec<Step>>) -> Result<Vec<Step>> {
     commands::remove_abandoned(CLUSTERS)?;
     let options = Options { name: format!("{CLUSTERS}{}", std::process::id()), nodes: 1 };
     let cluster = commands::installed(&options)?;
     let memory = cluster.watch_memory();
-    let steps = story::run(&cluster)?;
+    let steps = play(&cluster)?;
     let _ = report::table(&steps);
     terminal::say(format_args!("test: {} MiB of memory at the peak, all processes", memory.peak_mib()));
     cluster.stop()?;

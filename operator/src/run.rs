@@ -10,10 +10,12 @@ use crate::index::{Index, IndexSettings};
 use crate::issuing::Issuing;
 use crate::issuing::claims::Rules;
 use crate::issuing::cluster::ApiServer;
+use crate::jwks::KeySets;
 use crate::leader;
 use crate::metrics::Metrics;
+use crate::policies::BrokenPolicies;
 use crate::settings::Settings;
-use crate::{endpoint_slice, posture, trust, webhook_certificate};
+use crate::{endpoint_slice, policies, posture, trust, webhook_certificate};
 use anyhow::{Context, bail};
 use futures::FutureExt;
 use kube::Client;
@@ -38,6 +40,7 @@ const SYNC_POLL: Duration = Duration::from_millis(200);
 struct Common {
     client: Client,
     index: Index,
+    keys: KeySets,
     settings: Arc<Settings>,
     metrics: Metrics,
     /// Fires at SIGTERM.
@@ -54,10 +57,15 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
         trust_domain: settings.trust_domain.clone(),
         allowed_images: settings.images.allowed.clone(),
         mesh_cidrs: settings.mesh.cidrs.clone(),
+        root_namespace: settings.root_namespace.clone(),
+        trust_domain_aliases: settings.mesh.trust_domain_aliases.clone(),
+        path_normalization: settings.mesh.path_normalization,
     });
     let shutdown = CancellationToken::new();
     let settings = Arc::new(settings);
-    let common = Common { client, index, settings, metrics: Metrics::new(), shutdown };
+    let metrics = Metrics::new();
+    let keys = KeySets::new(&settings.jwks, &metrics);
+    let common = Common { client, index, keys, settings, metrics, shutdown };
     info!(version = env!("CARGO_PKG_VERSION"), pod = common.settings.pod.name, "the operator starts");
     let mut tasks = JoinSet::new();
     tasks.spawn(stop_on_signal(common.shutdown.clone()));
@@ -67,6 +75,7 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
         index.run(client, shutdown).await;
         Ok("the index")
     });
+    tasks.spawn(fetch_keys(common.clone()));
     tokio::select! {
         result = lead(&common) => result,
         ended = first_end(&mut tasks, &common.shutdown) => ended,
@@ -91,6 +100,13 @@ async fn serve_health(common: Common) -> anyhow::Result<&'static str> {
     let ready: health::Ready = Arc::new(move || index.synced());
     health::serve(address, common.metrics.clone(), ready, common.shutdown.clone()).await?;
     Ok("the health port")
+}
+
+/// On every replica, so that a new leader has them at once.
+async fn fetch_keys(common: Common) -> anyhow::Result<&'static str> {
+    let settings = Arc::new(common.settings.jwks.clone());
+    common.keys.run(common.index, settings, common.shutdown).await;
+    Ok("the fetching of keys")
 }
 
 /// IPv4 and IPv6, where the machine has both.
@@ -170,6 +186,11 @@ async fn work(common: &Common) -> anyhow::Result<()> {
     let evidence = EvidenceStore::new(common.index.clone());
     let mut rooms = JoinSet::new();
     rooms.spawn(keeper.run(shutdown.clone()).map(|()| "the certificate authority"));
+    // A policy without its keys refuses tokens, and a proxy that knows no better one would take it.
+    tokio::select! {
+        () = shutdown.cancelled() => return Ok(()),
+        () = common.keys.settled(&common.index) => {}
+    }
     serve_control(common, &authority, &sessions, &evidence, &mut rooms).await?;
     spawn_rooms(common, &authority, &sessions, &evidence, &mut rooms);
     tokio::select! {
@@ -195,7 +216,7 @@ fn spawn_rooms(
     evidence: &EvidenceStore,
     rooms: &mut JoinSet<&'static str>,
 ) {
-    let Common { client, index, settings, metrics, shutdown } = common;
+    let Common { client, index, keys, settings, metrics, shutdown } = common;
     rooms.spawn(evidence.clone().run(shutdown.clone()).map(|()| "the evidence store"));
     let bundle = authority.watch_bundle();
     let trust = trust::run(client.clone(), index.clone(), Arc::clone(settings), bundle, shutdown.clone());
@@ -205,12 +226,27 @@ fn spawn_rooms(
     let accounts = Accounts::default();
     let creating = accounts.clone().run(client.clone(), index.clone(), shutdown.clone());
     rooms.spawn(creating.map(|()| "the service accounts"));
+    let broken = BrokenPolicies::default();
+    let policies = policies::run(
+        policies::Parts {
+            client: client.clone(),
+            index: index.clone(),
+            sessions: sessions.clone(),
+            keys: keys.clone(),
+            broken: broken.clone(),
+            settings: Arc::clone(settings),
+            metrics: metrics.clone(),
+        },
+        shutdown.clone(),
+    );
+    rooms.spawn(policies.map(|()| "the status of policies"));
     let postures = posture::run(
         posture::Parts {
             client: client.clone(),
             index: index.clone(),
             evidence: evidence.clone(),
             sessions: sessions.clone(),
+            broken,
             settings: Arc::clone(settings),
             metrics: metrics.clone(),
         },
@@ -229,7 +265,7 @@ async fn serve_control(
     evidence: &EvidenceStore,
     rooms: &mut JoinSet<&'static str>,
 ) -> anyhow::Result<()> {
-    let Common { client, index, settings, metrics, shutdown } = common;
+    let Common { client, index, settings, metrics, shutdown, .. } = common;
     let operator = settings.operator_id()?;
     let (tls, again) = control::certificate::issue(authority, &operator)?;
     let (tls, tls_watch) = watch::channel(tls);

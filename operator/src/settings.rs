@@ -5,10 +5,11 @@
 
 use anyhow::{Context, bail};
 use cinch_identity::{SpiffeId, TrustDomain};
+use cinch_policy::PathNormalization;
 use ipnet::IpNet;
 use serde::{Deserialize, Deserializer};
 use std::net::IpAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// Everything that an installation decides.
@@ -25,9 +26,12 @@ pub struct Settings {
     pub root_namespace: String,
     /// Images of the sidecar.
     pub images: Images,
-    /// Which addresses belong to the mesh.
+    /// The mesh as a whole.
     #[serde(default)]
     pub mesh: MeshSettings,
+    /// How keys of tokens are fetched.
+    #[serde(default)]
+    pub jwks: JwksSettings,
     /// Defaults of promotion.
     #[serde(default)]
     pub promotion: PromotionSettings,
@@ -37,6 +41,9 @@ pub struct Settings {
     /// The webhook.
     #[serde(default)]
     pub webhook: WebhookSettings,
+    /// Who sets the redirect of pods; only checked here.
+    #[serde(default)]
+    pub redirect: RedirectSettings,
     /// The control port.
     #[serde(default)]
     pub control: ControlSettings,
@@ -61,12 +68,53 @@ pub struct Images {
     pub allowed: Vec<String>,
 }
 
-/// Which addresses belong to the mesh.
+/// The mesh as a whole.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct MeshSettings {
-    /// CIDRs besides those that the cluster tells.
+    /// CIDRs that belong to it besides those that the cluster tells.
     pub cidrs: Vec<IpNet>,
+    /// Other names of the trust domain: a principal of one stands for all in policies.
+    pub trust_domain_aliases: Vec<String>,
+    /// How policies read paths.
+    pub path_normalization: PathNormalization,
+}
+
+/// How keys of tokens are fetched.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct JwksSettings {
+    /// Between two fetches of a key set; an issuer may ask for more frequent ones.
+    #[serde(deserialize_with = "duration")]
+    pub refresh_interval: Duration,
+    /// After a failure; doubled by each further one, up to an hour.
+    #[serde(deserialize_with = "duration")]
+    pub retry_interval: Duration,
+    /// How long a fetch may take, where the policy does not say.
+    #[serde(deserialize_with = "duration")]
+    pub timeout: Duration,
+    /// Addresses that keys may be fetched from though they are not public: an issuer inside the cluster.
+    #[serde(rename = "allowedCIDRs")]
+    pub allowed_cidrs: Vec<IpNet>,
+    /// Whether keys may be fetched in plain text.
+    #[serde(rename = "allowHTTP")]
+    pub allow_http: bool,
+    /// Certificates (PEM) that issuers may have besides the public ones.
+    pub ca_file: Option<PathBuf>,
+}
+
+impl Default for JwksSettings {
+    /// Istio's figures.
+    fn default() -> Self {
+        Self {
+            refresh_interval: Duration::from_secs(20 * 60),
+            retry_interval: Duration::from_secs(60),
+            timeout: Duration::from_secs(5),
+            allowed_cidrs: Vec::new(),
+            allow_http: false,
+            ca_file: None,
+        }
+    }
 }
 
 /// What `spec.promotion` of a Posture is when nobody wrote it.
@@ -147,6 +195,25 @@ impl Default for WebhookSettings {
     fn default() -> Self {
         Self { port: 10250 }
     }
+}
+
+/// Who sets the redirect of pods.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct RedirectSettings {
+    /// `init` or `agent`. Either way of injection counts as such, whichever new pods get.
+    pub mode: RedirectMode,
+}
+
+/// Ways to set the redirect of a pod.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum RedirectMode {
+    /// The init container `cinch-init`.
+    #[default]
+    Init,
+    /// The agent on the pod's node.
+    Agent,
 }
 
 /// The control port.
@@ -269,6 +336,21 @@ impl Settings {
         if settings.proxy.report_interval.is_zero() {
             bail!("proxy.reportInterval must not be zero");
         }
+        for alias in &settings.mesh.trust_domain_aliases {
+            TrustDomain::parse(alias).context("mesh.trustDomainAliases")?;
+        }
+        let jwks = &settings.jwks;
+        for (key, pause) in [
+            ("refreshInterval", jwks.refresh_interval),
+            ("retryInterval", jwks.retry_interval),
+            ("timeout", jwks.timeout),
+        ] {
+            // Who asks more often is a nuisance to an issuer.
+            let least = if key == "timeout" { Duration::from_millis(1) } else { Duration::from_secs(1) };
+            if pause < least {
+                bail!("jwks.{key} must be at least {least:?}");
+            }
+        }
         let certificates = &settings.certificates;
         for (key, lifetime) in
             [("leaf", certificates.leaf), ("issuer", certificates.issuer), ("root", certificates.root)]
@@ -335,7 +417,8 @@ clusterDomain: cluster.local
 namespace: cinch-system
 rootNamespace: cinch-system
 images: {proxy: "registry/cinch-proxy:0.1.0", allowed: ["registry/cinch-proxy:0.1.0"]}
-mesh: {cidrs: ["10.0.0.0/8", "fd00::/8"]}
+mesh: {cidrs: ["10.0.0.0/8", "fd00::/8"], trustDomainAliases: [old.example], pathNormalization: MERGE_SLASHES}
+jwks: {refreshInterval: 10m, retryInterval: 5s, timeout: 2s, allowedCIDRs: [10.3.0.0/16], allowHTTP: true, caFile: /etc/cinch/jwks-ca.pem}
 promotion: {default: Automatic, quietPeriod: 15s, probation: 1h, settle: 30s, maxConcurrent: 1, minInterval: 0s}
 proxy: {reportInterval: 10s, resources: {requests: {cpu: 10m, memory: 32Mi}, limits: {cpu: "2", memory: 128Mi}}}
 webhook: {port: 10250}
@@ -348,11 +431,30 @@ control: {port: 7443}
         assert_eq!(settings.promotion.default, PromotionDefault::Automatic);
         assert_eq!(settings.promotion.quiet_period, Duration::from_secs(15));
         assert_eq!(settings.mesh.cidrs.len(), 2);
+        assert_eq!(settings.mesh.path_normalization, PathNormalization::MergeSlashes);
+        assert_eq!(settings.mesh.trust_domain_aliases, ["old.example"]);
+        assert_eq!(settings.jwks.refresh_interval, Duration::from_secs(600));
+        assert_eq!(settings.jwks.allowed_cidrs, ["10.3.0.0/16".parse().unwrap()]);
+        assert!(settings.jwks.allow_http && settings.jwks.ca_file.is_some());
         assert_eq!(
             settings.operator_id().unwrap().as_str(),
             "spiffe://cluster.local/ns/cinch-system/sa/cinch-operator"
         );
         assert_eq!(settings.certificates.leaf, Duration::from_secs(24 * 3600));
+    }
+
+    #[test]
+    fn what_is_left_out_has_istios_figures_and_the_safer_choice() {
+        let lines: Vec<&str> =
+            FULL.lines().filter(|line| !line.starts_with("mesh:") && !line.starts_with("jwks:")).collect();
+        let settings = Settings::parse(&lines.join("\n")).unwrap();
+        assert_eq!(settings.mesh.path_normalization, PathNormalization::Safe);
+        let jwks = settings.jwks;
+        assert_eq!(
+            (jwks.refresh_interval, jwks.timeout),
+            (Duration::from_secs(1200), Duration::from_secs(5))
+        );
+        assert!(jwks.allowed_cidrs.is_empty() && !jwks.allow_http && jwks.ca_file.is_none());
     }
 
     #[test]
@@ -363,6 +465,11 @@ control: {port: 7443}
             ("quietPeriod: 15s", "quiet_period: 15s", "quiet_period"),
             ("trustDomain: cluster.local", "trustDomain: Cluster/x", "trustDomain"),
             ("default: Automatic", "default: automatic", "automatic"),
+            ("MERGE_SLASHES", "MERGE", "MERGE"),
+            ("[old.example]", "[Old/x]", "trustDomainAliases"),
+            ("refreshInterval: 10m", "refreshInterval: 0s", "jwks.refreshInterval"),
+            ("allowHTTP", "allowHttp", "allowHttp"),
+            ("10.3.0.0/16", "10.3.0.0/33", "10.3.0.0/33"),
             ("control: {port: 7443}", "lease: {duration: 2s, renew: 1s}", "lease.duration"),
         ] {
             let error = format!("{:#}", Settings::parse(&FULL.replace(from, to)).unwrap_err());

@@ -2,7 +2,7 @@
 //! machines outside of a cluster. In goes YAML, out come checked settings, or the name of what is wrong.
 
 use cinch_identity::{SpiffeId, TrustDomain};
-use cinch_policy::Mode;
+use cinch_policy::{Mode, PathNormalization};
 use ipnet::IpNet;
 use serde::{Deserialize, Deserializer, de};
 use std::collections::BTreeMap;
@@ -136,23 +136,6 @@ pub struct Mesh {
 
 fn root_namespace() -> String {
     "cinch-system".to_owned()
-}
-
-/// How paths are read by HTTP rules: ours, or one of Istio's words.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
-pub enum PathNormalization {
-    /// A rule must hold in every reading that a back end could use.
-    #[default]
-    Safe,
-    /// As sent.
-    None,
-    /// RFC 3986.
-    Base,
-    /// And slashes merged.
-    MergeSlashes,
-    /// And `%2F` decoded.
-    DecodeAndMergeSlashes,
 }
 
 /// Who is behind an address.

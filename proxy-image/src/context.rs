@@ -3,10 +3,12 @@
 //! through watches and atomics, because the two sides run on threads of their own.
 
 use crate::evidence::Evidence;
+use crate::http_filter;
 use crate::limits::Limits;
+use crate::live::Live;
 use crate::path_metrics::PathMetrics;
 use cinch_identity::{SpiffeId, Svid, TrustBundle};
-use cinch_policy::{Mode, PortModes, WorkloadPolicies};
+use cinch_policy::Mode;
 use cinch_reason::Reason;
 use futures::future::BoxFuture;
 use std::fmt;
@@ -17,6 +19,8 @@ use std::sync::Arc;
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
+
+pub use crate::inbound_policy::InboundPolicy;
 
 /// The port of metrics. Nobody listens on it: the inbound side answers by original destination.
 pub const METRICS_PORT: u16 = 15020;
@@ -74,19 +78,6 @@ pub enum Destination {
     Refuse(Reason),
 }
 
-/// What the inbound side enforces, as one version.
-#[derive(Clone)]
-pub struct InboundPolicy {
-    /// As the control plane counts it.
-    pub version: u64,
-    /// Which port accepts what, the lock included.
-    pub modes: PortModes,
-    /// Authorization policies; `None`: there are none, everything that the mode lets in is allowed.
-    pub policies: Option<Arc<WorkloadPolicies>>,
-    /// The namespace carries the lock.
-    pub locked: bool,
-}
-
 /// Answers what stands behind an address.
 pub trait Discovery: Send + Sync {
     /// The destination behind `to`, from the cache or from the control plane. Bounded in time.
@@ -107,6 +98,8 @@ pub struct Context {
     pub credentials: watch::Receiver<Option<Arc<Credentials>>>,
     /// Inbound policy; `None` until the first one is there, which refuses everything.
     pub policy: watch::Receiver<Option<Arc<InboundPolicy>>>,
+    /// The open inbound connections; whoever serves this context lets it follow `policy` ([`Live::follow`]).
+    pub live: Arc<Live>,
     /// What stands behind addresses.
     pub discovery: Arc<dyn Discovery>,
     /// What was seen of plaintext, and the proofs of the redirect.
@@ -117,6 +110,8 @@ pub struct Context {
     pub own_addresses: watch::Receiver<Arc<[IpAddr]>>,
     /// Metrics, health and probes.
     pub probes: Arc<dyn VirtualPorts>,
+    /// What all connections that are read as HTTP have in common.
+    pub http: Arc<http_filter::Shared>,
     /// Named limits.
     pub limits: Limits,
     /// Cancelled when the proxy shall end: listeners stop, tunnels drain, open connections finish.

@@ -63,6 +63,7 @@ pub struct Evidence {
     /// Milliseconds after `started`, plus one; 0: never.
     inbound_proof: AtomicU64,
     outbound_proof: AtomicU64,
+    agent_proof: AtomicU64,
 }
 
 impl Evidence {
@@ -76,6 +77,7 @@ impl Evidence {
             table: Mutex::default(),
             inbound_proof: AtomicU64::new(0),
             outbound_proof: AtomicU64::new(0),
+            agent_proof: AtomicU64::new(0),
         }
     }
 
@@ -93,6 +95,17 @@ impl Evidence {
     /// The proxy's own dial came back through the outbound redirect.
     pub fn note_outbound_proof(&self) {
         self.outbound_proof.store(self.stamp(), Ordering::Relaxed);
+    }
+
+    /// The node agent has found the redirect in force and proved it by a dial of its own.
+    pub fn note_agent_proof(&self) {
+        self.agent_proof.store(self.stamp(), Ordering::Relaxed);
+    }
+
+    /// How long ago the node agent last said so.
+    #[must_use]
+    pub fn agent_proof_age(&self) -> Option<Duration> {
+        self.age_of(&self.agent_proof)
     }
 
     /// How long ago the inbound redirect was last proved.
@@ -130,10 +143,12 @@ impl Evidence {
         }
     }
 
-    /// Counts a plaintext connection that the app accepted as open, until the returned guard is dropped.
+    /// Follows a plaintext connection that the app accepted, until the returned guard is dropped. It counts as open
+    /// from its first byte on: one that never says a word would lose nothing by the lock, and who only holds
+    /// connections open must not be able to hold a namespace back.
     #[must_use]
     pub fn accepted(self: &Arc<Self>, source: IpAddr, port: u16) -> Accepted {
-        self.with(source, port, Instant::now(), |counts| counts.open += 1);
+        self.with(source, port, Instant::now(), |_| ());
         Accepted { evidence: self.clone(), source, port, state: State::Silent }
     }
 
@@ -220,6 +235,7 @@ impl Accepted {
             let now = Instant::now();
             self.evidence.with(self.source, self.port, now, |counts| {
                 counts.served += 1;
+                counts.open += 1;
                 counts.last_served = Some(now);
             });
         }
@@ -232,10 +248,17 @@ impl Accepted {
             return;
         }
         if self.state == State::Served {
-            self.stamp_served();
+            self.close();
         }
         self.state = State::Cut;
         self.evidence.refused(self.source, self.port, Outcome::Denied);
+    }
+
+    /// It ended, and unless it was served, nothing of what the client may have said (`spoke`) was let through.
+    pub fn ended(self, spoke: bool) {
+        if self.state == State::Silent {
+            self.cut(spoke);
+        }
     }
 
     /// A ClientHello came before anybody said a byte: nothing of this was plaintext.
@@ -243,24 +266,25 @@ impl Accepted {
         self.state = State::Tunnel;
     }
 
-    fn stamp_served(&self) {
+    /// Bytes may have gone until now: a long connection is as recent as its end.
+    fn close(&self) {
         let now = Instant::now();
-        self.evidence.with(self.source, self.port, now, |counts| counts.last_served = Some(now));
+        self.evidence.with(self.source, self.port, now, |counts| {
+            counts.open = counts.open.saturating_sub(1);
+            counts.last_served = Some(now);
+        });
     }
 }
 
 impl Drop for Accepted {
     fn drop(&mut self) {
-        let (empty, served) = (self.state == State::Silent, self.state == State::Served);
-        let now = Instant::now();
-        self.evidence.with(self.source, self.port, now, |counts| {
-            counts.open = counts.open.saturating_sub(1);
-            counts.empty += u64::from(empty);
-            if served {
-                // Bytes may have gone until now: a long connection is as recent as its end.
-                counts.last_served = Some(now);
+        match self.state {
+            State::Silent => {
+                self.evidence.with(self.source, self.port, Instant::now(), |counts| counts.empty += 1);
             }
-        });
+            State::Served => self.close(),
+            State::Cut | State::Tunnel => {}
+        }
     }
 }
 
@@ -313,7 +337,7 @@ mod tests {
     fn a_connection_that_said_a_byte_is_served_once_and_open_until_it_ends() {
         let evidence = Arc::new(Evidence::new(8));
         let mut open = evidence.accepted(ip(1), 80);
-        assert_eq!((totals(&evidence).open, totals(&evidence).served), (1, 0));
+        assert_eq!((totals(&evidence).open, totals(&evidence).served), (0, 0));
         open.served();
         open.served();
         assert_eq!((totals(&evidence).open, totals(&evidence).served), (1, 1));

@@ -37,6 +37,8 @@ pub struct Readiness {
     policy: watch::Receiver<Option<Arc<InboundPolicy>>>,
     /// The operator knows the pod's addresses, or there is no operator.
     indexed: AtomicBool,
+    /// The node agent has set the redirect, or there is no agent to wait for.
+    redirected: AtomicBool,
     /// Oldest acceptable proof of the redirect in milliseconds; 0: none is asked for.
     proof_limit: AtomicU64,
 }
@@ -54,6 +56,7 @@ impl Readiness {
             credentials,
             policy,
             indexed: AtomicBool::new(false),
+            redirected: AtomicBool::new(true),
             proof_limit: AtomicU64::new(0),
         };
         this.expect_proofs_every(PROOF_FLOOR);
@@ -67,13 +70,24 @@ impl Readiness {
         credentials: watch::Receiver<Option<Arc<Credentials>>>,
         policy: watch::Receiver<Option<Arc<InboundPolicy>>>,
     ) -> Self {
-        let (indexed, proof_limit) = (AtomicBool::new(true), AtomicU64::new(0));
-        Self { evidence, credentials, policy, indexed, proof_limit }
+        let (indexed, redirected) = (AtomicBool::new(true), AtomicBool::new(true));
+        Self { evidence, credentials, policy, indexed, redirected, proof_limit: AtomicU64::new(0) }
     }
 
     /// The operator has acknowledged the pod's addresses.
     pub fn set_indexed(&self) {
         self.indexed.store(true, Ordering::Relaxed);
+    }
+
+    /// The redirect is the node agent's to set: it must say so first. A table that an earlier start of the proxy
+    /// left behind passes the self-test, but exempts a container that is gone.
+    pub fn await_agent(&self) {
+        self.redirected.store(false, Ordering::Relaxed);
+    }
+
+    /// The node agent has set the redirect.
+    pub fn set_redirected(&self) {
+        self.redirected.store(true, Ordering::Relaxed);
     }
 
     /// How often the self-test runs.
@@ -86,6 +100,9 @@ impl Readiness {
     #[must_use]
     pub fn missing(&self) -> Vec<Reason> {
         let mut missing = Vec::new();
+        if !self.redirected.load(Ordering::Relaxed) {
+            missing.push(Reason::AgentPending);
+        }
         let limit = self.proof_limit.load(Ordering::Relaxed);
         let proved =
             self.evidence.outbound_proof_age().is_some_and(|age| age <= Duration::from_millis(limit));
@@ -223,12 +240,7 @@ mod tests {
         evidence.note_outbound_proof();
         readiness.set_indexed();
         let modes = PortModes::default();
-        policy.send_replace(Some(Arc::new(InboundPolicy {
-            version: 1,
-            modes,
-            policies: None,
-            locked: false,
-        })));
+        policy.send_replace(Some(Arc::new(InboundPolicy::of_modes(1, modes))));
         assert_eq!(readiness.missing(), [CertificatePending]);
     }
 

@@ -27,8 +27,8 @@ pub fn run() -> ExitCode {
     match set_and_prove(&config) {
         Ok(proof) => {
             println!(
-                "redirect in force and proved by a dial to {proof}: inbound to {}, outbound to {}, uid {} exempt",
-                config.inbound_port, config.outbound_port, config.proxy_uid
+                "redirect in force and proved by a dial to {proof}: inbound to {}, outbound to {}, {} exempt",
+                config.inbound_port, config.outbound_port, config.exempt
             );
             ExitCode::SUCCESS
         }

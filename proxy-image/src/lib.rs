@@ -2,6 +2,7 @@
 //! plaintext where that is allowed, evidence of it, and refusals with their reason.
 
 pub mod accept;
+pub mod agent;
 pub mod config;
 pub mod context;
 pub mod control;
@@ -12,7 +13,9 @@ pub mod evidence;
 pub mod gate;
 pub mod health;
 pub mod http;
+pub mod http_filter;
 pub mod inbound;
+pub mod inbound_policy;
 pub mod init;
 pub mod limits;
 pub mod listeners;

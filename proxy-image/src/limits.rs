@@ -37,6 +37,14 @@ pub struct Limits {
     pub settle: Duration,
     /// Sources of plaintext that evidence names.
     pub evidence_sources: usize,
+    /// Bounds of one connection that is read as HTTP.
+    pub http: cinch_http::Limits,
+    /// Such a connection says its first bytes within this time, or it is closed.
+    pub http_first_byte: Duration,
+    /// How long the last bytes of such a connection may take to leave once it is over.
+    pub http_flush: Duration,
+    /// Bytes of heads that all such connections hold together.
+    pub http_held_bytes: usize,
 }
 
 impl Default for Limits {
@@ -57,6 +65,10 @@ impl Default for Limits {
             tunnel_age: Duration::from_secs(3600),
             settle: Duration::from_secs(2),
             evidence_sources: 4096,
+            http: cinch_http::Limits::default(),
+            http_first_byte: Duration::from_secs(10),
+            http_flush: Duration::from_secs(60),
+            http_held_bytes: 32 * 1024 * 1024,
         }
     }
 }

@@ -98,6 +98,7 @@ impl Listeners {
 fn serve_here(listeners: Listeners, context: Arc<Context>) -> io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let _entered = runtime.enter();
+    runtime.spawn(context.live.clone().follow(context.policy.clone()));
     let mut services: Vec<LocalBoxFuture<'static, ()>> = Vec::new();
     for listener in listeners.inbound {
         services.push(Box::pin(inbound::serve(TcpListener::from_std(listener)?, context.clone())));

@@ -2,15 +2,15 @@
 //! In go what is known of a connection and the policy, out comes whether it may go on. The copy of a connection
 //! only looks at a flag.
 
-use crate::context::InboundPolicy;
+use crate::inbound_policy::InboundPolicy;
 use cinch_identity::SpiffeId;
-use cinch_policy::{Connection, Mode, no_providers};
+use cinch_policy::{Connection, Mode, Partial, Report, no_providers};
 use cinch_reason::Reason;
 use futures::task::AtomicWaker;
 use parking_lot::Mutex;
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::task::Context;
 use tokio::sync::watch;
@@ -40,30 +40,65 @@ pub struct Subject {
 pub struct Denial {
     /// Why.
     pub reason: Reason,
-    /// Which policy says so, where one does.
+    /// Which policy says so (`namespace/name`), where one does.
     pub policy: Option<Arc<str>>,
+    /// Which of its rules, from 0, where one matched.
+    pub rule: Option<u32>,
 }
 
-/// Judges a connection by mode and policy. Tunnels outlive a change to DISABLE: they are no weaker than what it
-/// asks for.
+impl Denial {
+    /// One for which no policy speaks.
+    #[must_use]
+    pub const fn of(reason: Reason) -> Self {
+        Denial { reason, policy: None, rule: None }
+    }
+}
+
+impl Subject {
+    fn connection<'a>(&self, peer: Option<&'a str>) -> Connection<'a> {
+        Connection::new(peer, self.source, self.destination)
+    }
+}
+
+/// How a connection may be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pass {
+    /// As it is, whatever it carries, for this reason.
+    Plain(Reason),
+    /// Read as HTTP, request by request.
+    Http,
+}
+
+/// Judges a connection by mode and policy; whether and how it may be. Tunnels outlive a change to DISABLE: they are
+/// no weaker than what it asks for.
 ///
 /// # Errors
 /// The [`Denial`], when it may not be.
-pub fn judge(policy: &InboundPolicy, subject: &Subject) -> Result<(), Denial> {
+pub fn judge(policy: &InboundPolicy, subject: &Subject) -> Result<Pass, Denial> {
     let peer = match &subject.peer {
         Peer::Unknown if policy.modes.mode(subject.destination.port()) == Mode::Strict => {
-            return Err(Denial { reason: Reason::StrictPlaintext, policy: None });
+            return Err(Denial::of(Reason::StrictPlaintext));
         }
         Peer::Unknown => None,
         Peer::Proved(id) => Some(id.as_str()),
     };
-    let Some(policies) = &policy.policies else { return Ok(()) };
-    let connection = Connection::new(peer, subject.source, subject.destination);
-    let decision = policies.tcp(&connection, &no_providers);
-    if decision.is_allowed() {
-        return Ok(());
+    let Some(policies) = &policy.policies else { return Ok(Pass::Plain(Reason::AllowedByDefault)) };
+    match policies.connection(&subject.connection(peer)) {
+        Partial::Allow(decision) => Ok(Pass::Plain(decision.reason)),
+        Partial::Deny(decision) => Err(policy.denial(&decision)),
+        Partial::NeedsHttp => Ok(Pass::Http),
     }
-    Err(Denial { reason: decision.reason, policy: decision.policy.cloned() })
+}
+
+/// What AUDIT policies and dry runs say of a connection that is being opened; `None` where there are none.
+#[must_use]
+pub fn report<'p>(policy: &'p InboundPolicy, subject: &Subject) -> Option<Report<'p>> {
+    let policies = policy.policies.as_ref().filter(|policies| policies.reports())?;
+    let peer = match &subject.peer {
+        Peer::Unknown => None,
+        Peer::Proved(id) => Some(id.as_str()),
+    };
+    Some(policies.report_tcp(&subject.connection(peer), &no_providers))
 }
 
 /// All open inbound connections.
@@ -71,11 +106,15 @@ pub fn judge(policy: &InboundPolicy, subject: &Subject) -> Result<(), Denial> {
 pub struct Live {
     entries: Mutex<HashMap<u64, Arc<Entry>>>,
     next: AtomicU64,
+    judged: watch::Sender<u64>,
+    draining: AtomicBool,
 }
 
 #[derive(Debug)]
 struct Entry {
     subject: Subject,
+    /// Its requests are judged one by one.
+    http: AtomicBool,
     cut: OnceLock<Denial>,
     waker: AtomicWaker,
 }
@@ -86,28 +125,55 @@ impl Live {
     #[must_use]
     pub fn register(self: &Arc<Self>, subject: Subject) -> Registered {
         let id = self.next.fetch_add(1, Ordering::Relaxed);
-        let entry = Arc::new(Entry { subject, cut: OnceLock::new(), waker: AtomicWaker::new() });
+        let entry = Arc::new(Entry {
+            subject,
+            http: AtomicBool::new(false),
+            cut: OnceLock::new(),
+            waker: AtomicWaker::new(),
+        });
         self.entries.lock().insert(id, entry.clone());
         Registered { live: self.clone(), id, entry }
     }
 
-    /// Judges every open connection by `policy` and cuts those that it denies.
+    /// The version of the policy by which every open connection has been judged: those that it denies hand over no
+    /// further byte. 0 until there is one.
+    #[must_use]
+    pub fn judged(&self) -> watch::Receiver<u64> {
+        self.judged.subscribe()
+    }
+
+    /// Judges every open connection by `policy`; cuts those that it denies, and those that it wants to read as HTTP
+    /// and that are not. Those that are look at their requests again before they hand over a further byte.
     pub fn review(&self, policy: &InboundPolicy) {
         for entry in self.entries.lock().values() {
-            if let Err(denial) = judge(policy, &entry.subject)
-                && entry.cut.set(denial).is_ok()
-            {
+            let is_http = entry.http.load(Ordering::Relaxed);
+            let denial = match judge(policy, &entry.subject) {
+                Ok(Pass::Http) if !is_http => Some(Denial::of(Reason::HttpNeeded)),
+                Ok(_) => None,
+                Err(denial) => Some(denial),
+            };
+            if denial.is_some_and(|denial| entry.cut.set(denial).is_ok()) || is_http {
                 entry.waker.wake();
             }
         }
     }
 
-    /// Reviews whenever the policy changes, until nobody can change it any more.
+    /// Tells those whose requests are judged one by one to take no further request. The others end by themselves.
+    pub fn drain(&self) {
+        self.draining.store(true, Ordering::Relaxed);
+        for entry in self.entries.lock().values().filter(|entry| entry.http.load(Ordering::Relaxed)) {
+            entry.waker.wake();
+        }
+    }
+
+    /// Reviews whenever the policy changes, until nobody can change it any more. It runs in the thread that copies,
+    /// so that between two bytes of a connection a review is over or has not begun.
     pub async fn follow(self: Arc<Self>, mut policy: watch::Receiver<Option<Arc<InboundPolicy>>>) {
         loop {
             let current = policy.borrow_and_update().clone();
             if let Some(current) = current {
                 self.review(&current);
+                self.judged.send_replace(current.version);
             }
             if policy.changed().await.is_err() {
                 return;
@@ -129,6 +195,23 @@ impl Registered {
     #[must_use]
     pub fn subject(&self) -> &Subject {
         &self.entry.subject
+    }
+
+    /// From now on its requests are judged one by one.
+    pub fn set_http(&self) {
+        self.entry.http.store(true, Ordering::Relaxed);
+    }
+
+    /// Its requests are judged one by one.
+    #[must_use]
+    pub fn is_http(&self) -> bool {
+        self.entry.http.load(Ordering::Relaxed)
+    }
+
+    /// It should take no further request ([`Live::drain`]); who was polled for a cut is woken when that changes.
+    #[must_use]
+    pub fn is_draining(&self) -> bool {
+        self.live.draining.load(Ordering::Relaxed)
     }
 
     /// Why it must end, if it must; else `cx` is woken when it must.
@@ -156,11 +239,14 @@ impl Drop for Registered {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use cinch_policy::PortModes;
+    use cinch_policy::{
+        AuthorizationPolicy, Enforcement, MeshConfig, ObjectName, PolicyObject, PortModes, Workload,
+        WorkloadPolicies,
+    };
 
     fn policy(mode: Mode, ports: &[(u16, Mode)]) -> InboundPolicy {
         let modes = PortModes::uniform(mode, ports.iter().copied());
-        InboundPolicy { version: 1, modes, policies: None, locked: false }
+        InboundPolicy::of_modes(1, modes)
     }
 
     fn subject(peer: Peer) -> Subject {
@@ -193,6 +279,30 @@ mod tests {
         }
     }
 
+    fn policy_that_needs_http() -> InboundPolicy {
+        let spec =
+            serde_json::json!({"action": "DENY", "rules": [{"to": [{"operation": {"methods": ["PUT"]}}]}]});
+        let name = ObjectName { namespace: "shop".into(), name: "no-put".into() };
+        let object =
+            PolicyObject::AuthorizationPolicy(AuthorizationPolicy::new(name, Enforcement::Enforced, &spec));
+        let workload = Workload { namespace: "shop".into(), ..Workload::default() };
+        let policies = WorkloadPolicies::compile(&MeshConfig::default(), [&object], &workload);
+        InboundPolicy { policies: Some(Arc::new(policies)), ..policy(Mode::Permissive, &[]) }
+    }
+
+    #[test]
+    fn a_policy_that_needs_http_cuts_those_that_are_not_read_and_wakes_those_that_are() {
+        let live = Arc::new(Live::default());
+        let (plain, http) = (live.register(subject(proved())), live.register(subject(proved())));
+        http.set_http();
+        assert_eq!(judge(&policy_that_needs_http(), http.subject()), Ok(Pass::Http));
+        live.review(&policy_that_needs_http());
+        assert_eq!(plain.denial().map(|denial| denial.reason), Some(Reason::HttpNeeded));
+        assert!(http.denial().is_none() && !http.is_draining());
+        live.drain();
+        assert!(http.is_draining());
+    }
+
     #[tokio::test]
     async fn a_stricter_policy_cuts_open_plaintext_and_leaves_tunnels() {
         let (sender, receiver) = watch::channel(Some(Arc::new(policy(Mode::Permissive, &[]))));
@@ -208,6 +318,7 @@ mod tests {
         })
         .await;
         assert_eq!(reason, Reason::StrictPlaintext);
+        assert_eq!(*live.judged().borrow(), 1);
         assert!(tunnel.denial().is_none());
         drop((plain, tunnel));
         assert!(live.entries.lock().is_empty());

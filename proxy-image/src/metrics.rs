@@ -43,6 +43,7 @@ pub struct Metrics {
     memory: Gauge,
     inbound_proof: Gauge,
     outbound_proof: Gauge,
+    agent_proof: Gauge,
 }
 
 impl Metrics {
@@ -64,6 +65,7 @@ impl Metrics {
             memory: Gauge::default(),
             inbound_proof: Gauge::default(),
             outbound_proof: Gauge::default(),
+            agent_proof: Gauge::default(),
             registry: Registry::default(),
         };
         let r = &mut registry;
@@ -73,6 +75,8 @@ impl Metrics {
         let help = "Age of the last proof that the redirect works; -1: never proved";
         r.register_with_unit("inbound_redirect_proof_age", help, Unit::Seconds, inbound);
         r.register_with_unit("outbound_redirect_proof_age", help, Unit::Seconds, outbound);
+        let help = "Age of the last answer of the node agent that the redirect is in force; -1: none";
+        r.register_with_unit("agent_redirect_proof_age", help, Unit::Seconds, this.agent_proof.clone());
         Self { registry, ..this }
     }
 
@@ -83,6 +87,7 @@ impl Metrics {
         self.memory.set(i64::try_from(resident_bytes()).unwrap_or(i64::MAX));
         self.inbound_proof.set(seconds(self.evidence.inbound_proof_age()));
         self.outbound_proof.set(seconds(self.evidence.outbound_proof_age()));
+        self.agent_proof.set(seconds(self.evidence.agent_proof_age()));
         let mut page = String::new();
         // Writing to a string can't fail.
         let _ = text::encode(&mut page, &self.registry);

@@ -1,12 +1,15 @@
 //! Metrics of the data path: handles that count, and their registration. Connections look their handles up once,
 //! when they open.
 
+use crate::http_filter::HttpMetrics;
 use cinch_reason::Reason;
+use parking_lot::Mutex;
 use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
+use std::collections::HashSet;
 use std::fmt::{self, Write as _};
 
 /// Which side of the pod a connection is on.
@@ -105,6 +108,34 @@ pub struct LimitLabels {
     pub limit: Word,
 }
 
+/// Labels of a decision on an inbound connection.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct DecisionLabels {
+    /// `allow` or `deny`.
+    pub decision: Word,
+    /// A word of the reason table.
+    pub reason: Word,
+}
+
+/// Labels of what one policy said.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct PolicyLabels {
+    /// `namespace/name`; `other` once there are too many of them.
+    pub policy: String,
+    /// The rule that denied, from 0; `audit` or `dry-run` for what is only reported.
+    pub rule: String,
+}
+
+/// A word of the reason table as the only label.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct ReasonLabels {
+    /// The word.
+    pub reason: Word,
+}
+
+/// Policies and rules that are counted each by itself: users write them, so there is a bound.
+const COUNTED_POLICIES: usize = 512;
+
 /// All metric handles of the data path.
 #[derive(Debug, Default)]
 pub struct PathMetrics {
@@ -122,6 +153,16 @@ pub struct PathMetrics {
     pub refused: Family<RefusalLabels, Counter>,
     /// Open connections that a change of mode or policy cut.
     pub cut: Family<RefusalLabels, Counter>,
+    /// Decisions of policies on inbound connections when they were opened.
+    pub decisions: Family<DecisionLabels, Counter>,
+    /// Denials by single policies.
+    pub denials: Family<PolicyLabels, Counter>,
+    /// What AUDIT policies and dry runs matched.
+    pub reports: Family<PolicyLabels, Counter>,
+    /// Connections that would be denied were the dry runs enforced.
+    pub would_deny: Family<ReasonLabels, Counter>,
+    /// The labels of `denials` and `reports` so far.
+    counted: Mutex<HashSet<PolicyLabels>>,
     /// TLS handshakes of tunnels.
     pub handshakes: Family<HandshakeLabels, Counter>,
     /// Tunnels open now.
@@ -138,6 +179,8 @@ pub struct PathMetrics {
     pub outlived_certificate: Counter,
     /// Refusals by a limit.
     pub limit_refusals: Family<LimitLabels, Counter>,
+    /// Requests of connections that are read as HTTP.
+    pub http: HttpMetrics,
 }
 
 impl PathMetrics {
@@ -155,6 +198,26 @@ impl PathMetrics {
         r.register("received_bytes", "Bytes that the apps of the pod received", self.received_bytes.clone());
         r.register("connections_refused", "Connections refused, by reason", self.refused.clone());
         r.register("connections_cut", "Open connections cut by a change of mode or policy", self.cut.clone());
+        r.register(
+            "policy_decisions",
+            "Decisions of policies on inbound connections at their opening",
+            self.decisions.clone(),
+        );
+        r.register(
+            "policy_denials",
+            "Denials of inbound connections by policy and rule",
+            self.denials.clone(),
+        );
+        r.register(
+            "policy_reports",
+            "Inbound connections that AUDIT policies and dry runs match",
+            self.reports.clone(),
+        );
+        r.register(
+            "policy_would_deny",
+            "Inbound connections that would be denied were the dry runs enforced",
+            self.would_deny.clone(),
+        );
         r.register("tunnel_handshakes", "TLS handshakes of tunnels", self.handshakes.clone());
         r.register("tunnels_open", "Tunnels open now", self.tunnels.clone());
         r.register("tunnels_idle", "Tunnels in the pool now", self.tunnels_idle.clone());
@@ -179,6 +242,7 @@ impl PathMetrics {
             self.outlived_certificate.clone(),
         );
         r.register("limit_refusals", "Refusals by a limit, by its name", self.limit_refusals.clone());
+        self.http.register(r);
     }
 
     /// Counts a refused connection.
@@ -189,6 +253,41 @@ impl PathMetrics {
     /// Counts a cut connection.
     pub fn count_cut(&self, direction: Direction, reason: Reason) {
         self.cut.get_or_create(&RefusalLabels { direction, reason: Word(reason.as_str()) }).inc();
+    }
+
+    /// Counts what policies decided on a connection at its opening.
+    pub fn count_decision(&self, decision: Result<Reason, Reason>) {
+        let (decision, reason) = match decision {
+            Ok(reason) => ("allow", reason),
+            Err(reason) => ("deny", reason),
+        };
+        let labels = DecisionLabels { decision: Word(decision), reason: Word(reason.as_str()) };
+        self.decisions.get_or_create(&labels).inc();
+    }
+
+    /// Counts a denial on the policy and rule that said it.
+    pub fn count_denial(&self, policy: &str, rule: Option<u32>) {
+        let rule = rule.map(|rule| rule.to_string()).unwrap_or_default();
+        self.denials.get_or_create(&self.bounded(policy, &rule)).inc();
+    }
+
+    /// Counts that a policy which decides nothing matched; `kind` is `audit` or `dry-run`.
+    pub fn count_report(&self, policy: &str, kind: &'static str) {
+        self.reports.get_or_create(&self.bounded(policy, kind)).inc();
+    }
+
+    /// Counts a connection that would be denied were the dry runs enforced.
+    pub fn count_would_deny(&self, reason: Reason) {
+        self.would_deny.get_or_create(&ReasonLabels { reason: Word(reason.as_str()) }).inc();
+    }
+
+    fn bounded(&self, policy: &str, rule: &str) -> PolicyLabels {
+        let labels = PolicyLabels { policy: policy.to_owned(), rule: rule.to_owned() };
+        let mut counted = self.counted.lock();
+        if counted.contains(&labels) || counted.len() < COUNTED_POLICIES && counted.insert(labels.clone()) {
+            return labels;
+        }
+        PolicyLabels { policy: "other".to_owned(), rule: String::new() }
     }
 
     /// Counts a refusal by the limit called `name`.
@@ -221,8 +320,15 @@ impl PathMetrics {
     /// The handles of one app connection, looked up once; it counts as open until they are dropped.
     #[must_use]
     pub fn connection(&self, direction: Direction, transport: Transport) -> ConnectionMetrics {
+        self.connections.get_or_create(&ConnectionLabels { direction, transport }).inc();
+        self.connection_uncounted(direction, transport)
+    }
+
+    /// As [`PathMetrics::connection`], for one that is open and may still turn out to be something else: it is not
+    /// counted among those that reached their other side.
+    #[must_use]
+    pub fn connection_uncounted(&self, direction: Direction, transport: Transport) -> ConnectionMetrics {
         let labels = ConnectionLabels { direction, transport };
-        self.connections.get_or_create(&labels).inc();
         ConnectionMetrics {
             sent: self.sent_bytes.get_or_create_owned(&labels),
             received: self.received_bytes.get_or_create_owned(&labels),
@@ -263,6 +369,25 @@ impl Drop for OpenGauge {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn policies_are_counted_each_by_itself_up_to_a_bound() {
+        let metrics = PathMetrics::default();
+        for number in 0..2 * COUNTED_POLICIES {
+            metrics.count_denial(&format!("shop/p{number}"), Some(1));
+            metrics.count_denial("shop/p0", Some(1));
+        }
+        let count = |policy: &str, rule: &str| {
+            metrics.denials.get_or_create(&PolicyLabels { policy: policy.into(), rule: rule.into() }).get()
+        };
+        assert_eq!(count("shop/p0", "1"), 2 * COUNTED_POLICIES as u64 + 1);
+        assert_eq!(count("shop/p1", "1"), 1);
+        assert_eq!(
+            count("other", ""),
+            COUNTED_POLICIES as u64,
+            "what is beyond the bound is counted together"
+        );
+    }
 
     #[test]
     fn every_metric_has_its_name_and_labels() {

@@ -1,7 +1,9 @@
 //! Every refusal leaves a count by its reason and, as long as there are few, a line in the log. A flood of them
 //! costs counters only.
 
+use crate::live::Denial;
 use crate::path_metrics::{Direction, PathMetrics};
+use cinch_policy::Report;
 use cinch_reason::Reason;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -29,11 +31,68 @@ pub fn refused(
     }
 }
 
-/// Counts and tells a connection that was open and had to end.
-pub fn cut(metrics: &PathMetrics, direction: Direction, reason: Reason, from: SocketAddr, to: SocketAddr) {
-    metrics.count_cut(direction, reason);
+/// Counts and tells an inbound connection that mode or policy denies: here, and nowhere else, is said by which
+/// policy and rule.
+pub fn denied(
+    metrics: &PathMetrics,
+    denial: &Denial,
+    (from, to): (SocketAddr, SocketAddr),
+    peer: Option<&str>,
+) {
+    metrics.count_refused(Direction::Inbound, denial.reason);
+    count_denial(metrics, denial);
     if may_tell() {
-        tracing::info!(%reason, ?direction, %from, %to, "connection cut");
+        let Denial { reason, policy, rule } = denial;
+        let (policy, peer) = (policy.as_deref().unwrap_or_default(), peer.unwrap_or_default());
+        tracing::info!(%reason, policy, rule, peer, %from, %to, "connection denied");
+    }
+}
+
+/// Counts and tells an inbound connection that was open and had to end, for `reason`, by `denial`.
+pub fn cut(metrics: &PathMetrics, reason: Reason, denial: Option<&Denial>, from: SocketAddr, to: SocketAddr) {
+    metrics.count_cut(Direction::Inbound, reason);
+    if let Some(denial) = denial {
+        count_denial(metrics, denial);
+    }
+    if may_tell() {
+        let policy = denial.and_then(|denial| denial.policy.as_deref()).unwrap_or_default();
+        let rule = denial.and_then(|denial| denial.rule);
+        tracing::info!(%reason, policy, rule, %from, %to, "connection cut");
+    }
+}
+
+/// Counts and tells an outbound connection that was open when its tunnel broke.
+pub fn broken(metrics: &PathMetrics, from: SocketAddr, to: SocketAddr) {
+    let reason = Reason::TunnelBroken;
+    metrics.count_cut(Direction::Outbound, reason);
+    if may_tell() {
+        tracing::info!(%reason, %from, %to, "connection cut");
+    }
+}
+
+fn count_denial(metrics: &PathMetrics, denial: &Denial) {
+    if let Some(policy) = &denial.policy {
+        metrics.count_denial(policy, denial.rule);
+    }
+}
+
+/// Counts and tells what AUDIT policies and dry runs say of an inbound connection.
+pub fn reported(metrics: &PathMetrics, report: &Report<'_>, (from, to): (SocketAddr, SocketAddr)) {
+    for policy in &report.audit {
+        metrics.count_report(policy, "audit");
+        if may_tell() {
+            tracing::info!(policy = &***policy, %from, %to, "a policy audits the connection");
+        }
+    }
+    for run in report.dry_run.iter().filter(|run| run.matched) {
+        metrics.count_report(run.policy, "dry-run");
+    }
+    if !report.dry_run.is_empty() && !report.would.is_allowed() {
+        metrics.count_would_deny(report.would.reason);
+        if may_tell() {
+            let policy = report.would.policy.map(|policy| &**policy).unwrap_or_default();
+            tracing::info!(reason = %report.would.reason, policy, rule = report.would.rule, %from, %to, "with its dry runs enforced, the connection would be denied");
+        }
     }
 }
 

@@ -1,9 +1,11 @@
 //! `cinch-proxy run`: wires the parts, in the order in which they must come up, and takes them down again.
 //!
 //! Two threads: the data path has one with its own runtime, everything else shares the main thread. Start:
-//! settings, listeners, data path, trust files, first certificate, control stream; ready when the rest is there.
+//! settings, listeners, data path, the node agent (in agent mode), trust files, first certificate, control stream;
+//! ready when the rest is there.
 //! End (SIGTERM): no new connections, tunnels drain, open connections finish within a bound, the last report.
 
+use crate::agent::{AgentClient, REFUSED_FOR_GOOD};
 use crate::config::Config;
 use crate::context::{Context, InboundPolicy};
 use crate::control::{Control, trust};
@@ -13,18 +15,19 @@ use crate::evidence::Evidence;
 use crate::health::{Doorway, Readiness, VirtualServer};
 use crate::limits::Limits;
 use crate::listeners::Listeners;
+use crate::live::Live;
 use crate::metrics::{ControlMetrics, Metrics};
 use crate::path_metrics::{ConnectionLabels, Direction, PathMetrics, Transport};
 use crate::probes::ProbeTable;
 use crate::settings::PodSettings;
 use crate::standalone::{self, StaticPeers};
-use crate::{process, selftest};
+use crate::{http_filter, process, selftest};
 use anyhow::{Context as _, Result, anyhow};
 use cinch_reason::Reason;
 use cinch_redirect::RedirectConfig;
 use parking_lot::Mutex;
 use std::net::IpAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -78,6 +81,8 @@ fn main_runtime() -> Result<tokio::runtime::Runtime> {
 struct Parts {
     evidence: Arc<Evidence>,
     path_metrics: Arc<PathMetrics>,
+    http: Arc<http_filter::Shared>,
+    live: Arc<Live>,
     limits: Limits,
     drain: CancellationToken,
     end: CancellationToken,
@@ -86,9 +91,12 @@ struct Parts {
 impl Parts {
     fn new() -> Self {
         let limits = Limits::default();
+        let path_metrics = Arc::<PathMetrics>::default();
         Self {
             evidence: Arc::new(Evidence::new(limits.evidence_sources)),
-            path_metrics: Arc::default(),
+            http: http_filter::Shared::new(&limits, &path_metrics),
+            path_metrics,
+            live: Arc::default(),
             limits,
             drain: CancellationToken::new(),
             end: CancellationToken::new(),
@@ -169,7 +177,6 @@ fn start_in_pod() -> Result<()> {
 }
 
 async fn run_in_pod(settings: PodSettings) -> Result<()> {
-    let begin = Instant::now();
     let mut termination = Termination::new()?;
     let ports = RedirectConfig::default();
     let listeners = Listeners::in_pod(ports.inbound_port, ports.outbound_port)?;
@@ -188,18 +195,29 @@ async fn run_in_pod(settings: PodSettings) -> Result<()> {
     let data = listeners.serve(Arc::new(Context {
         credentials: control.credentials.subscribe(),
         policy: control.policy.subscribe(),
+        live: parts.live.clone(),
         discovery: control.records.clone(),
         evidence: parts.evidence.clone(),
         metrics: parts.path_metrics.clone(),
         own_addresses,
         probes: doorway,
+        http: parts.http.clone(),
         limits: parts.limits.clone(),
         drain: parts.drain.clone(),
         end: parts.end.clone(),
     }))?;
-    let stream = start_control(&control, &parts);
-
     let mut data = data;
+    if let Some(socket) = control.settings.agent_socket.clone() {
+        let agent = agent_client(&control, &parts, socket);
+        tokio::select! {
+            () = termination.requested() => return Ok(()),
+            asked = agent.first() => asked?,
+            _ = &mut data => return Err(anyhow!("the data path ended")),
+        }
+        tokio::spawn(async move { agent.keep_asking().await });
+    }
+    let begin = Instant::now();
+    let stream = start_control(&control, &parts);
     tokio::select! {
         () = termination.requested() => {}
         error = missing_certificate(&control, &mut certificate, begin) => return Err(error),
@@ -211,6 +229,18 @@ async fn run_in_pod(settings: PodSettings) -> Result<()> {
     Ok(())
 }
 
+/// Nothing is dialled before its first answer: this container may not be exempt yet.
+fn agent_client(control: &Control, parts: &Parts, socket: PathBuf) -> AgentClient {
+    control.readiness.await_agent();
+    AgentClient {
+        socket,
+        evidence: parts.evidence.clone(),
+        readiness: control.readiness.clone(),
+        termination_log: control.settings.termination_log.clone(),
+        patience: REFUSED_FOR_GOOD,
+    }
+}
+
 fn pod_control(settings: PodSettings, parts: &Parts) -> Control {
     let metrics = ControlMetrics::default();
     let credentials = CredentialStore::default();
@@ -220,8 +250,10 @@ fn pod_control(settings: PodSettings, parts: &Parts) -> Control {
         settings,
         credentials,
         policy,
+        judged: parts.live.judged(),
         records: Arc::new(RecordCache::new(DEFAULT_CAPACITY, metrics.discovery.clone())),
         evidence: parts.evidence.clone(),
+        unknown_keys: parts.http.unknown_keys.clone(),
         readiness: Arc::new(readiness),
         interval: watch::Sender::new(INTERVAL),
         metrics,
@@ -286,11 +318,13 @@ async fn run_standalone(config: Config) -> Result<()> {
     let mut data = listeners.serve(Arc::new(Context {
         credentials: credentials.subscribe(),
         policy: policy.subscribe(),
+        live: parts.live.clone(),
         discovery: Arc::new(StaticPeers::new(config.peers.clone())),
         evidence: parts.evidence.clone(),
         metrics: parts.path_metrics.clone(),
         own_addresses,
         probes: doorway,
+        http: parts.http.clone(),
         limits: parts.limits.clone(),
         drain: parts.drain.clone(),
         end: parts.end.clone(),

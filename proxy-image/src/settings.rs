@@ -3,8 +3,9 @@
 
 use crate::probes::{ProbeError, ProbeTable};
 use cinch_identity::{IdentityError, SpiffeId, TrustDomain};
+use cinch_injection::{AGENT_DIRECTORY, AGENT_SOCKET, REDIRECT_BY_AGENT, REDIRECT_VARIABLE};
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Where the projected token of our audience is mounted.
 const TOKEN_FILE: &str = "/var/run/cinch/token/token";
@@ -33,6 +34,9 @@ pub enum SettingsError {
         /// What is wrong with it.
         source: IdentityError,
     },
+    /// A way to set the redirect that this program does not know.
+    #[error("CINCH_REDIRECT: {0:?} is no way to set the redirect")]
+    Redirect(String),
     /// The declared probes.
     #[error("CINCH_PROBES: {0}")]
     Probes(#[from] ProbeError),
@@ -65,6 +69,8 @@ pub struct PodSettings {
     pub trust_directory: PathBuf,
     /// Where the reason of a failed start goes.
     pub termination_log: PathBuf,
+    /// The socket of the node agent, when the redirect is its to set.
+    pub agent_socket: Option<PathBuf>,
 }
 
 impl PodSettings {
@@ -94,9 +100,19 @@ impl PodSettings {
             token_file: TOKEN_FILE.into(),
             trust_directory: TRUST_DIRECTORY.into(),
             termination_log: crate::process::TERMINATION_LOG.into(),
+            agent_socket: agent_socket(variable(REDIRECT_VARIABLE))?,
             namespace,
             trust_domain,
         })
+    }
+}
+
+/// Absent: `cinch-init` has set the redirect.
+fn agent_socket(mode: Option<String>) -> Result<Option<PathBuf>, SettingsError> {
+    match mode.as_deref() {
+        None | Some("") => Ok(None),
+        Some(REDIRECT_BY_AGENT) => Ok(Some(Path::new(AGENT_DIRECTORY).join(AGENT_SOCKET))),
+        Some(other) => Err(SettingsError::Redirect(other.to_owned())),
     }
 }
 
@@ -135,6 +151,15 @@ mod tests {
         assert_eq!(settings.identity.as_str(), "spiffe://cluster.local/ns/shop/sa/web");
         assert_eq!(settings.pod_ips, ["10.1.2.3".parse::<IpAddr>().unwrap(), "fd00::3".parse().unwrap()]);
         assert!(settings.host_ips.is_empty());
+        assert_eq!(settings.agent_socket, None);
+    }
+
+    #[test]
+    fn the_agent_is_asked_when_the_pod_says_so() {
+        let mut with = complete();
+        with.insert("CINCH_REDIRECT", "agent");
+        let socket = read(&with).unwrap().agent_socket;
+        assert_eq!(socket, Some(PathBuf::from("/var/run/cinch/agent/agent.sock")));
     }
 
     #[test]
@@ -150,6 +175,7 @@ mod tests {
             ("CINCH_TRUST_DOMAIN", "Cluster Local"),
             ("CINCH_OPERATOR_ID", "cinch-operator"),
             ("CINCH_PROBES", "{"),
+            ("CINCH_REDIRECT", "agnet"),
         ];
         for (name, value) in wrong {
             let mut with = complete();

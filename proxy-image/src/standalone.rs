@@ -3,6 +3,7 @@
 use crate::config::{Config, Peer};
 use crate::context::{Destination, Discovery, Endpoint, InboundPolicy};
 use crate::credentials::CredentialStore;
+use crate::http_filter::Tokens;
 use anyhow::{Context, Result, bail};
 use cinch_identity::{KeyPair, SpiffeId, Svid, TrustBundle};
 use cinch_policy::{MeshConfig, PolicyObject, Workload, WorkloadPolicies};
@@ -120,12 +121,12 @@ pub fn load_policy(config: &Config, version: u64) -> Result<InboundPolicy> {
     for (policy, fault) in compiled.faults() {
         tracing::error!(policy, %fault, "the policy can not be used: what it selects is closed");
     }
-    Ok(InboundPolicy {
-        version,
-        modes: compiled.mtls().clone(),
-        policies: (!compiled.is_empty()).then(|| Arc::new(compiled)),
-        locked: false,
-    })
+    let modes = compiled.mtls().clone();
+    let policies = (!compiled.is_empty()).then(|| Arc::new(compiled));
+    // Without a control plane nobody fetches key sets: rules hold their keys, or accept no token.
+    let tokens = Tokens::of_workload(&mesh, &objects, &workload, []).map(Arc::new);
+    let path_normalization = config.mesh.path_normalization;
+    Ok(InboundPolicy { policies, tokens, path_normalization, ..InboundPolicy::of_modes(version, modes) })
 }
 
 fn stamps(config: &Config) -> Vec<Option<(SystemTime, u64)>> {

@@ -1,18 +1,32 @@
 //! From the control plane's `WorkloadPolicy` to what the inbound side enforces. Whatever can't be understood
-//! closes: a mode becomes STRICT, a policy refuses everything, and the operator is told why.
+//! closes: a mode becomes STRICT, a policy refuses what it may decide on, and the operator is told why.
 
-use crate::context::InboundPolicy;
+use crate::http_filter::Tokens;
+use crate::inbound_policy::InboundPolicy;
 use cinch_control::v1;
 use cinch_policy::{
-    AuthorizationPolicy, Enforcement, MeshConfig, Mode, ObjectName, PolicyError, PolicyObject, PortModes,
-    Workload, WorkloadPolicies,
+    AuthorizationPolicy, Enforcement, MeshConfig, Mode, ObjectName, PathNormalization, PolicyError,
+    PolicyObject, PortModes, RequestAuthentication, Workload, WorkloadPolicies,
 };
-use serde_json::Value;
-use std::collections::BTreeSet;
+use cinch_reason::Reason;
+use serde_json::{Value, json};
 use std::sync::Arc;
 
-/// Features of policies that this version enforces beyond what every version does; none so far.
-pub const FEATURES: &[&str] = &[];
+#[cfg(test)]
+mod tests;
+
+/// Features of policies that this version enforces beyond what every version does: policies that are evaluated and
+/// reported, and never enforced; policies that only requests can answer.
+pub const FEATURES: &[&str] = &["dry-run", HTTP];
+
+/// The feature of policies that only requests can answer.
+const HTTP: &str = "http";
+
+/// Characters of one fault that the operator is told.
+const FAULT: usize = 300;
+
+/// Bytes of all faults that the operator is told.
+const FAULTS: usize = 64 * 1024;
 
 /// Where the policy applies.
 #[derive(Debug, Clone)]
@@ -23,33 +37,126 @@ pub struct Target {
     pub trust_domain: String,
 }
 
-/// The policy to enforce, and what the operator must be told when a part could not be used.
-pub struct Received {
-    /// To be put in force.
-    pub policy: InboundPolicy,
-    /// The faults, joined; empty when all of it is in force as meant.
-    pub nack: String,
+/// What becomes of one policy of the message.
+enum Part {
+    /// It is put in force as meant.
+    Usable(PolicyObject),
+    /// It is put in force as the strictest that it may mean.
+    Closed { stand_in: PolicyObject, name: ObjectName, reason: Reason, fault: PolicyError },
+    /// It refuses everything.
+    Broken { name: ObjectName, reason: Reason, fault: PolicyError },
+    /// It decides nothing, so it only goes unreported.
+    Silent { name: ObjectName, fault: PolicyError },
 }
 
-/// Reads a whole policy. It never fails: what can't be read closes what it selects.
+/// Reads a whole policy. It never fails: what can't be read closes what it selects, and is named in
+/// [`InboundPolicy::nack`].
 #[must_use]
-pub fn receive(message: v1::WorkloadPolicy, target: &Target) -> Received {
+pub fn receive(message: v1::WorkloadPolicy, target: &Target) -> InboundPolicy {
+    receive_with(message, target, FEATURES)
+}
+
+/// As [`receive`], for a proxy that has `features`.
+fn receive_with(message: v1::WorkloadPolicy, target: &Target, features: &[&str]) -> InboundPolicy {
     let mut faults = Vec::new();
-    let mode = known_mode(message.mode, "the workload", &mut faults);
+    let modes = modes(&message, &mut faults);
+    let mesh = mesh(&message, target, &mut faults);
+    let mut parts = Parts { usable: Vec::new(), broken: Vec::new(), unusable: Vec::new() };
+    let reads_http = message.policies.iter().any(|policy| !only_reports(policy) && asks_http(policy));
+    for policy in &message.policies {
+        let part = read(policy, &mesh, target, features);
+        // Nobody's connection is read as HTTP, and so perhaps cut, for a policy that refuses nothing; and what is
+        // said of connections that are not read would mislead.
+        let misleads = only_reports(policy) && asks_http(policy) && !reads_http;
+        if !(misleads && matches!(part, Part::Usable(_))) {
+            parts.take(part, &mut faults);
+        }
+    }
+    let workload = Workload { namespace: target.namespace.clone(), ..Workload::default() };
+    let keys = message.policies.iter().flat_map(|policy| &policy.jwks);
+    let documents = keys.map(|jwks| (jwks.source.as_str(), &*jwks.document));
+    let tokens = Tokens::of_workload(&mesh, &parts.usable, &workload, documents);
+    let mut policies = WorkloadPolicies::compile(&mesh, &parts.usable, &workload);
+    faults.extend(policies.faults().map(|(name, fault)| line(name, fault)));
+    for (name, fault) in parts.broken {
+        policies.close(&name, fault);
+    }
+    InboundPolicy {
+        version: message.version,
+        modes,
+        policies: (!policies.is_empty()).then(|| Arc::new(policies)),
+        tokens: tokens.map(Arc::new),
+        unusable: parts.unusable,
+        locked: message.locked,
+        path_normalization: mesh.path_normalization,
+        nack: joined(&faults),
+    }
+}
+
+/// Whether a policy decides nothing.
+fn only_reports(policy: &v1::Policy) -> bool {
+    policy.dry_run || policy.action == "AUDIT"
+}
+
+fn asks_http(policy: &v1::Policy) -> bool {
+    policy.required_features.iter().any(|feature| feature == HTTP)
+}
+
+/// The policies of one message, as far as they have been read.
+struct Parts {
+    usable: Vec<PolicyObject>,
+    broken: Vec<(ObjectName, PolicyError)>,
+    unusable: Vec<(Arc<str>, Reason)>,
+}
+
+impl Parts {
+    fn take(&mut self, part: Part, faults: &mut Vec<String>) {
+        match part {
+            Part::Usable(object) => self.usable.push(object),
+            Part::Closed { stand_in, name, reason, fault } => {
+                faults.push(line(&name.to_string(), &fault));
+                self.unusable.push((name.to_string().into(), reason));
+                self.usable.push(stand_in);
+            }
+            Part::Broken { name, reason, fault } => {
+                faults.push(line(&name.to_string(), &fault));
+                self.unusable.push((name.to_string().into(), reason));
+                self.broken.push((name, fault));
+            }
+            Part::Silent { name, fault } => faults.push(line(&name.to_string(), &fault)),
+        }
+    }
+}
+
+/// A line of the nack.
+fn line(name: &str, fault: &PolicyError) -> String {
+    let fault: String = fault.to_string().chars().take(FAULT).collect();
+    format!("{name}: {}", fault.replace('\n', " "))
+}
+
+/// The whole nack. Where there are too many faults for it, names matter more than what is wrong.
+fn joined(faults: &[String]) -> String {
+    let mut nack = faults.join("\n");
+    if nack.len() > FAULTS {
+        let names: Vec<&str> =
+            faults.iter().map(|line| line.split(": ").next().unwrap_or_default()).collect();
+        nack = names.join(": not in force\n") + ": not in force";
+    }
+    nack.truncate(nack.floor_char_boundary(FAULTS));
+    nack
+}
+
+fn modes(message: &v1::WorkloadPolicy, faults: &mut Vec<String>) -> PortModes {
+    let mode = known_mode(message.mode, "the workload", faults);
     let mut ports = Vec::with_capacity(message.ports.len());
     for of_port in &message.ports {
         match u16::try_from(of_port.port) {
-            Ok(port) => ports.push((port, known_mode(of_port.mode, &format!("port {port}"), &mut faults))),
+            Ok(port) => ports.push((port, known_mode(of_port.mode, &format!("port {port}"), faults))),
             Err(_) => faults.push(format!("{} is no port", of_port.port)),
         }
     }
-    let mut modes = PortModes::uniform(mode, ports);
-    if message.locked {
-        modes = modes.at_least(Mode::Strict);
-    }
-    let policies = compile(message.policies, target, &mut faults);
-    let policy = InboundPolicy { version: message.version, modes, policies, locked: message.locked };
-    Received { policy, nack: faults.join("; ") }
+    let modes = PortModes::uniform(mode, ports);
+    if message.locked { modes.at_least(Mode::Strict) } else { modes }
 }
 
 fn known_mode(number: i32, what: &str, faults: &mut Vec<String>) -> Mode {
@@ -64,49 +171,33 @@ fn known_mode(number: i32, what: &str, faults: &mut Vec<String>) -> Mode {
     }
 }
 
-fn compile(
-    policies: Vec<v1::Policy>,
-    target: &Target,
-    faults: &mut Vec<String>,
-) -> Option<Arc<WorkloadPolicies>> {
-    if policies.is_empty() {
-        return None;
-    }
-    let (mut usable, mut broken) = (Vec::new(), Vec::new());
-    for policy in policies {
-        let name = name_of(&policy.name);
-        match read(&policy) {
-            Ok(spec) => usable.push(AuthorizationPolicy::new(name, Enforcement::Enforced, &spec)),
-            Err(fault) => broken.push((name, fault)),
-        }
-    }
-    let foreign: BTreeSet<&str> = usable
-        .iter()
-        .map(|policy| policy.name().namespace.as_str())
-        .filter(|namespace| *namespace != target.namespace)
-        .collect();
-    // The operator sends those of our namespace and of the root namespace, so one other name is the root's.
-    let root = foreign.first().map_or(String::new(), |root| (*root).to_owned());
-    let strange: Vec<_> = usable
-        .iter()
-        .map(|policy| policy.name().clone())
-        .filter(|name| name.namespace != target.namespace && name.namespace != root)
-        .collect();
-    let mesh = MeshConfig {
-        trust_domain: target.trust_domain.clone(),
-        root_namespace: root,
-        ..MeshConfig::default()
+/// The settings that policies are read against.
+fn mesh(message: &v1::WorkloadPolicy, target: &Target, faults: &mut Vec<String>) -> MeshConfig {
+    let trust_domain = target.trust_domain.clone();
+    let Some(mesh) = &message.mesh else {
+        // An operator of before sends policies of our namespace and of the root namespace, so one other name is the
+        // root's.
+        let names = message.policies.iter().map(|policy| name_of(&policy.name).namespace);
+        let root_namespace =
+            names.filter(|namespace| *namespace != target.namespace).min().unwrap_or_default();
+        return MeshConfig { trust_domain, root_namespace, ..MeshConfig::default() };
     };
-    let workload = Workload { namespace: target.namespace.clone(), ..Workload::default() };
-    let usable: Vec<_> = usable.into_iter().map(PolicyObject::AuthorizationPolicy).collect();
-    let mut compiled = WorkloadPolicies::compile(&mesh, &usable, &workload);
-    let strange =
-        strange.into_iter().map(|name| (name, PolicyError::NotAPolicy("it is of a third namespace".into())));
-    for (name, fault) in broken.into_iter().chain(strange) {
-        compiled.close(&name, fault);
+    let word = match mesh.path_normalization.as_str() {
+        "" => "SAFE",
+        word => word,
+    };
+    let path_normalization = serde_json::from_value(json!(word)).unwrap_or_else(|_| {
+        faults.push(format!(
+            "the mesh reads paths by {word:?}, which is unknown here: judged under all readings"
+        ));
+        PathNormalization::Safe
+    });
+    MeshConfig {
+        trust_domain,
+        trust_domain_aliases: mesh.trust_domain_aliases.clone(),
+        root_namespace: mesh.root_namespace.clone(),
+        path_normalization,
     }
-    faults.extend(compiled.faults().map(|(name, fault)| format!("{name}: {fault}")));
-    Some(Arc::new(compiled))
 }
 
 fn name_of(name: &str) -> ObjectName {
@@ -114,120 +205,76 @@ fn name_of(name: &str) -> ObjectName {
     ObjectName { namespace: namespace.to_owned(), name: name.to_owned() }
 }
 
-/// The spec without its selector: the operator has selected, and live labels are not known here.
-fn read(policy: &v1::Policy) -> Result<Value, PolicyError> {
-    if let Some(missing) =
-        policy.required_features.iter().find(|feature| !FEATURES.contains(&feature.as_str()))
-    {
-        return Err(PolicyError::Unreadable(format!("this proxy lacks the feature {missing:?}")));
+fn read(policy: &v1::Policy, mesh: &MeshConfig, target: &Target, features: &[&str]) -> Part {
+    let name = name_of(&policy.name);
+    if name.namespace != target.namespace && name.namespace != mesh.root_namespace {
+        let fault = PolicyError::NotAPolicy("it is of a third namespace".to_owned());
+        return Part::Broken { name, reason: Reason::PolicyInvalid, fault };
+    }
+    let lacks = |feature: &&String| !features.contains(&feature.as_str());
+    if let Some(missing) = policy.required_features.iter().find(lacks) {
+        return without(policy, name, missing);
+    }
+    match object(policy, &name) {
+        Ok(object) => Part::Usable(object),
+        Err(fault) if policy.dry_run => Part::Silent { name, fault },
+        Err(fault) => Part::Broken { name, reason: Reason::PolicyInvalid, fault },
+    }
+}
+
+/// A policy that asks for a feature that we lack: DENY and CUSTOM match everything on their ports, ALLOW is there
+/// and never matches, and tokens that can't be looked at are refused with what carries them.
+fn without(policy: &v1::Policy, name: ObjectName, missing: &str) -> Part {
+    let fault = PolicyError::Unreadable(format!("this proxy lacks the feature {missing:?}"));
+    let reason = if missing == HTTP { Reason::HttpPolicyClosed } else { Reason::PolicyInvalid };
+    let spec = match policy.action.as_str() {
+        _ if policy.dry_run => return Part::Silent { name, fault },
+        _ if !policy.fault.is_empty() || !policy.kind.is_empty() && policy.kind != AUTHORIZATION => {
+            return Part::Broken { name, reason, fault };
+        }
+        "AUDIT" => return Part::Silent { name, fault },
+        "ALLOW" => json!({"action": "ALLOW"}),
+        "DENY" | "CUSTOM" if policy.ports.is_empty() => json!({"action": "DENY", "rules": [{}]}),
+        "DENY" | "CUSTOM" => {
+            let ports: Vec<String> = policy.ports.iter().map(u32::to_string).collect();
+            json!({"action": "DENY", "rules": [{"to": [{"operation": {"ports": ports}}]}]})
+        }
+        _ => return Part::Broken { name, reason, fault },
+    };
+    let stand_in = AuthorizationPolicy::new(name.clone(), Enforcement::Enforced, &spec);
+    Part::Closed { stand_in: PolicyObject::AuthorizationPolicy(stand_in), name, reason, fault }
+}
+
+/// The words for kinds; an AuthorizationPolicy may also go without.
+const AUTHORIZATION: &str = "AuthorizationPolicy";
+const REQUEST: &str = "RequestAuthentication";
+
+/// The object without what selects: the operator has selected, and live labels are not known here.
+fn object(policy: &v1::Policy, name: &ObjectName) -> Result<PolicyObject, PolicyError> {
+    if !policy.fault.is_empty() {
+        let (field, problem) = ("the operator could not use it".to_owned(), policy.fault.clone());
+        return Err(PolicyError::Value { field, problem });
     }
     let mut spec: Value =
         serde_json::from_slice(&policy.body).map_err(|error| PolicyError::Unreadable(error.to_string()))?;
     let Some(fields) = spec.as_object_mut() else {
         return Err(PolicyError::Unreadable("it is no JSON object".to_owned()));
     };
-    fields.remove("selector");
-    let action = fields.get("action").and_then(Value::as_str).unwrap_or("ALLOW");
-    if action != policy.action {
-        return Err(PolicyError::Unreadable(format!(
-            "its action is {action:?}, announced as {:?}",
-            policy.action
-        )));
+    for selecting in ["selector", "targetRef", "targetRefs"] {
+        fields.remove(selecting);
     }
-    Ok(spec)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use cinch_policy::{Connection, Decision, no_providers};
-    use cinch_reason::Reason;
-    use std::net::IpAddr;
-
-    fn target() -> Target {
-        Target { namespace: "shop".into(), trust_domain: "cluster.local".into() }
-    }
-
-    fn policy(name: &str, action: &str, body: &str) -> v1::Policy {
-        v1::Policy {
-            name: name.into(),
-            action: action.into(),
-            body: body.as_bytes().to_vec().into(),
-            ..v1::Policy::default()
+    match policy.kind.as_str() {
+        "" | AUTHORIZATION => {
+            let action = fields.get("action").and_then(Value::as_str).unwrap_or("ALLOW");
+            if action != policy.action {
+                let problem = format!("its action is {action:?}, announced as {:?}", policy.action);
+                return Err(PolicyError::Unreadable(problem));
+            }
+            let enforcement = if policy.dry_run { Enforcement::DryRun } else { Enforcement::Enforced };
+            let object = AuthorizationPolicy::new(name.clone(), enforcement, &spec);
+            Ok(PolicyObject::AuthorizationPolicy(object))
         }
-    }
-
-    fn message(policies: Vec<v1::Policy>) -> v1::WorkloadPolicy {
-        v1::WorkloadPolicy { version: 7, mode: v1::Mode::Permissive as i32, policies, ..Default::default() }
-    }
-
-    fn decide<'p>(received: &'p Received, peer: &str) -> Decision<'p> {
-        let destination = "10.0.0.2:80".parse().unwrap();
-        let connection = Connection::new(Some(peer), IpAddr::from([10, 0, 0, 1]), destination);
-        received.policy.policies.as_ref().unwrap().tcp(&connection, &no_providers)
-    }
-
-    const WEB: &str = "spiffe://cluster.local/ns/shop/sa/web";
-
-    #[test]
-    fn modes_and_the_lock_are_taken_over() {
-        let mut sent = message(Vec::new());
-        sent.ports = vec![v1::PortMode { port: 80, mode: v1::Mode::Disable as i32 }];
-        let received = receive(sent.clone(), &target());
-        assert_eq!((received.policy.version, received.nack.as_str()), (7, ""));
-        assert_eq!(received.policy.modes.mode(80), Mode::Disable);
-        assert_eq!(received.policy.modes.mode(81), Mode::Permissive);
-        assert!(received.policy.policies.is_none());
-        sent.locked = true;
-        assert_eq!(receive(sent, &target()).policy.modes.weakest(), Mode::Strict);
-    }
-
-    #[test]
-    fn unknown_modes_and_ports_close_and_are_reported() {
-        let mut sent = message(Vec::new());
-        sent.mode = 0;
-        sent.ports = vec![
-            v1::PortMode { port: 80, mode: 9 },
-            v1::PortMode { port: 70000, mode: v1::Mode::Disable as i32 },
-        ];
-        let received = receive(sent, &target());
-        assert_eq!(received.policy.modes.weakest(), Mode::Strict);
-        for part in ["the workload", "port 80", "70000"] {
-            assert!(received.nack.contains(part), "{}", received.nack);
-        }
-    }
-
-    #[test]
-    fn policies_of_the_own_and_the_root_namespace_decide_whatever_their_selector() {
-        let allow = r#"{"action":"ALLOW","selector":{"matchLabels":{"app":"api"}},"rules":[{"from":[{"source":{"principals":["cluster.local/ns/shop/sa/web"]}}]}]}"#;
-        let deny = r#"{"action":"DENY","rules":[{"from":[{"source":{"namespaces":["legacy"]}}]}]}"#;
-        let sent = message(vec![policy("shop/allow-web", "ALLOW", allow), policy("mesh/deny", "DENY", deny)]);
-        let received = receive(sent, &target());
-        assert_eq!(received.nack, "");
-        assert!(decide(&received, WEB).is_allowed());
-        let other = decide(&received, "spiffe://cluster.local/ns/shop/sa/other");
-        assert_eq!(other.reason, Reason::NoAllowMatched);
-        let legacy = decide(&received, "spiffe://cluster.local/ns/legacy/sa/x");
-        assert_eq!(legacy.reason, Reason::DeniedByPolicy);
-    }
-
-    #[test]
-    fn what_cannot_be_used_closes_and_is_named() {
-        let good = r#"{"action":"ALLOW","rules":[{}]}"#;
-        let mut featured = policy("shop/p", "ALLOW", good);
-        featured.required_features = vec!["weather".into()];
-        for bad in [
-            policy("shop/p", "DENY", "{"),
-            policy("shop/p", "DENY", "[]"),
-            policy("shop/p", "DENY", good),
-            policy("shop/p", "ALLOW", r#"{"action":"ALLOW","colour":"red"}"#),
-            featured,
-        ] {
-            let received = receive(message(vec![policy("shop/good", "ALLOW", good), bad.clone()]), &target());
-            assert!(received.nack.contains("shop/p"), "{bad:?}: {}", received.nack);
-            assert!(!decide(&received, WEB).is_allowed(), "{bad:?}");
-        }
-        let third = [policy("a/p", "ALLOW", good), policy("b/p", "ALLOW", good)];
-        assert!(!decide(&receive(message(third.to_vec()), &target()), WEB).is_allowed());
+        REQUEST => Ok(PolicyObject::RequestAuthentication(RequestAuthentication::new(name.clone(), &spec))),
+        other => Err(PolicyError::NotAPolicy(format!("kind {other:?}"))),
     }
 }

@@ -182,12 +182,28 @@ impl Operator {
 
 struct Client {
     control: Arc<Control>,
+    /// Says that live connections were judged, for tests that hold the data path back.
+    judged: watch::Sender<u64>,
     _token: tempfile::NamedTempFile,
     _trust: watch::Sender<Option<Arc<Trust>>>,
     task: tokio::task::JoinHandle<()>,
 }
 
+/// A client whose data path judges at once.
 fn start(operator: &Operator) -> Client {
+    let client = start_held(operator);
+    let (judged, mut policy) = (client.judged.clone(), client.control.policy.subscribe());
+    tokio::spawn(async move {
+        while policy.changed().await.is_ok() {
+            let version = policy.borrow_and_update().as_ref().map_or(0, |policy| policy.version);
+            judged.send_replace(version);
+        }
+    });
+    client
+}
+
+/// A client whose data path judges when the test says so.
+fn start_held(operator: &Operator) -> Client {
     cinch_proxy::process::start_logging();
     let token = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(token.path(), "the token\n").unwrap();
@@ -210,12 +226,15 @@ fn start(operator: &Operator) -> Client {
     let credentials = CredentialStore::default();
     let policy = watch::Sender::new(None::<Arc<InboundPolicy>>);
     let readiness = Readiness::in_pod(evidence.clone(), credentials.subscribe(), policy.subscribe());
+    let judged = watch::Sender::new(0);
     let control = Arc::new(Control {
         settings,
         credentials,
         policy,
+        judged: judged.subscribe(),
         records: Arc::new(RecordCache::new(8, metrics.discovery.clone())),
         evidence,
+        unknown_keys: Arc::default(),
         readiness: Arc::new(readiness),
         interval: watch::Sender::new(Duration::from_secs(10)),
         metrics,
@@ -227,7 +246,7 @@ fn start(operator: &Operator) -> Client {
     let (trust, watched) = watch::channel(Some(Arc::new(trust)));
     let client = control.clone();
     let task = tokio::spawn(async move { client.run(watched).await });
-    Client { control, _token: token, _trust: trust, task }
+    Client { control, judged, _token: token, _trust: trust, task }
 }
 
 async fn eventually(what: &str, condition: impl Fn() -> bool) {
@@ -300,6 +319,49 @@ async fn a_pod_gets_its_certificate_policy_and_records_and_reports_to_the_end() 
     assert_eq!(last.policy_version, 7);
     peer.say(Say::EvidenceAck(v1::EvidenceAck { boot_id: last.boot_id, sequence: last.sequence })).await;
     timeout(WAIT, client.task).await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn a_policy_is_acknowledged_only_after_live_connections_were_judged_by_it() {
+    let operator = Operator::new(OPERATOR).await;
+    let client = start_held(&operator);
+    operator.issue(3_600_000).await;
+    let mut peer = operator.stream().await;
+    peer.welcome().await;
+    let broken = v1::Policy { name: "shop/p".into(), action: "DENY".into(), ..Default::default() };
+    let sent = v1::WorkloadPolicy { version: 8, policies: vec![broken], ..Default::default() };
+    peer.say(policy(7, v1::Mode::Strict)).await;
+    peer.say(Say::Policy(sent)).await;
+    eventually("the policy is taken", || {
+        client.control.policy.borrow().as_ref().is_some_and(|policy| policy.version == 8)
+    })
+    .await;
+    // Other things are acknowledged meanwhile, and reports go out: neither speaks of the policy.
+    peer.say(mesh()).await;
+    let Heard::Ack(ack) = peer.heard_but_reports().await else { panic!("no ack") };
+    assert_eq!((ack.policy_version, ack.mesh_version, ack.nack.as_str()), (0, 9, ""));
+    client.judged.send_replace(7);
+    client.judged.send_replace(8);
+    let Heard::Ack(ack) = peer.heard_but_reports().await else { panic!("no ack") };
+    assert_eq!((ack.policy_version, ack.mesh_version), (8, 9));
+    assert!(ack.nack.contains("shop/p: "), "{}", ack.nack);
+    // A certificate's acknowledgement repeats both.
+    peer.say(mesh()).await;
+    let Heard::Ack(again) = peer.heard_but_reports().await else { panic!("no ack") };
+    assert_eq!((again.policy_version, again.nack), (8, ack.nack));
+}
+
+#[tokio::test]
+async fn a_key_that_is_not_there_is_asked_for_over_the_stream() {
+    let operator = Operator::new(OPERATOR).await;
+    let client = start(&operator);
+    operator.issue(3_600_000).await;
+    let mut peer = operator.stream().await;
+    let hello = peer.welcome().await;
+    assert!(hello.features.contains(&"http".to_owned()), "{:?}", hello.features);
+    client.control.unknown_keys.ask(&"https://issuer.example/keys".into(), "new");
+    let Heard::UnknownKey(asked) = peer.heard_but_reports().await else { panic!("not asked") };
+    assert_eq!((asked.source.as_str(), asked.kid.as_str()), ("https://issuer.example/keys", "new"));
 }
 
 #[tokio::test]

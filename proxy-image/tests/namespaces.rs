@@ -92,15 +92,31 @@ impl Drop for Proxy {
     }
 }
 
+/// A program that was just written may be held open for writing, for a moment, by what another test of this process
+/// has forked meanwhile.
+fn when_free<T>(mut run: impl FnMut() -> std::io::Result<T>) -> T {
+    let begin = Instant::now();
+    loop {
+        match run() {
+            Err(error)
+                if error.kind() == std::io::ErrorKind::ExecutableFileBusy && begin.elapsed() < WAIT =>
+            {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            result => return result.unwrap(),
+        }
+    }
+}
+
 fn start(namespace: &Namespace, program: &Path, config: PathBuf) -> Proxy {
     let init = program.to_owned();
-    let output = namespace.run(move || Command::new(init).arg("init").output().unwrap());
+    let output = namespace.run(move || when_free(|| Command::new(&init).arg("init").output()));
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let said = String::from_utf8(output.stdout).unwrap();
     assert!(said.starts_with("redirect in force and proved by a dial to 192.0.2.1:9"), "{said}");
     let mut command = Command::new(program);
     command.arg("run").arg("--config").arg(config).uid(1507).gid(1507).stdin(Stdio::null());
-    let proxy = Proxy(namespace.run(move || command.spawn().unwrap()));
+    let proxy = Proxy(namespace.run(move || when_free(|| command.spawn())));
     let begin = Instant::now();
     while namespace.run(|| TcpStream::connect("127.0.0.1:15001").is_err()) {
         assert!(begin.elapsed() < WAIT, "the proxy does not listen");

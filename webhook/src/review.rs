@@ -10,8 +10,8 @@ use std::collections::BTreeMap;
 
 const API_VERSION: &str = "admission.k8s.io/v1";
 const KIND: &str = "AdmissionReview";
-/// API group of the policies.
-const POLICY_GROUP: &str = "security.istio.io";
+/// API groups of the policies, and of what people bring beside them and is refused by its kind.
+const POLICY_GROUPS: [&str; 3] = ["security.istio.io", "networking.istio.io", "extensions.istio.io"];
 
 /// Why the bytes are no review that is asked here; each text says what was found.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -32,7 +32,7 @@ pub enum Malformed {
     #[error("the request is about {0}, not the creation of a pod")]
     NotAPod(String),
     /// The request is about something else than a policy that is written.
-    #[error("the request is about {0}, not a policy of security.istio.io that is created or updated")]
+    #[error("the request is about {0}, not a policy of Istio that is created or updated")]
     NotAPolicy(String),
     /// There is no `request.object`.
     #[error("the request has no object")]
@@ -155,7 +155,7 @@ impl PolicyRequest {
     /// The body is no review of a policy that is created or updated.
     pub fn parse(body: &[u8]) -> Result<Self, Malformed> {
         let request = RawRequest::parse(body)?;
-        let ours = request.kind.as_ref().is_some_and(|k| k.group == POLICY_GROUP);
+        let ours = request.kind.as_ref().is_some_and(|k| POLICY_GROUPS.contains(&k.group.as_str()));
         let written = matches!(request.operation.as_str(), "CREATE" | "UPDATE");
         if !ours || !written || !request.sub_resource.is_empty() {
             return Err(Malformed::NotAPolicy(request.about()));

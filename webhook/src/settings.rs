@@ -2,8 +2,8 @@
 //! file; what is only the operator's is passed over here, and checked there.
 
 use anyhow::{Context, bail};
-use cinch_injection::{Resources, Sidecar};
-use cinch_policy::MeshConfig;
+use cinch_injection::{Redirect, Resources, Sidecar};
+use cinch_policy::{MeshConfig, PathNormalization};
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -19,14 +19,30 @@ pub struct Settings {
     /// Where policies for the whole mesh live; left out: [`Settings::namespace`].
     #[serde(default)]
     pub root_namespace: Option<String>,
+    /// What policies are read by, besides the root namespace.
+    #[serde(default)]
+    pub mesh: Mesh,
     /// Images of the sidecar.
     pub images: Images,
     /// How the sidecar runs.
     #[serde(default)]
     pub proxy: Proxy,
+    /// Who sets the redirect of pods.
+    #[serde(default)]
+    pub redirect: RedirectSettings,
     /// The webhook's own.
     #[serde(default)]
     pub webhook: Webhook,
+}
+
+/// What policies are read by.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Mesh {
+    /// Other names of our trust domain.
+    pub trust_domain_aliases: Vec<String>,
+    /// How paths are read.
+    pub path_normalization: PathNormalization,
 }
 
 /// Images of the sidecar, fully qualified.
@@ -38,6 +54,34 @@ pub struct Images {
     /// All that admission accepts: current, previous, mirrors.
     #[serde(default)]
     pub allowed: Vec<String>,
+}
+
+/// Who sets the redirect of pods.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct RedirectSettings {
+    /// `init` or `agent`.
+    pub mode: RedirectMode,
+}
+
+/// Ways to set the redirect of a pod.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum RedirectMode {
+    /// The init container `cinch-init`.
+    #[default]
+    Init,
+    /// The agent on the pod's node.
+    Agent,
+}
+
+impl From<RedirectMode> for Redirect {
+    fn from(mode: RedirectMode) -> Self {
+        match mode {
+            RedirectMode::Init => Self::Init,
+            RedirectMode::Agent => Self::Agent,
+        }
+    }
 }
 
 /// How the sidecar runs.
@@ -119,6 +163,7 @@ impl Settings {
         Sidecar {
             allowed_images: self.images.allowed.clone(),
             log: self.proxy.log.clone(),
+            redirect: self.redirect.mode.into(),
             resources: Resources {
                 requests: own.requests.unwrap_or(usual.resources.requests),
                 limits: own.limits.unwrap_or(usual.resources.limits),
@@ -133,8 +178,9 @@ impl Settings {
     pub fn mesh(&self) -> MeshConfig {
         MeshConfig {
             trust_domain: self.trust_domain.clone(),
+            trust_domain_aliases: self.mesh.trust_domain_aliases.clone(),
             root_namespace: self.root_namespace.clone().unwrap_or_else(|| self.namespace.clone()),
-            ..MeshConfig::default()
+            path_normalization: self.mesh.path_normalization,
         }
     }
 }
@@ -149,7 +195,7 @@ clusterDomain: cluster.local
 namespace: cinch-system
 rootNamespace: cinch-system
 images: {proxy: "registry/cinch-proxy:0.1.0", allowed: ["registry/cinch-proxy:0.1.0"]}
-mesh: {cidrs: []}
+mesh: {cidrs: [], trustDomainAliases: [old.example], pathNormalization: BASE}
 promotion: {default: Manual, quietPeriod: 168h}
 proxy: {reportInterval: 10s, resources: {requests: {cpu: 20m, memory: 32Mi}, limits: {cpu: "2", memory: 128Mi}}}
 webhook: {port: 10250}
@@ -162,6 +208,24 @@ control: {port: 7443}
         assert_eq!(sidecar.operator_id, "spiffe://cluster.local/ns/cinch-system/sa/cinch-operator");
         assert_eq!(sidecar.resources.requests["cpu"], "20m");
         assert_eq!(sidecar.resources.guaranteed, Resources::default().guaranteed);
+    }
+
+    #[test]
+    fn policies_are_read_by_the_mesh_of_the_file() {
+        let mesh = Settings::parse(FILE).unwrap().mesh();
+        assert_eq!(mesh.trust_domain_aliases, ["old.example"]);
+        assert_eq!(mesh.path_normalization, PathNormalization::Base);
+        let plain = FILE.replace(", trustDomainAliases: [old.example], pathNormalization: BASE", "");
+        let plain = Settings::parse(&plain.replace("rootNamespace: cinch-system\n", "")).unwrap().mesh();
+        assert_eq!(plain, MeshConfig::default());
+    }
+
+    #[test]
+    fn the_agent_sets_the_redirect_where_the_file_says_so() {
+        assert_eq!(Settings::parse(FILE).unwrap().sidecar().redirect, Redirect::Init);
+        let agent = format!("{FILE}redirect: {{mode: agent}}\n");
+        assert_eq!(Settings::parse(&agent).unwrap().sidecar().redirect, Redirect::Agent);
+        assert!(Settings::parse(&agent.replace("agent", "cni")).is_err());
     }
 
     #[test]

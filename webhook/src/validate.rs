@@ -4,7 +4,7 @@
 use crate::mutate::{Answer, answer_malformed, fault};
 use crate::review::{PolicyRequest, Response};
 use crate::state::State;
-use cinch_policy::{Validation, validate as validate_policy};
+use cinch_policy::{Validation, validate_among};
 use cinch_reason::Reason;
 use serde_json::Value;
 use tokio::time::Instant;
@@ -19,7 +19,8 @@ pub fn validate(state: &State, body: &[u8], began: Instant) -> Answer {
         Ok(request) => request,
         Err(malformed) => return answer_malformed(state, &malformed.to_string(), began),
     };
-    let Validation { errors, warnings } = validate_policy(&request.object, &state.mesh);
+    let around = state.caches.around(&request.object, &state.mesh);
+    let Validation { errors, warnings } = validate_among(&request.object, &state.mesh, around.as_ref());
     let (label, reason, response) = match verdict(&request, errors) {
         Verdict::Accept { mut notes } => {
             notes.extend(warnings);
@@ -50,8 +51,7 @@ enum Verdict {
 /// what it says is judged, and only when that changes.
 fn verdict(request: &PolicyRequest, errors: Vec<String>) -> Verdict {
     if errors.is_empty() {
-        // Nobody may take an accepted policy for an enforced one.
-        return Verdict::Accept { notes: vec![Reason::PolicyNotEnforced.message()] };
+        return Verdict::Accept { notes: Vec::new() };
     }
     let ending = request.object.pointer("/metadata/deletionTimestamp").is_some_and(|time| !time.is_null());
     let same = request.old.as_ref().is_some_and(|old| means(old) == means(&request.object));

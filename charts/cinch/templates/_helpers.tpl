@@ -49,6 +49,13 @@ matchExpressions:
 - {key: kubernetes.io/metadata.name, operator: NotIn, values: {{ include "cinch.systemNamespaces" . }}}
 {{- end }}
 
+{{/* As cinch.enrolled, but for the root namespace, whose policies are selected by its name. */}}
+{{- define "cinch.enrolledButRoot" -}}
+matchLabels: {cinch.dev/mesh: enabled}
+matchExpressions:
+- {key: kubernetes.io/metadata.name, operator: NotIn, values: {{ append (include "cinch.systemNamespaces" . | fromJsonArray) (include "cinch.rootNamespace" .) | uniq | toJson }}}
+{{- end }}
+
 {{/* As cinch.enrolled, and locked. */}}
 {{- define "cinch.locked" -}}
 matchLabels: {cinch.dev/mode: STRICT}

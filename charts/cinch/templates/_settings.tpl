@@ -9,6 +9,19 @@ images:
   allowed: {{ include "cinch.allowedImages" . }}
 mesh:
   cidrs: {{ .Values.mesh.cidrs | toJson }}
+  trustDomainAliases: {{ .Values.mesh.trustDomainAliases | toJson }}
+  pathNormalization: {{ .Values.mesh.pathNormalization }}
+jwks:
+  {{- with .Values.jwks }}
+  refreshInterval: {{ .refreshInterval }}
+  retryInterval: {{ .retryInterval }}
+  timeout: {{ .timeout }}
+  allowedCIDRs: {{ .allowedCIDRs | toJson }}
+  allowHTTP: {{ .allowHTTP }}
+  {{- if .caBundle }}
+  caFile: /etc/cinch/jwks-ca.pem
+  {{- end }}
+  {{- end }}
 promotion:
   {{- with .Values.promotion }}
   default: {{ .default }}
@@ -30,6 +43,8 @@ proxy:
       {{ $name }}: {{ $amount | toString | quote }}
       {{- end }}
     {{- end }}
+redirect:
+  mode: {{ .Values.redirect.mode }}
 webhook:
   port: {{ .Values.webhook.port | int }}
 control:

@@ -14,8 +14,9 @@ mod status;
 pub use crds::{crds, istio_crds, to_yaml};
 pub use duration::{DurationError, format_duration, parse_duration};
 pub use istio::ISTIO_GROUP;
+pub use istio::status as policy_status;
 pub use posture::{Posture, PostureSpec, PromotionPolicy, ServiceAccounts};
 pub use status::{
-    Blocker, Debt, EvidenceStatus, Offender, PlaintextStatus, PodCounts, PostureMode, PostureState,
-    PostureStatus,
+    Blocker, BrokenPolicy, Debt, EvidenceStatus, Offender, PlaintextStatus, PodCounts, PostureMode,
+    PostureState, PostureStatus,
 };

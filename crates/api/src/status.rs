@@ -50,7 +50,11 @@ pub struct PostureStatus {
     /// What stays outside the mesh and was accepted as such.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub debt: Vec<Debt>,
-    /// Ready, Injected, Reporting, Quiet, Unpinned, Strict.
+    /// Policies that select pods here and can't be used as they are: at most 20. They close what they select, so
+    /// they don't stand against a promotion.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub policies: Vec<BrokenPolicy>,
+    /// Ready, Injected, Reporting, Quiet, Unpinned, Strict, PoliciesUsable.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub conditions: Vec<Condition>,
     /// What the next leader needs to go on; not meant for reading.
@@ -171,6 +175,19 @@ pub struct Blocker {
     /// The first object that it is about, such as `pod/web-1`.
     #[serde(rename = "ref", default, skip_serializing_if = "Option::is_none")]
     pub reference: Option<String>,
+}
+
+/// A policy that can't be used as it is.
+#[derive(Serialize, Deserialize, JsonSchema, Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+#[serde(rename_all = "camelCase")]
+pub struct BrokenPolicy {
+    /// The object, such as `authorizationpolicy/shop/allow-web`.
+    #[serde(rename = "ref")]
+    pub reference: String,
+    /// A word of the reason table.
+    pub reason: String,
+    /// What is the case, and what to do.
+    pub message: String,
 }
 
 /// Somebody who sends plaintext. Exactly one of `workload`, `node` and `external` is set.

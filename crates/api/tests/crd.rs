@@ -78,9 +78,24 @@ fn istio(kind: &str) -> Value {
 #[test]
 fn istios_kinds_are_served_in_both_versions_and_stored_in_one() {
     let columns = [
-        ("PeerAuthentication", "peerauthentications", "pa", vec!["Mode", "Age"]),
-        ("AuthorizationPolicy", "authorizationpolicies", "ap", vec!["Action", "Age"]),
-        ("RequestAuthentication", "requestauthentications", "ra", vec!["Age"]),
+        (
+            "PeerAuthentication",
+            "peerauthentications",
+            "pa",
+            vec!["Mode", "Selected", "Enforcing", "State", "Age"],
+        ),
+        (
+            "AuthorizationPolicy",
+            "authorizationpolicies",
+            "ap",
+            vec!["Action", "Selected", "Enforcing", "State", "Age"],
+        ),
+        (
+            "RequestAuthentication",
+            "requestauthentications",
+            "ra",
+            vec!["Selected", "Enforcing", "State", "Age"],
+        ),
     ];
     for (kind, plural, short, want) in columns {
         let crd = istio(kind);

@@ -105,6 +105,7 @@ fn explain(status: &PostureStatus, now: Timestamp) -> Vec<String> {
         };
         lines.push(format!("blocked for {}: {told}{about}", ago(&blocker.since, now)));
     }
+    lines.extend(status.policies.iter().map(|policy| format!("{}: {}", policy.reference, policy.message)));
     lines.extend(status.offenders.iter().map(|offender| offence(offender, now)));
     lines.extend(
         status.debt.iter().map(|debt| format!("outside the mesh: {}: {}", debt.reason, debt.message)),
@@ -180,6 +181,17 @@ billing
   1 plaintext connections are open
 ";
         assert_eq!(text, expected);
+    }
+
+    #[test]
+    fn broken_policies_are_told_even_of_a_namespace_that_is_strict() {
+        let status = json!({"mode": "STRICT", "state": "Strict", "policies": [{
+            "ref": "authorizationpolicy/billing/old", "reason": "UnsupportedPolicy",
+            "message": "UnsupportedPolicy: the policy holds what can not be enforced (spec.x)",
+        }]});
+        let text = report(&[posture(status)], Timestamp::UNIX_EPOCH);
+        let line = "  authorizationpolicy/billing/old: UnsupportedPolicy: the policy holds";
+        assert!(text.contains(line), "{text}");
     }
 
     #[test]

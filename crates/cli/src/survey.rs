@@ -210,7 +210,8 @@ fn pod_facts(name: String, owner: Owner, pod: &Value) -> PodFacts {
     PodFacts {
         name,
         owner,
-        meshed: init(0) == INIT_CONTAINER && init(1) == PROXY_CONTAINER,
+        // With a node agent there is no init container before it.
+        meshed: init(0) == PROXY_CONTAINER || init(0) == INIT_CONTAINER && init(1) == PROXY_CONTAINER,
         host_network: pod.pointer("/spec/hostNetwork").and_then(Value::as_bool) == Some(true),
         ending: matches!(text(pod, "/status/phase"), "Succeeded" | "Failed")
             || pod.pointer("/metadata/deletionTimestamp").is_some(),
@@ -307,6 +308,8 @@ mod tests {
     fn meshed_is_read_from_the_first_two_init_containers() {
         let meshed = json!({"spec": {"initContainers": [{"name": "cinch-init"}, {"name": "cinch-proxy"}, {"name": "x"}]}});
         assert!(facts(meshed).meshed);
+        let by_agent = json!({"spec": {"initContainers": [{"name": "cinch-proxy"}, {"name": "x"}]}});
+        assert!(facts(by_agent).meshed);
         let behind = json!({"spec": {"initContainers": [{"name": "x"}, {"name": "cinch-init"}, {"name": "cinch-proxy"}]}});
         assert!(!facts(behind).meshed);
         assert!(!facts(json!({"metadata": {"annotations": {"cinch.dev/injected": "0.1.0"}}})).meshed);

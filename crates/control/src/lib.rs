@@ -55,6 +55,12 @@ pub fn encode<M: Message>(message: &M, out: &mut BytesMut) -> Result<(), FrameEr
     Ok(())
 }
 
+/// The bytes of `message` on the wire, without its length: what [`MAX_MESSAGE`] bounds.
+#[must_use]
+pub fn size<M: Message>(message: &M) -> usize {
+    message.encoded_len()
+}
+
 /// Takes whole messages out of a growing buffer.
 #[derive(Debug)]
 pub struct Decoder<M> {

@@ -6,6 +6,7 @@ use crate::pod::Pod;
 use crate::sidecar::{TOKEN_AUDIENCE, TOKEN_VOLUME};
 use cinch_reason::Reason;
 use serde_json::Value;
+use std::collections::BTreeMap;
 
 /// What becomes of the pod's account.
 pub(crate) enum Assignment<'a> {
@@ -18,6 +19,21 @@ pub(crate) enum Assignment<'a> {
 }
 
 const DEFAULT: &str = "default";
+
+/// Annotations by which clouds give permissions to an account.
+const CLOUD_IDENTITIES: [&str; 4] = [
+    "eks.amazonaws.com/role-arn",
+    "iam.gke.io/gcp-service-account",
+    "azure.workload.identity/client-id",
+    "azure.workload.identity/tenant-id",
+];
+
+/// The annotation by which a cloud knows a service account, if one does. Webhook and operator ask the same: where
+/// only one of them knew a cloud, pods would wait for accounts that nobody makes.
+#[must_use]
+pub fn cloud_identity(annotations: &BTreeMap<String, String>) -> Option<&'static str> {
+    CLOUD_IDENTITIES.into_iter().find(|key| annotations.get(*key).is_some_and(|value| !value.is_empty()))
+}
 
 /// Decides for `pod`. On dry run nothing is waited for: the account stays `default`, with a warning.
 pub(crate) fn assignment<'a>(pod: &Pod<'a>, facts: &Facts<'_>) -> Assignment<'a> {
@@ -65,4 +81,19 @@ fn foreign_token(pod: &Pod<'_>) -> Option<String> {
             let foreign = audiences.into_iter().find(|a| !a.is_empty() && *a != TOKEN_AUDIENCE)?;
             Some(format!("the pod mounts a token of the audience {foreign}"))
         })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cloud_identity_counts() {
+        let map = |key: &str, value: &str| [(key.to_owned(), value.to_owned())].into();
+        for key in CLOUD_IDENTITIES {
+            assert_eq!(cloud_identity(&map(key, "x")), Some(key));
+            assert_eq!(cloud_identity(&map(key, "")), None);
+        }
+        assert_eq!(cloud_identity(&map("example.com/x", "y")), None);
+    }
 }

@@ -1,9 +1,11 @@
 //! Pods that are left alone, each for a reason that the user meets again in the annotation, in the warning
 //! and in the namespace's status. Where injection is required, the admission policy refuses them afterwards.
 
-use crate::facts::Facts;
+use crate::facts::{Facts, Redirect};
 use crate::pod::Pod;
-use crate::sidecar::{OPT_OUT_LABEL, OWN_PORTS, TOKEN_VOLUME, TRUST_VOLUME, is_ours};
+use crate::sidecar::{
+    AGENT_DRIVER, AGENT_VOLUME, OPT_OUT_LABEL, OWN_PORTS, TOKEN_VOLUME, TRUST_VOLUME, is_ours,
+};
 use cinch_reason::Reason;
 use serde_json::Value;
 
@@ -35,18 +37,28 @@ pub(crate) fn is_mirror(pod: &Pod<'_>) -> bool {
     pod.annotation("kubernetes.io/config.mirror").is_some()
 }
 
-/// Names that belong to the sidecar used for something else: by a container that is no init container, or by
-/// mounting our volumes elsewhere. Nothing sensible can be injected beside it.
+/// Names that belong to the sidecar used for something else: by a container that is no init container, by a volume
+/// of our driver under another name, or by mounting our volumes elsewhere. Nothing sensible can be injected beside it.
 pub(crate) fn reserved_name(pod: &Pod<'_>) -> Option<Because> {
     if let Some(container) = pod.containers.iter().find(|container| is_ours(container.name)) {
         return Some((Reason::ReservedName, format!("container {}", container.name)));
     }
+    if let Some(volume) = pod.volumes.iter().find_map(foreign_volume) {
+        return Some((Reason::ReservedName, format!("volume {volume}, driver {AGENT_DRIVER}")));
+    }
     pod.users().find_map(|container| {
         let mounts = container.list("volumeMounts").iter();
         let mut names = mounts.filter_map(|mount| mount.get("name").and_then(Value::as_str));
-        let volume = names.find(|name| matches!(*name, TOKEN_VOLUME | TRUST_VOLUME))?;
+        let volume = names.find(|name| matches!(*name, TOKEN_VOLUME | TRUST_VOLUME | AGENT_VOLUME))?;
         Some((Reason::SidecarMount, format!("container {}, volume {volume}", container.name)))
     })
+}
+
+/// The name of a volume of our driver that is not called as ours.
+fn foreign_volume(volume: &Value) -> Option<&str> {
+    let driver = volume.pointer("/csi/driver")?.as_str()?;
+    let name = volume.get("name").and_then(Value::as_str).unwrap_or_default();
+    (driver == AGENT_DRIVER && name != AGENT_VOLUME).then_some(name)
 }
 
 fn opted_out(pod: &Pod<'_>, _: &Facts<'_>) -> Option<Because> {
@@ -71,6 +83,9 @@ fn user_namespace(pod: &Pod<'_>, _: &Facts<'_>) -> Option<Because> {
 }
 
 fn pod_security(_: &Pod<'_>, facts: &Facts<'_>) -> Option<Because> {
+    if facts.sidecar.redirect == Redirect::Agent {
+        return None;
+    }
     let level = facts.namespace_labels.get("pod-security.kubernetes.io/enforce")?;
     let forbids = matches!(level.as_str(), "baseline" | "restricted");
     forbids

@@ -40,6 +40,16 @@ pub enum DefaultAccount {
     Bound(String),
 }
 
+/// Who sets the redirect of a pod.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Redirect {
+    /// The init container `cinch-init`, which needs NET_ADMIN.
+    #[default]
+    Init,
+    /// The node agent, asked by the sidecar over a volume of its own: the pod needs no capability.
+    Agent,
+}
+
 /// How the injected containers look in this installation.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Sidecar {
@@ -57,6 +67,8 @@ pub struct Sidecar {
     pub log: Option<String>,
     /// Requests and limits of both containers.
     pub resources: Resources,
+    /// Who sets the redirect.
+    pub redirect: Redirect,
 }
 
 impl Sidecar {
@@ -71,6 +83,7 @@ impl Sidecar {
             operator_id: format!("spiffe://{trust_domain}/ns/{installed_in}/sa/cinch-operator"),
             log: None,
             resources: Resources::default(),
+            redirect: Redirect::default(),
         }
     }
 }

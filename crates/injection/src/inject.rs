@@ -3,7 +3,7 @@
 use crate::account::{Assignment, assignment};
 use crate::compare::{positions, same_container};
 use crate::eligible::{Because, is_mirror, reason_to_skip, reserved_name};
-use crate::facts::Facts;
+use crate::facts::{Facts, Redirect};
 use crate::operation::{Op, escape};
 use crate::pod::{List, Malformed, Pod, map};
 use crate::probe::{self, Whose};
@@ -109,7 +109,7 @@ fn write(pod: &Pod<'_>, facts: &Facts<'_>, planned: Vec<probe::Planned>) -> Resu
     // Before containers are put in front: the pointers count from the pod as it came.
     operations.extend(probes.operations);
     operations.extend(containers(pod, facts, &probes.originals));
-    operations.extend(volume_operations(pod));
+    operations.extend(volume_operations(pod, facts.sidecar.redirect));
     Ok(Outcome::Inject { operations, warnings })
 }
 
@@ -123,20 +123,26 @@ fn annotate(pod: &Pod<'_>, value: &str) -> Result<Vec<Op>, Malformed> {
     }])
 }
 
-/// Our two containers, first and in order. Those that stand in their places are overwritten there if they
+/// Our containers, first and in order. Those that stand in their places are overwritten there if they
 /// differ; in any other arrangement all that bear our names go and ours are put in front.
 fn containers(pod: &Pod<'_>, facts: &Facts<'_>, probes: &str) -> Vec<Op> {
     let resources = resources(pod, &facts.sidecar.resources);
-    let init = init_container(facts.sidecar, &resources);
-    let proxy = proxy_container(facts.sidecar, &resources, probes);
+    let proxy = (PROXY_CONTAINER, proxy_container(facts.sidecar, &resources, probes));
+    let wanted = match facts.sidecar.redirect {
+        Redirect::Init => vec![(INIT_CONTAINER, init_container(facts.sidecar, &resources)), proxy],
+        Redirect::Agent => vec![proxy],
+    };
     let list = List::InitContainers.path();
     if pod.init_containers.is_empty() {
-        return vec![Op::add(list, json!([init, proxy]))];
+        let wanted: Vec<Value> = wanted.into_iter().map(|(_, container)| container).collect();
+        return vec![Op::add(list, json!(wanted))];
     }
-    let at = |index: usize| pod.init_containers.get(index).map(|container| container.name);
     let ours = positions(pod.init_containers.iter().map(|container| container.name));
-    if ours == [0, 1] && at(0) == Some(INIT_CONTAINER) && at(1) == Some(PROXY_CONTAINER) {
-        let pairs = [init, proxy].into_iter().zip(&pod.init_containers);
+    let in_place = |(index, (name, _)): (usize, &(&str, Value))| {
+        pod.init_containers.get(index).is_some_and(|have| have.name == *name)
+    };
+    if ours.len() == wanted.len() && wanted.iter().enumerate().all(in_place) {
+        let pairs = wanted.into_iter().map(|(_, want)| want).zip(&pod.init_containers);
         return pairs
             .filter(|(want, have)| !same_container(want, have.raw, &facts.sidecar.allowed_images))
             .map(|(want, have)| Op::replace(have.path(), want))
@@ -144,18 +150,20 @@ fn containers(pod: &Pod<'_>, facts: &Facts<'_>, probes: &str) -> Vec<Op> {
     }
     let removals = ours.iter().rev().map(|index| Op::remove(format!("{list}/{index}")));
     let front = format!("{list}/0");
-    removals.chain([Op::add(front.clone(), proxy), Op::add(front, init)]).collect()
+    let additions = wanted.into_iter().rev().map(|(_, container)| Op::add(front.clone(), container));
+    removals.chain(additions).collect()
 }
 
-/// Our two volumes; those of the name are overwritten in place. No container of the user mounts them: such a
+/// Our volumes; those of the name are overwritten in place. No container of the user mounts them: such a
 /// pod was refused before.
-fn volume_operations(pod: &Pod<'_>) -> Vec<Op> {
+fn volume_operations(pod: &Pod<'_>, redirect: Redirect) -> Vec<Op> {
+    let wanted = volumes(redirect);
     if pod.volumes.is_empty() {
-        let [(_, token), (_, trust)] = volumes();
-        return vec![Op::add("/spec/volumes", json!([token, trust]))];
+        let wanted: Vec<Value> = wanted.into_iter().map(|(_, volume)| volume).collect();
+        return vec![Op::add("/spec/volumes", json!(wanted))];
     }
     let mut operations = Vec::new();
-    for (name, want) in volumes() {
+    for (name, want) in wanted {
         let named = |volume: &Value| volume.get("name").and_then(Value::as_str) == Some(name);
         match pod.volumes.iter().position(named) {
             Some(index) if pod.volumes.get(index) == Some(&want) => {}

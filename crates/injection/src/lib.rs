@@ -16,7 +16,8 @@ mod probe;
 mod quantity;
 mod sidecar;
 
-pub use facts::{DefaultAccount, Facts, Resources, Sidecar};
+pub use account::cloud_identity;
+pub use facts::{DefaultAccount, Facts, Redirect, Resources, Sidecar};
 pub use inject::{Outcome, inject};
 pub use operation::Op;
 pub use owner::{
@@ -25,5 +26,7 @@ pub use owner::{
 };
 pub use probe::{HttpProbe, Probe, ProbeKey, ProbeKeyTooShort, TcpProbe};
 pub use sidecar::{
-    INIT_CONTAINER, INJECTED_ANNOTATION, OPT_OUT_LABEL, PROXY_CONTAINER, TOKEN_VOLUME, TRUST_VOLUME,
+    AGENT_DIRECTORY, AGENT_DRIVER, AGENT_SOCKET, AGENT_VOLUME, INIT_CONTAINER, INJECTED_ANNOTATION,
+    OPT_OUT_LABEL, PROXY_CONTAINER, PROXY_UID, REDIRECT_BY_AGENT, REDIRECT_VARIABLE, TOKEN_VOLUME,
+    TRUST_VOLUME,
 };

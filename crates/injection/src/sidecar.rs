@@ -1,7 +1,8 @@
-//! The canonical form of what is injected: two containers, two volumes. Every field that the API server would
+//! The canonical form of what is injected: two containers and two volumes, or one container and three volumes where
+//! a node agent sets the redirect. Every field that the API server would
 //! fill in stands here with the value it would get, so that comparing with an admitted pod is comparing values.
 
-use crate::facts::{Resources, Sidecar};
+use crate::facts::{Redirect, Resources, Sidecar};
 use crate::pod::{Container, Pod};
 use crate::quantity;
 use serde_json::{Map, Value, json};
@@ -15,6 +16,18 @@ pub const PROXY_CONTAINER: &str = "cinch-proxy";
 pub const TOKEN_VOLUME: &str = "cinch-token";
 /// Volume with the namespace's trust bundle.
 pub const TRUST_VOLUME: &str = "cinch-trust";
+/// Volume with the socket of the node agent.
+pub const AGENT_VOLUME: &str = "cinch-agent";
+/// The CSI driver that the node agent is.
+pub const AGENT_DRIVER: &str = "node.cinch.dev";
+/// Where the sidecar has the volume.
+pub const AGENT_DIRECTORY: &str = "/var/run/cinch/agent";
+/// The socket's name in it.
+pub const AGENT_SOCKET: &str = "agent.sock";
+/// Environment variable that says who sets the redirect; absent: `cinch-init` has.
+pub const REDIRECT_VARIABLE: &str = "CINCH_REDIRECT";
+/// Its value when the sidecar must ask the node agent.
+pub const REDIRECT_BY_AGENT: &str = "agent";
 /// Annotation that says with which version a pod was injected, or for which reason it was not.
 pub const INJECTED_ANNOTATION: &str = "cinch.dev/injected";
 /// Label with which a pod opts out; its value is `disabled`.
@@ -22,8 +35,8 @@ pub const OPT_OUT_LABEL: &str = "cinch.dev/inject";
 
 /// Audience of the sidecar's token.
 pub(crate) const TOKEN_AUDIENCE: &str = "cinch.dev";
-/// UID and GID of the proxy; the redirect lets its packets through.
-const PROXY_UID: u32 = 1507;
+/// UID and GID of the proxy. A redirect of `cinch-init` lets its packets through.
+pub const PROXY_UID: u32 = 1507;
 /// Port that the proxy answers health and probes on; nobody listens there, the redirect leads to it.
 pub(crate) const PROBE_PORT: u16 = 15021;
 /// Ports that belong to the sidecar.
@@ -82,11 +95,18 @@ pub(crate) fn proxy_container(sidecar: &Sidecar, resources: &Value, probes: &str
         },
         "terminationMessagePath": "/dev/termination-log",
         "terminationMessagePolicy": "FallbackToLogsOnError",
-        "volumeMounts": [
-            {"name": TOKEN_VOLUME, "mountPath": "/var/run/cinch/token", "readOnly": true},
-            {"name": TRUST_VOLUME, "mountPath": "/var/run/cinch/trust", "readOnly": true},
-        ],
+        "volumeMounts": mounts(sidecar.redirect),
     })
+}
+
+fn mounts(redirect: Redirect) -> Value {
+    let mount = |name: &str, path: &str| json!({"name": name, "mountPath": path, "readOnly": true});
+    let mut mounts =
+        vec![mount(TOKEN_VOLUME, "/var/run/cinch/token"), mount(TRUST_VOLUME, "/var/run/cinch/trust")];
+    if redirect == Redirect::Agent {
+        mounts.push(mount(AGENT_VOLUME, AGENT_DIRECTORY));
+    }
+    Value::Array(mounts)
 }
 
 fn health(period_seconds: u32, failure_threshold: u32) -> Value {
@@ -116,15 +136,19 @@ fn environment(sidecar: &Sidecar, probes: &str) -> Value {
     list.push(json!({"name": "CINCH_TRUST_DOMAIN", "value": sidecar.trust_domain}));
     list.push(json!({"name": "CINCH_OPERATOR_ID", "value": sidecar.operator_id}));
     list.push(json!({"name": PROBES_VARIABLE, "value": probes}));
+    if sidecar.redirect == Redirect::Agent {
+        list.push(json!({"name": REDIRECT_VARIABLE, "value": REDIRECT_BY_AGENT}));
+    }
     if let Some(log) = &sidecar.log {
         list.push(json!({"name": "CINCH_LOG", "value": log}));
     }
     Value::Array(list)
 }
 
-/// The two volumes: a token that is good for our operator alone, and the trust bundle. The ConfigMap is
-/// optional, so that a pod whose bundle is late starts and says so instead of hanging in the kubelet.
-pub(crate) fn volumes() -> [(&'static str, Value); 2] {
+/// The volumes: a token that is good for our operator alone, the trust bundle, and what the node agent gives to
+/// this pod. The ConfigMap is optional, so that a pod whose bundle is late starts and says so instead of hanging in
+/// the kubelet.
+pub(crate) fn volumes(redirect: Redirect) -> Vec<(&'static str, Value)> {
     let token = json!({
         "name": TOKEN_VOLUME,
         "projected": {
@@ -136,7 +160,12 @@ pub(crate) fn volumes() -> [(&'static str, Value); 2] {
         "name": TRUST_VOLUME,
         "configMap": {"name": TRUST_VOLUME, "defaultMode": 420, "optional": true},
     });
-    [(TOKEN_VOLUME, token), (TRUST_VOLUME, trust)]
+    let mut volumes = vec![(TOKEN_VOLUME, token), (TRUST_VOLUME, trust)];
+    if redirect == Redirect::Agent {
+        let agent = json!({"name": AGENT_VOLUME, "csi": {"driver": AGENT_DRIVER, "readOnly": true}});
+        volumes.push((AGENT_VOLUME, agent));
+    }
+    volumes
 }
 
 /// Requests and limits of our containers in this pod.

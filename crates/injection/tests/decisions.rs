@@ -93,6 +93,72 @@ fn namespaces_can_forbid_injection() {
 }
 
 #[test]
+fn with_a_node_agent_pod_security_forbids_nothing() {
+    for level in ["baseline", "restricted"] {
+        let mut namespace = Namespace::with_agent();
+        namespace.labels.insert("pod-security.kubernetes.io/enforce".into(), level.into());
+        let pod = namespace.injected(&web_pod());
+        let init = pod["spec"]["initContainers"].as_array().unwrap();
+        assert_eq!(init.len(), 1, "{level}: no container but the sidecar");
+        // What `restricted` asks of a container (Pod Security Standards).
+        let context = &init[0]["securityContext"];
+        assert_eq!(context["runAsNonRoot"], true);
+        assert_eq!(context["allowPrivilegeEscalation"], false);
+        assert_eq!(context["capabilities"], json!({"drop": ["ALL"]}));
+        assert_eq!(context["seccompProfile"], json!({"type": "RuntimeDefault"}));
+        let allowed = ["name", "projected", "configMap", "csi"];
+        for volume in pod["spec"]["volumes"].as_array().unwrap() {
+            assert!(
+                volume.as_object().unwrap().keys().all(|key| allowed.contains(&key.as_str())),
+                "{volume}"
+            );
+        }
+    }
+}
+
+#[test]
+fn only_the_sidecar_gets_the_volume_of_the_node_agent() {
+    let namespace = Namespace::with_agent();
+    let mounts = |pod: &Value, container: &str| {
+        let text = pod["spec"].pointer(container).unwrap()["volumeMounts"].to_string();
+        text.contains("cinch-agent")
+    };
+    let pod = namespace.injected(&web_pod());
+    assert!(mounts(&pod, "/initContainers/0") && !mounts(&pod, "/containers/0"));
+    let cases: &[(&str, Reason, Change)] = &[
+        ("the app mounts it", Reason::SidecarMount, |p| {
+            p["spec"]["containers"][0]["volumeMounts"] = json!([{"name": "cinch-agent", "mountPath": "/a"}]);
+        }),
+        ("the driver under another name", Reason::ReservedName, |p| {
+            p["spec"]["volumes"] = json!([{"name": "mine", "csi": {"driver": "node.cinch.dev"}}]);
+        }),
+    ];
+    for namespace in [Namespace::with_agent(), Namespace::new()] {
+        for (case, reason, change) in cases {
+            assert_eq!(refused(&namespace.decide(&web_pod_with(change))), Some(*reason), "{case}");
+        }
+    }
+    let other = web_pod_with(|p| {
+        p["spec"]["volumes"] = json!([{"name": "mine", "csi": {"driver": "csi.example.com"}}]);
+    });
+    assert_eq!(refused(&namespace.decide(&other)), None);
+}
+
+#[test]
+fn a_template_with_cinch_init_loses_it_where_a_node_agent_is() {
+    let before = Namespace::new().injected(&web_pod());
+    let after = Namespace::with_agent().injected(&before);
+    let names: Vec<&Value> =
+        after["spec"]["initContainers"].as_array().unwrap().iter().map(|c| &c["name"]).collect();
+    assert_eq!(names, ["cinch-proxy"]);
+    assert_eq!(Namespace::with_agent().operations(&defaulted(after.clone())), Vec::new());
+    let back = Namespace::new().injected(&after);
+    let names: Vec<&Value> =
+        back["spec"]["initContainers"].as_array().unwrap().iter().map(|c| &c["name"]).collect();
+    assert_eq!(names, ["cinch-init", "cinch-proxy"]);
+}
+
+#[test]
 fn a_mirror_pod_is_not_touched() {
     let pod = web_pod_with(|p| p["metadata"]["annotations"] = json!({"kubernetes.io/config.mirror": "x"}));
     let outcome = Namespace::new().decide(&pod);

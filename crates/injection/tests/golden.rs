@@ -8,7 +8,10 @@ use std::path::Path;
 use support::{Namespace, apply, defaulted, web_pod, web_pod_with};
 
 fn golden(name: &str, pod: &Value) {
-    let namespace = Namespace::new();
+    golden_in(&Namespace::new(), name, pod);
+}
+
+fn golden_in(namespace: &Namespace, name: &str, pod: &Value) {
     let operations = namespace.operations(pod);
     let after = apply(pod, &operations);
     assert_eq!(
@@ -34,6 +37,11 @@ fn owned(pod: &mut Value, api: &str, kind: &str, name: &str) {
 #[test]
 fn a_pod_of_a_deployment() {
     golden("deployment", &web_pod());
+}
+
+#[test]
+fn a_pod_whose_redirect_the_node_agent_sets() {
+    golden_in(&Namespace::with_agent(), "agent", &web_pod());
 }
 
 #[test]

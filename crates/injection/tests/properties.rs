@@ -104,9 +104,10 @@ fn users_part(mut pod: Value) -> Value {
     let spec = pod["spec"].as_object_mut().unwrap();
     spec.remove("serviceAccountName");
     spec.remove("serviceAccount");
-    for (list, ours) in
-        [("initContainers", ["cinch-init", "cinch-proxy"]), ("volumes", ["cinch-token", "cinch-trust"])]
-    {
+    for (list, ours) in [
+        ("initContainers", &["cinch-init", "cinch-proxy"][..]),
+        ("volumes", &["cinch-token", "cinch-trust", "cinch-agent"]),
+    ] {
         let kept: Vec<Value> =
             spec.get(list).and_then(Value::as_array).into_iter().flatten().cloned().collect();
         spec.insert(
@@ -133,8 +134,8 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(512))]
 
     #[test]
-    fn injecting_twice_is_injecting_once(pod in pod()) {
-        let namespace = Namespace::new();
+    fn injecting_twice_is_injecting_once(pod in pod(), agent in any::<bool>()) {
+        let namespace = if agent { Namespace::with_agent() } else { Namespace::new() };
         let once = match namespace.decide(&pod) {
             Outcome::Refuse { .. } => return Ok(()),
             Outcome::Inject { operations, .. } | Outcome::Skip { operations, .. } => apply(&pod, &operations),
@@ -148,13 +149,15 @@ proptest! {
     }
 
     #[test]
-    fn the_users_parts_stay_as_they_were(pod in pod()) {
-        let namespace = Namespace::new();
+    fn the_users_parts_stay_as_they_were(pod in pod(), agent in any::<bool>()) {
+        let namespace = if agent { Namespace::with_agent() } else { Namespace::new() };
         if let Outcome::Inject { operations, .. } = namespace.decide(&pod) {
             let after = apply(&pod, &operations);
             let init = after["spec"]["initContainers"].as_array().unwrap();
-            prop_assert_eq!(&init[0]["name"], "cinch-init");
-            prop_assert_eq!(&init[1]["name"], "cinch-proxy");
+            let wanted: &[&str] = if agent { &["cinch-proxy"] } else { &["cinch-init", "cinch-proxy"] };
+            for (index, name) in wanted.iter().enumerate() {
+                prop_assert_eq!(&init[index]["name"], name);
+            }
             prop_assert_eq!(users_part(after), users_part(pod));
         }
     }

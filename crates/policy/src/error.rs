@@ -19,6 +19,14 @@ pub enum PolicyError {
         /// What is wrong and what to write instead.
         problem: String,
     },
+    /// A field or word that this version does not know.
+    #[error("{field}: {problem}")]
+    Unknown {
+        /// Path of the field.
+        field: String,
+        /// What it may be instead.
+        problem: String,
+    },
     /// A field of Istio's API that this version does not implement.
     #[error("{field} is not implemented by this version of Cinch; remove it")]
     NotImplemented {
@@ -32,6 +40,22 @@ impl PolicyError {
     #[must_use]
     pub fn reason(&self) -> Reason {
         Reason::PolicyInvalid
+    }
+
+    /// Whether it is not a mistake in a value, but something that this version does not know or do: an object from
+    /// before the install may well mean it.
+    #[must_use]
+    pub fn is_unsupported(&self) -> bool {
+        match self {
+            PolicyError::Unreadable(_) | PolicyError::Unknown { .. } | PolicyError::NotImplemented { .. } => {
+                true
+            }
+            PolicyError::NotAPolicy(_) | PolicyError::Value { .. } => false,
+        }
+    }
+
+    pub(crate) fn unknown(field: impl Into<String>, problem: impl Into<String>) -> Self {
+        PolicyError::Unknown { field: field.into(), problem: problem.into() }
     }
 
     pub(crate) fn value(field: impl Into<String>, problem: impl Into<String>) -> Self {

@@ -37,7 +37,7 @@ pub use mesh::{MeshConfig, Workload};
 pub use mode::{Mode, PortModes};
 pub use object::{
     AuthorizationPolicy, Enforcement, ObjectName, PeerAuthentication, PolicyObject, RequestAuthentication,
-    Scope,
+    Scope, SelectingPolicy,
 };
 pub use path::{BadPath, PathNormalization, Readings, normalize};
 pub use peer_authentication::{LabelSelector, MutualTls, MutualTlsMode, PeerAuthenticationSpec};

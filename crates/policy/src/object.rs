@@ -141,13 +141,60 @@ impl PeerAuthentication {
     }
 }
 
-/// An AuthorizationPolicy as it was found.
+/// A policy that selects pods, as it was found: a spec of type `S` that is either usable or names its faults.
+/// One that can't be used closes what it selects.
 #[derive(Debug, Clone)]
-pub struct AuthorizationPolicy {
+pub struct SelectingPolicy<S> {
     name: ObjectName,
     scope: Scope,
     enforcement: Enforcement,
-    spec: Result<AuthorizationPolicySpec, Vec<PolicyError>>,
+    spec: Result<S, Vec<PolicyError>>,
+}
+
+/// An AuthorizationPolicy as it was found.
+pub type AuthorizationPolicy = SelectingPolicy<AuthorizationPolicySpec>;
+
+/// A RequestAuthentication as it was found.
+pub type RequestAuthentication = SelectingPolicy<RequestAuthenticationSpec>;
+
+impl<S> SelectingPolicy<S> {
+    /// Its namespace and name.
+    #[must_use]
+    pub fn name(&self) -> &ObjectName {
+        &self.name
+    }
+
+    /// Whom it selects.
+    #[must_use]
+    pub fn scope(&self) -> &Scope {
+        &self.scope
+    }
+
+    /// Whether it decides. A RequestAuthentication always does.
+    #[must_use]
+    pub fn enforcement(&self) -> Enforcement {
+        self.enforcement
+    }
+
+    /// Its spec, or why it can't be used.
+    ///
+    /// # Errors
+    /// The first fault of an invalid policy, which closes what it selects.
+    pub fn spec(&self) -> Result<&S, &PolicyError> {
+        self.spec.as_ref().map_err(|faults| faults.first().unwrap_or(&UNKNOWN))
+    }
+
+    /// Everything that is wrong with it.
+    #[must_use]
+    pub fn faults(&self) -> &[PolicyError] {
+        faults_of(&self.spec)
+    }
+
+    /// Whether it applies to `workload`: the workload's namespace or the root namespace, and the selector.
+    #[must_use]
+    pub fn applies_to(&self, mesh: &MeshConfig, workload: &Workload) -> bool {
+        self.scope.applies(&self.name.namespace, mesh, workload)
+    }
 }
 
 impl AuthorizationPolicy {
@@ -162,42 +209,7 @@ impl AuthorizationPolicy {
         let asked = spec.get("action").and_then(Value::as_str);
         let enforcement =
             if matches!(asked, Some("AUDIT" | "CUSTOM")) { Enforcement::Enforced } else { enforcement };
-        AuthorizationPolicy { name, scope: Scope::of(spec), enforcement, spec: read }
-    }
-
-    /// Its namespace and name.
-    #[must_use]
-    pub fn name(&self) -> &ObjectName {
-        &self.name
-    }
-
-    /// Whether it decides.
-    #[must_use]
-    pub fn enforcement(&self) -> Enforcement {
-        self.enforcement
-    }
-
-    /// Whom it selects.
-    #[must_use]
-    pub fn scope(&self) -> &Scope {
-        &self.scope
-    }
-
-    /// Its spec, or why it can't be used.
-    ///
-    /// # Errors
-    /// The first fault of an invalid policy, which closes what it selects.
-    pub fn spec(&self) -> Result<&AuthorizationPolicySpec, &PolicyError> {
-        match &self.spec {
-            Ok(spec) => Ok(spec),
-            Err(faults) => Err(faults.first().unwrap_or(&UNKNOWN)),
-        }
-    }
-
-    /// Everything that is wrong with it.
-    #[must_use]
-    pub fn faults(&self) -> &[PolicyError] {
-        faults_of(&self.spec)
+        SelectingPolicy { name, scope: Scope::of(spec), enforcement, spec: read }
     }
 
     /// Whether it never matches although its author surely meant something: anything but ALLOW without a rule.
@@ -208,19 +220,12 @@ impl AuthorizationPolicy {
             .is_ok_and(|spec| spec.action != Action::Allow && spec.rules.as_ref().is_none_or(Vec::is_empty))
     }
 
-    /// Whether it applies to `workload`: the workload's namespace or the root namespace, and the selector.
+    /// Whether its presence alone denies what no ALLOW policy matches.
     #[must_use]
-    pub fn applies_to(&self, mesh: &MeshConfig, workload: &Workload) -> bool {
-        self.scope.applies(&self.name.namespace, mesh, workload)
+    pub fn closes_by_presence(&self) -> bool {
+        let allows = self.spec.as_ref().is_ok_and(|spec| spec.action == Action::Allow);
+        allows && self.enforcement == Enforcement::Enforced
     }
-}
-
-/// A RequestAuthentication as it was found.
-#[derive(Debug, Clone)]
-pub struct RequestAuthentication {
-    name: ObjectName,
-    scope: Scope,
-    spec: Result<RequestAuthenticationSpec, Vec<PolicyError>>,
 }
 
 impl RequestAuthentication {
@@ -228,36 +233,7 @@ impl RequestAuthentication {
     #[must_use]
     pub fn new(name: ObjectName, spec: &Value) -> Self {
         let read = read(spec, &schema::REQUEST_AUTHENTICATION, RequestAuthenticationSpec::check);
-        RequestAuthentication { name, scope: Scope::of(spec), spec: read }
-    }
-
-    /// Its namespace and name.
-    #[must_use]
-    pub fn name(&self) -> &ObjectName {
-        &self.name
-    }
-
-    /// Its spec, or why it can't be used.
-    ///
-    /// # Errors
-    /// The first fault of an invalid object, which closes what it selects.
-    pub fn spec(&self) -> Result<&RequestAuthenticationSpec, &PolicyError> {
-        match &self.spec {
-            Ok(spec) => Ok(spec),
-            Err(faults) => Err(faults.first().unwrap_or(&UNKNOWN)),
-        }
-    }
-
-    /// Everything that is wrong with it.
-    #[must_use]
-    pub fn faults(&self) -> &[PolicyError] {
-        faults_of(&self.spec)
-    }
-
-    /// Whether it applies to `workload`: the workload's namespace or the root namespace, and the selector.
-    #[must_use]
-    pub fn applies_to(&self, mesh: &MeshConfig, workload: &Workload) -> bool {
-        self.scope.applies(&self.name.namespace, mesh, workload)
+        SelectingPolicy { name, scope: Scope::of(spec), enforcement: Enforcement::Enforced, spec: read }
     }
 }
 
@@ -372,10 +348,16 @@ pub(crate) fn check_selection(
         faults.push(PolicyError::value("spec.targetRefs", problem));
     }
     if target.is_some() && !targets.is_empty() {
-        faults.push(PolicyError::value("spec.targetRef", "can not stand together with targetRefs"));
+        faults.push(PolicyError::value(
+            "spec.targetRef",
+            "can not stand together with targetRefs; keep one of them",
+        ));
     }
     if selector.is_some() && (target.is_some() || !targets.is_empty()) {
-        faults.push(PolicyError::value("spec.selector", "can not stand together with targetRefs"));
+        faults.push(PolicyError::value(
+            "spec.selector",
+            "can not stand together with targetRefs; keep one of them",
+        ));
     }
     for (key, value) in selector.into_iter().flat_map(|selector| &selector.match_labels) {
         if key.is_empty() || key.contains('*') || value.contains('*') || value.len() > MAX_SELECTOR_VALUE {

@@ -23,6 +23,24 @@ impl Text {
         }
     }
 
+    /// The rule without its wildcard.
+    pub(crate) fn literal(&self) -> &str {
+        match self {
+            Text::Exact(literal) | Text::Prefix(literal) | Text::Suffix(literal) => literal,
+            Text::Present => "",
+        }
+    }
+
+    /// The same rule with its literal changed.
+    pub(crate) fn with(&self, change: impl Fn(&str) -> String) -> Self {
+        match self {
+            Text::Exact(literal) => Text::Exact(change(literal)),
+            Text::Prefix(literal) => Text::Prefix(change(literal)),
+            Text::Suffix(literal) => Text::Suffix(change(literal)),
+            Text::Present => Text::Present,
+        }
+    }
+
     pub(crate) fn matches(&self, value: &str) -> bool {
         match self {
             Text::Exact(exact) => value == exact,
@@ -31,6 +49,13 @@ impl Text {
             Text::Present => !value.is_empty(),
         }
     }
+}
+
+/// What stands before and after the first `byte`, an ASCII character. For the short texts of IDs and targets quicker
+/// than the general search.
+pub(crate) fn split_once(text: &str, byte: u8) -> Option<(&str, &str)> {
+    let at = text.bytes().position(|one| one == byte)?;
+    Some((text.get(..at)?, text.get(at + 1..)?))
 }
 
 /// `*` spans any characters, none included; everything else is literal.

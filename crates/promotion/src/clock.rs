@@ -40,7 +40,9 @@ pub(crate) fn advance(memory: &mut Memory, facts: &Facts, coverage: &Coverage<'_
     let pause = if memory.unobserved > budget { memory.unobserved_wall } else { 0 };
     let runs = memory.held_since.is_none() && !memory.open && memory.quiet_since > 0;
     let due_at = runs.then(|| memory.quiet_since.saturating_add(period).saturating_add(pause));
-    let elapsed = due_at.is_some_and(|due| facts.now >= due);
+    // What the slowest proxy has not told yet is not quiet, it is unknown.
+    let known = facts.now.min(memory.observed_through);
+    let elapsed = due_at.is_some_and(|due| known >= due);
     if elapsed && !facts.namespace.locked {
         // Nothing was served for the whole period: what came before no longer matters.
         memory.base = memory.total;

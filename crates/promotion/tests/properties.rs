@@ -105,7 +105,15 @@ fn check(story: &[Happening]) -> Result<(), TestCaseError> {
             prop_assert!(!world.pods.is_empty(), "no pods, no evidence");
             for pod in world.pods.values() {
                 prop_assert_eq!(pod.class, PodClass::Started);
-                prop_assert_eq!(pod.heard.map(|report| report.received), Some(now), "a pod had not reported");
+                // A report takes its time: fresh is what three intervals and two seconds allow. But the whole
+                // quiet period lies before it.
+                let received = pod.heard.map_or(0, |report| report.received);
+                let fresh = 3 * world.spec.report_interval + 2 * SECOND;
+                prop_assert!(received + fresh >= now, "a pod had not reported");
+                prop_assert!(
+                    received >= outcome.memory.quiet_since + world.spec.quiet,
+                    "a part of the quiet period was not reported"
+                );
             }
             prop_assert!(now >= START + world.spec.quiet + world.spec.settle);
             prop_assert!(world.namespace.injection_required, "the lock comes after the requirement");

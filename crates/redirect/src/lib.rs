@@ -3,16 +3,18 @@
 //! In goes a [`RedirectConfig`]; out comes one `inet` table named `cinch` in the network namespace of the
 //! calling thread, replaced as a whole by one atomic nf_tables batch over netlink. Nothing of the process is
 //! changed and no program is started, so an agent may enter the namespace of another process and call the
-//! same functions there. [`original_destination`] is the way back: from an accepted connection to the
+//! same functions there; [`request`] is how a sidecar asks such an agent. [`original_destination`] is the way back: from an accepted connection to the
 //! address that the client dialled.
 
 mod netlink;
 mod nftables;
 mod original;
+pub mod request;
 mod rules;
 
 use cinch_reason::Reason;
-use std::net::Ipv4Addr;
+use std::fmt;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 pub use original::original_destination;
 
@@ -20,11 +22,42 @@ pub use original::original_destination;
 /// TEST-NET-1 of RFC 5737, which is never routed.
 pub const SELF_TEST_ADDRESS: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
 
+/// The node agent dials this address from inside a pod's namespace, to prove that a process which is not the
+/// proxy is captured; the proxy answers there with the number of the request. Of the same prefix.
+pub const AGENT_TEST_ADDRESS: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 2);
+
+/// As [`AGENT_TEST_ADDRESS`] where a pod has no IPv4: of the documentation prefix of RFC 3849.
+pub const AGENT_TEST_ADDRESS_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 2);
+
+/// Whose connections are not captured: the proxy's own, told from all others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Exempt {
+    /// Sockets of this user. Any process of the pod that takes the UID is exempt with it.
+    User(u32),
+    /// Sockets that were opened in this cgroup v2 or below it: the proxy's container, whatever the UID.
+    Cgroup {
+        /// The cgroup's number: the inode of its directory.
+        id: u64,
+        /// How many components its path has from the root of the loader's cgroup namespace, which should be the
+        /// root of the hierarchy: kernels disagree about what they count from.
+        level: u32,
+    },
+}
+
+impl fmt::Display for Exempt {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::User(uid) => write!(f, "uid {uid}"),
+            Self::Cgroup { id, level } => write!(f, "cgroup {id} at level {level}"),
+        }
+    }
+}
+
 /// What the redirect is made from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RedirectConfig {
-    /// Connections of this user are not captured: they are the proxy's own.
-    pub proxy_uid: u32,
+    /// Whose connections are not captured.
+    pub exempt: Exempt,
     /// Where connections from outside the pod go.
     pub inbound_port: u16,
     /// Where connections of the pod's processes go, on loopback.
@@ -35,7 +68,12 @@ pub struct RedirectConfig {
 
 impl Default for RedirectConfig {
     fn default() -> Self {
-        Self { proxy_uid: 1507, inbound_port: 15006, outbound_port: 15001, self_test: SELF_TEST_ADDRESS }
+        Self {
+            exempt: Exempt::User(1507),
+            inbound_port: 15006,
+            outbound_port: 15001,
+            self_test: SELF_TEST_ADDRESS,
+        }
     }
 }
 

@@ -65,6 +65,8 @@ const PAYLOAD_TRANSPORT: u32 = 2;
 const FIB_RESULT_ADDRESS_TYPE: u32 = 3;
 const FIB_DESTINATION: u32 = 1 << 1;
 const RTN_LOCAL: u32 = 2;
+/// `NFT_SOCKET_CGROUPV2`
+const SOCKET_CGROUPV2: u32 = 3;
 const CT_STATE: u32 = 0;
 const CT_STATE_INVALID: u32 = 1;
 
@@ -139,6 +141,13 @@ impl Expressions {
     /// `meta skuid`; the socket's user in host order.
     pub(crate) fn user(self, uid: u32) -> Self {
         self.meta(META_SKUID).equals(&uid.to_ne_bytes())
+    }
+
+    /// `socket cgroupv2 level`: the socket's ancestor at `level` has the number `id` (both in host order; the
+    /// level is counted from the root of the cgroup namespace of whoever loads the rule).
+    pub(crate) fn cgroup(self, id: u64, level: u32) -> Self {
+        let data = Attributes::new().u32(1, SOCKET_CGROUPV2).u32(2, REGISTER_1).u32(3, level);
+        self.push("socket", data).equals(&id.to_ne_bytes())
     }
 
     /// `oiftype loopback`

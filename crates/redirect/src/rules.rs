@@ -3,9 +3,9 @@
 //! Every rule carries a comment that holds what it depends on; the comments in order are how a table is
 //! recognised as ours and current.
 
-use crate::RedirectConfig;
 use crate::netlink::{Attributes, Request, attribute};
 use crate::nftables::*;
+use crate::{Exempt, RedirectConfig};
 
 const TABLE: &str = "cinch";
 const OUTPUT: &str = "output";
@@ -59,6 +59,13 @@ fn never_captured() -> Vec<Rule> {
     ranges.into_iter().map(rule).collect()
 }
 
+fn leave_the_proxy(exempt: Exempt) -> Expressions {
+    match exempt {
+        Exempt::User(uid) => Expressions::new().user(uid).leave(),
+        Exempt::Cgroup { id, level } => Expressions::new().cgroup(id, level).leave(),
+    }
+}
+
 /// The rules in the order in which they are evaluated.
 ///
 /// Only SYN segments are redirected: a table that enters a live namespace meets connections in mid-stream,
@@ -73,11 +80,7 @@ fn rules(config: &RedirectConfig) -> Vec<Rule> {
             format!("self-test {} to {outbound}", config.self_test),
             e().destination(NFPROTO_IPV4, &self_test, &[255; 4]).tcp_syn().redirect(outbound),
         ),
-        Rule::new(
-            OUTPUT,
-            format!("leave the proxy, uid {}", config.proxy_uid),
-            e().user(config.proxy_uid).leave(),
-        ),
+        Rule::new(OUTPUT, format!("leave the proxy, {}", config.exempt), leave_the_proxy(config.exempt)),
         Rule::new(OUTPUT, "leave what goes to lo", e().out_to_loopback().leave()),
     ];
     rules.extend(never_captured());
@@ -201,8 +204,24 @@ mod tests {
 
     #[test]
     fn comments_fit_their_length_byte() {
-        for rule in rules(&RedirectConfig { proxy_uid: u32::MAX, ..RedirectConfig::default() }) {
-            assert!(rule.comment.len() < 120, "{}", rule.comment);
+        for exempt in [Exempt::User(u32::MAX), Exempt::Cgroup { id: u64::MAX, level: u32::MAX }] {
+            for rule in rules(&RedirectConfig { exempt, ..RedirectConfig::default() }) {
+                assert!(rule.comment.len() < 120, "{}", rule.comment);
+            }
+        }
+    }
+
+    #[test]
+    fn a_table_for_another_cgroup_or_level_is_told_apart() {
+        let labels = |exempt| expected_labels(&RedirectConfig { exempt, ..RedirectConfig::default() });
+        let one = labels(Exempt::Cgroup { id: 9886, level: 5 });
+        assert_eq!(one[1], "output: leave the proxy, cgroup 9886 at level 5");
+        for other in [
+            Exempt::Cgroup { id: 10399, level: 5 },
+            Exempt::Cgroup { id: 9886, level: 4 },
+            Exempt::User(9886),
+        ] {
+            assert_ne!(labels(other), one);
         }
     }
 }

@@ -4,7 +4,9 @@
 
 mod support;
 
-use cinch_redirect::{RedirectConfig, RedirectError, install, is_installed, original_destination, remove};
+use cinch_redirect::{
+    Exempt, RedirectConfig, RedirectError, install, is_installed, original_destination, remove,
+};
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::time::Duration;
@@ -51,7 +53,7 @@ fn it_is_installed_replaced_recognised_and_removed() {
         assert!(!is_installed(&config).unwrap());
         install(&config).unwrap();
         assert!(is_installed(&config).unwrap());
-        let other = RedirectConfig { proxy_uid: 1508, ..config };
+        let other = RedirectConfig { exempt: Exempt::User(1508), ..config };
         assert!(!is_installed(&other).unwrap());
         install(&other).unwrap();
         assert!(is_installed(&other).unwrap() && !is_installed(&config).unwrap());

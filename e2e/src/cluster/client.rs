@@ -5,6 +5,7 @@ use super::Cluster;
 use crate::process::{Output, capture};
 use anyhow::{Context, Result, bail};
 use std::ffi::OsStr;
+use std::fs::File;
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
@@ -72,6 +73,15 @@ impl Cluster {
     pub fn run_in_netns(&self, command: &[&str]) -> Result<Output> {
         let (program, arguments) = command.split_first().context("an empty command")?;
         capture(self.in_network(program).args(arguments), None, LIMIT)
+    }
+
+    /// The cluster's network namespace, in which the control plane is, to be entered by a thread.
+    ///
+    /// # Errors
+    /// When it is gone.
+    pub fn network(&self) -> Result<File> {
+        let pid = self.record().machine.map_or(0, |machine| machine.pid);
+        File::open(format!("/proc/{pid}/ns/net")).context("the cluster's network is gone")
     }
 
     /// A command, to be completed, that runs inside the cluster's network as its administrator.

@@ -6,6 +6,7 @@ use super::processes::{self, Process};
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 use std::fs;
+use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -89,7 +90,7 @@ pub fn down(layout: &Layout) -> Result<()> {
             .with_context(|| format!("{} can't be removed", layout.state.display()))?;
     }
     // Only when no other cluster has its state there.
-    let _ = fs::remove_dir(STATES);
+    let _ = layout.state.parent().map(fs::remove_dir);
     let left = left_of(layout);
     if !left.is_empty() {
         bail!("left of the cluster:\n{}", left.join("\n"));
@@ -122,9 +123,105 @@ pub fn left_of(layout: &Layout) -> Vec<String> {
     left
 }
 
-/// The names of all clusters that have a state directory.
+/// All clusters that have a state directory.
 #[must_use]
-pub fn clusters() -> Vec<String> {
-    let entries = fs::read_dir(STATES).into_iter().flatten().flatten();
-    entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
+pub fn clusters() -> Vec<Layout> {
+    clusters_in(Path::new(STATES))
+}
+
+fn clusters_in(states: &Path) -> Vec<Layout> {
+    let entries = fs::read_dir(states).into_iter().flatten().flatten();
+    entries.map(|entry| Layout::within(states, &entry.file_name().to_string_lossy())).collect()
+}
+
+/// The clusters whose names begin with `prefix` that killed runs have left.
+#[must_use]
+pub fn abandoned(prefix: &str) -> Vec<Layout> {
+    abandoned_in(Path::new(STATES), prefix)
+}
+
+fn abandoned_in(states: &Path, prefix: &str) -> Vec<Layout> {
+    let mut layouts = clusters_in(states);
+    layouts.retain(|layout| layout.name().starts_with(prefix) && Record::read(layout).abandoned());
+    layouts
+}
+
+#[cfg(test)]
+mod tests {
+    use super::processes::MARK;
+    use super::*;
+    use std::process::{Child, Command};
+
+    /// A process that would go on for longer than any test.
+    fn process(layout: &Layout) -> (Child, Process) {
+        let child = Command::new("sleep").arg("600").env(MARK, &layout.state).spawn().unwrap();
+        let process = Process::now(i32::try_from(child.id()).unwrap()).unwrap();
+        (child, process)
+    }
+
+    fn cluster(states: &Path, name: &str, record: &Record) -> Layout {
+        let layout = Layout::within(states, name);
+        fs::create_dir(&layout.state).unwrap();
+        record.write(&layout).unwrap();
+        layout
+    }
+
+    #[test]
+    fn a_cluster_is_in_use_while_its_owner_runs_and_abandoned_after_it() {
+        let states = tempfile::tempdir().unwrap();
+        let (mut child, owner) = process(&Layout::within(states.path(), "elsewhere"));
+        let owned = Record { owner: Some(owner), ..Record::default() };
+        let layout = cluster(states.path(), "test-1", &owned);
+        cluster(states.path(), "test-kept", &Record::default());
+        cluster(states.path(), "demo", &owned);
+        let abandoned = || {
+            abandoned_in(states.path(), "test-")
+                .iter()
+                .map(|layout| layout.name().to_owned())
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(Record::read(&layout).used_by(), Some(owner.pid));
+        assert_eq!(abandoned(), [""; 0]);
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert_eq!(Record::read(&layout).used_by(), None);
+        assert_eq!(abandoned(), ["test-1"], "not the kept one, and not one of another name");
+    }
+
+    #[test]
+    fn our_own_cluster_is_not_in_use_by_another() {
+        let own = Process::now(i32::try_from(std::process::id()).unwrap());
+        let record = Record { owner: own, ..Record::default() };
+        assert_eq!((record.used_by(), record.abandoned()), (None, false));
+    }
+
+    #[test]
+    fn an_owner_whose_number_another_process_has_now_is_gone() {
+        let (mut child, owner) = process(&Layout::new("elsewhere"));
+        // The same number, of a process that started at another time.
+        let earlier: Process =
+            serde_json::from_value(serde_json::json!({"pid": owner.pid, "start": 1})).unwrap();
+        let record = Record { owner: Some(earlier), ..Record::default() };
+        assert_eq!((record.used_by(), record.abandoned()), (None, true));
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+
+    #[test]
+    fn taking_down_ends_the_recorded_and_the_marked_and_removes_the_state() {
+        let states = tempfile::tempdir().unwrap();
+        let other = Layout::within(states.path(), "other");
+        let layout = Layout::within(states.path(), "down-test");
+        let ((mut first, machine), (mut second, marked), (mut third, foreign)) =
+            (process(&layout), process(&layout), process(&other));
+        cluster(states.path(), "down-test", &Record { machine: Some(machine), ..Record::default() });
+        assert!(left_of(&layout).iter().any(|line| line.contains("sleep")));
+        down(&layout).unwrap();
+        assert!(!machine.runs() && !marked.runs() && !layout.state.exists());
+        assert!(foreign.runs(), "a process of another cluster was killed");
+        third.kill().unwrap();
+        for child in [&mut first, &mut second, &mut third] {
+            child.wait().unwrap();
+        }
+    }
 }

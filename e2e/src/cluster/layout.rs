@@ -34,7 +34,13 @@ impl Layout {
     /// The files of the cluster `name`.
     #[must_use]
     pub fn new(name: &str) -> Self {
-        Self { state: Path::new(STATES).join(name), name: name.to_owned() }
+        Self::within(Path::new(STATES), name)
+    }
+
+    /// The files of the cluster `name`, all in the folder `states`.
+    #[must_use]
+    pub fn within(states: &Path, name: &str) -> Self {
+        Self { state: states.join(name), name: name.to_owned() }
     }
 
     /// The cluster's name.

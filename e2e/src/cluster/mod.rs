@@ -1,6 +1,7 @@
 //! A real Kubernetes in one network namespace of its own: a control plane, a bridge, and nodes that are nested
 //! network, mount and PID namespaces. Everything it writes lies in one state directory.
 
+pub mod api;
 mod cgroups;
 mod client;
 mod control_plane;
@@ -15,9 +16,9 @@ pub mod plan;
 mod processes;
 mod start;
 
-pub use down::{Record, clusters, down};
+pub use down::{Record, abandoned, clusters, down};
 pub use forward::serve as forward;
-pub use layout::Layout;
+pub use layout::{CONTROL_PLANE, Layout};
 pub use start::Options;
 
 use crate::prepare::Prepared;

@@ -1,8 +1,8 @@
 //! The admission policies rule by rule, with the webhook dead: what they refuse, what they warn of, and what they
 //! let through. The base of every case is the pod that the webhook itself made, so its shape is tried too.
 
-use super::see::{See, text};
 use crate::process::Output;
+use crate::see::{See, text};
 use crate::terminal;
 use anyhow::{Result, bail, ensure};
 use serde_json::{Value, json};

@@ -1,13 +1,13 @@
 //! What crosses the pods' veths: never the apps' words between meshed pods, and only on the apps' own ports.
 
 use super::Story;
-use crate::capture::{Flow, Flows};
+use crate::capture::{self, Flow, Flows};
 use crate::terminal;
-use anyhow::{Context, Result, anyhow, ensure};
+use anyhow::{Result, ensure};
 use serde_json::Value;
 
 /// Long enough for some dozens of requests of each client.
-const SECONDS: &str = "4";
+const SECONDS: u64 = 4;
 /// What api answers and what its clients send.
 const MARKERS: [&str; 3] = ["cinch-marker-api", "cinch-marker-web", "cinch-marker-old"];
 
@@ -19,7 +19,7 @@ pub fn encrypt(story: &mut Story<'_>) -> Result<String> {
     let old = see.addresses("legacy", "app=old-client")?;
     let api = see.addresses("shop", "app=api")?;
     let own = see.kubectl(&["get", "service", "web", "-n", "shop", "-o", "jsonpath={.spec.clusterIP}"])?;
-    let flows = capture(story)?;
+    let flows = capture::on_all_nodes(see.cluster, SECONDS, &MARKERS, &[])?;
     let (meshed, plain) = (between(&flows, &web, &api), between(&flows, &old, &api));
     let itself = between(&flows, &web, &[own]);
     terminal::show(&format!(
@@ -74,41 +74,13 @@ pub fn own_ports_only(story: &mut Story<'_>) -> Result<String> {
     Ok(format!("{web}, with only port 8080, DNS and the operator open; {}", dropped.join("; ")))
 }
 
-/// What crosses the veths of all nodes.
-fn capture(story: &Story<'_>) -> Result<Flows> {
-    let nodes = story.see.cluster.node_names();
-    let program = story.see.cluster.state_dir().join("cinch-e2e").display().to_string();
-    let mut command = vec![program.as_str(), "capture", "--seconds", SECONDS];
-    command.extend(MARKERS.iter().flat_map(|marker| ["--word", *marker]));
-    let outputs: Vec<_> = std::thread::scope(|scope| {
-        let running: Vec<_> =
-            nodes.iter().map(|node| scope.spawn(|| story.see.cluster.in_node(node, &command))).collect();
-        running.into_iter().map(std::thread::ScopedJoinHandle::join).collect()
-    });
-    let mut flows = Flows::new();
-    for output in outputs {
-        let output = output.map_err(|_| anyhow!("a capture's thread failed"))??;
-        ensure!(output.ok(), "the capture failed: {}", output.text());
-        let seen: Flows = serde_json::from_str(&output.stdout).context("the capture's answer")?;
-        for (pair, flow) in seen {
-            let sum = flows.entry(pair).or_default();
-            sum.packets += flow.packets;
-            sum.bytes += flow.bytes;
-            sum.marked += flow.marked;
-        }
-    }
-    Ok(flows)
-}
-
 /// Both directions between two sets of addresses.
 fn between(flows: &Flows, some: &[String], others: &[String]) -> Flow {
     let mut sum = Flow::default();
     for (one, other) in some.iter().flat_map(|one| others.iter().map(move |other| (one, other))) {
         for pair in [format!("{one}>{other}"), format!("{other}>{one}")] {
             if let Some(flow) = flows.get(&pair) {
-                sum.packets += flow.packets;
-                sum.bytes += flow.bytes;
-                sum.marked += flow.marked;
+                sum.add(flow);
             }
         }
     }

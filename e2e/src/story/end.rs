@@ -1,7 +1,7 @@
 //! Leaving the mesh: nothing of Cinch is left that could be in the way.
 
 use super::Story;
-use super::see::{PODS, text};
+use crate::see::{PODS, text};
 use crate::terminal;
 use crate::wait::{self, Seen};
 use anyhow::{Result, ensure};
@@ -34,7 +34,7 @@ pub fn uninstall(story: &mut Story<'_>) -> Result<String> {
         "after",
         "-n",
         "shop",
-        &format!("--image={}", super::see::APP_IMAGE),
+        &format!("--image={}", crate::see::APP_IMAGE),
         "--",
         "serve",
     ])?;

@@ -1,7 +1,7 @@
 //! Enrolment of running workloads, what the webhook makes of each kind, and the identity that each gets.
 
 use super::Story;
-use super::see::{APP_IMAGE, PODS, text};
+use crate::see::{APP_IMAGE, PODS, text};
 use crate::terminal;
 use crate::wait::{self, Seen};
 use anyhow::{Result, bail, ensure};
@@ -133,7 +133,7 @@ fn wait_for_job(story: &Story<'_>, namespace: &str, name: &str) -> Result<JobTim
     let begun = Instant::now();
     wait::until(&format!("job {namespace}/{name}"), PODS, || {
         let job = story.see.json(&["job", name, "-n", namespace])?;
-        if super::see::number(&job, "/status/failed") > 0 {
+        if crate::see::number(&job, "/status/failed") > 0 {
             let logs = story.see.attempt(&[
                 "logs",
                 "-n",

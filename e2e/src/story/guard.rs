@@ -2,7 +2,7 @@
 
 use super::Story;
 use super::admission;
-use super::see::{APP_IMAGE, PODS, See, text};
+use crate::see::{APP_IMAGE, PODS, See, text};
 use crate::terminal;
 use crate::wait::{self, Seen};
 use anyhow::{Context, Result, bail, ensure};

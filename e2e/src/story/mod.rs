@@ -2,83 +2,128 @@
 //! came of it, prints what it saw, and fails with what it saw instead.
 
 mod admission;
+mod authorise;
 mod encrypt;
 mod end;
 mod enrol;
 mod guard;
+mod port_modes;
 mod promote;
-mod see;
 mod survive;
 mod web;
 
 use crate::cluster::Cluster;
-use crate::report::Step;
+use crate::report::{Step, Verdict};
+use crate::see::See;
 use crate::terminal;
+use Bond::{Aside, Carries};
 use anyhow::Result;
-use see::See;
 use std::time::Instant;
 
 /// What a step does: returns what showed that it held.
 type Play = fn(&mut Story<'_>) -> Result<String>;
 
-/// The story's lines, in order. Later ones build on earlier ones; the destructive ones are last.
-const LINES: &[(&str, Play)] = &[
-    ("enrol", enrol::enrol),
-    ("inject", enrol::inject),
-    ("identity", enrol::identity),
-    ("encrypt", encrypt::encrypt),
-    ("network policy", encrypt::own_ports_only),
-    ("observe", promote::observe),
-    ("promote", promote::promote),
-    ("enforce", promote::enforce),
-    ("roll back", promote::roll_back),
-    ("reject", guard::reject),
-    ("reject, webhook dead", guard::reject_without_webhook),
-    ("ratchet", guard::ratchet),
-    ("bad tokens", guard::bad_tokens),
-    ("survive", survive::survive),
-    ("no operator", survive::no_operator),
-    ("relax", guard::relax),
-    ("zero loss", web::zero_loss),
-    ("uninstall", end::uninstall),
+/// Name, what depends on it, what it does.
+pub type Line = (&'static str, Bond, Play);
+
+/// Whether later lines stand on a line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Bond {
+    /// Without it the lines after it say nothing.
+    Carries,
+    /// It leaves everything as it was.
+    Aside,
+}
+
+/// The story's lines, in order; those that kill parts of Cinch come last.
+pub const LINES: &[Line] = &[
+    ("enrol", Carries, enrol::enrol),
+    ("inject", Carries, enrol::inject),
+    ("identity", Aside, enrol::identity),
+    ("encrypt", Aside, encrypt::encrypt),
+    ("network policy", Aside, encrypt::own_ports_only),
+    ("observe", Aside, promote::observe),
+    ("promote", Carries, promote::promote),
+    ("enforce", Aside, promote::enforce),
+    ("authorise", Aside, authorise::authorise),
+    ("port modes", Aside, port_modes::side_by_side),
+    ("roll back", Carries, promote::roll_back),
+    ("reject", Aside, guard::reject),
+    ("ratchet", Aside, guard::ratchet),
+    ("bad tokens", Aside, guard::bad_tokens),
+    ("reject, webhook dead", Carries, guard::reject_without_webhook),
+    ("survive", Carries, survive::survive),
+    ("no operator", Carries, survive::no_operator),
+    ("relax", Aside, guard::relax),
 ];
 
+/// How it ends: nothing comes after these.
+pub const ENDING: &[Line] = &[("zero loss", Aside, web::zero_loss), ("uninstall", Carries, end::uninstall)];
+
 /// What steps hand on to later ones.
-struct Story<'a> {
+pub struct Story<'a> {
     see: See<'a>,
     /// Where web's pods leave their counters.
     counters: std::path::PathBuf,
+    /// Requests that web had lost before the line that is played: they are that earlier line's fault.
+    lost: u64,
+    /// The line that did not hold and carries all that follow.
+    fallen: Option<&'static str>,
 }
 
-/// Plays the story; stops at the first line that does not hold, since the others stand on it.
-///
-/// # Errors
-/// Only when the story can't be begun; a line that does not hold is in the steps.
-pub fn run(cluster: &Cluster) -> Result<Vec<Step>> {
-    let counters = cluster.state_dir().join("counters");
-    std::fs::create_dir_all(&counters)?;
-    let mut story = Story { see: See { cluster }, counters };
-    let mut steps = Vec::new();
-    for (name, play) in LINES {
+impl<'a> Story<'a> {
+    /// Prepares the story on a cluster with Cinch installed.
+    ///
+    /// # Errors
+    /// When the folder of web's counters can't be made.
+    pub fn begin(cluster: &'a Cluster) -> Result<Self> {
+        let counters = cluster.state_dir().join("counters");
+        std::fs::create_dir_all(&counters)?;
+        Ok(Story { see: See { cluster }, counters, lost: 0, fallen: None })
+    }
+
+    /// Plays lines, in order. After one that did not hold and carries others nothing more is played, now or
+    /// later.
+    pub fn play(&mut self, lines: &[Line]) -> Vec<Step> {
+        lines.iter().map(|line| self.play_one(line)).collect()
+    }
+
+    fn play_one(&mut self, (name, bond, play): &Line) -> Step {
+        if let Some(fallen) = self.fallen {
+            return Step::skipped(name, &format!("it stands on {fallen:?}, which did not hold"));
+        }
         terminal::say(format_args!("== {name}"));
         let begun = Instant::now();
-        let (held, shown_by) = match play(&mut story) {
-            Ok(shown_by) => (true, shown_by),
-            Err(error) => (false, format!("{error:#}")),
-        };
-        if !held {
-            terminal::say(format_args!("{name} did not hold: {shown_by}"));
-            steps.push(Step { name: (*name).into(), shown_by, took: begun.elapsed(), held });
-            cluster.print_what_matters();
-            break;
+        let step = Step::played(name, begun.elapsed(), play(self));
+        let step = Step { took: begun.elapsed(), ..step };
+        if step.verdict == Verdict::Failed {
+            terminal::say(format_args!("{name} did not hold: {}", step.shown_by));
+            self.see.cluster.print_what_matters();
+            self.fallen = (*bond == Carries).then_some(*name);
         }
-        steps.push(Step { name: (*name).into(), shown_by, took: begun.elapsed(), held });
+        self.lost = self.web().map_or(self.lost, |web| web.failed);
+        step
     }
-    Ok(steps)
 }
 
-/// How many lines the story has; those after a failed one count as not played.
+/// The lines that have one of the `wanted` words in their names, with those before them on which they stand.
 #[must_use]
-pub fn length() -> usize {
-    LINES.len()
+pub fn lines_for(wanted: &[&str]) -> Vec<Line> {
+    let all = LINES.iter().chain(ENDING);
+    let is_wanted = |line: &Line| wanted.iter().any(|word| line.0.contains(word));
+    let last = all.clone().enumerate().filter(|(_, line)| is_wanted(line)).last().map_or(0, |(at, _)| at + 1);
+    all.take(last).filter(|line| line.1 == Carries || is_wanted(line)).copied().collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_is_played_with_those_on_which_it_stands_and_no_others() {
+        let names = |wanted: &[&str]| lines_for(wanted).iter().map(|line| line.0).collect::<Vec<_>>();
+        assert_eq!(names(&["identity"]), ["enrol", "inject", "identity"]);
+        assert_eq!(names(&["enforce", "observe"]), ["enrol", "inject", "observe", "promote", "enforce"]);
+        assert_eq!(names(&["no such line"]), [""; 0]);
+    }
 }

@@ -2,7 +2,7 @@
 
 use super::Story;
 use super::encrypt::log_since;
-use super::see::{See, number, text};
+use crate::see::{See, number, text};
 use crate::terminal;
 use crate::wait::{self, Seen};
 use anyhow::{Context, Result, ensure};
@@ -43,7 +43,7 @@ fn scan(see: &See<'_>) -> Result<String> {
     let api = see.addresses("shop", "app=api")?.first().cloned().context("api has no pod")?;
     let before = number(&see.posture("shop")?, "/status/plaintext/empty");
     let target = format!("--to={api}:8080");
-    let image = format!("--image={}", super::see::APP_IMAGE);
+    let image = format!("--image={}", crate::see::APP_IMAGE);
     see.kubectl(&[
         "run",
         "scanner",
@@ -189,6 +189,6 @@ fn first_reason(blockers: &Value) -> String {
 }
 
 /// Now, in the API's form.
-fn now() -> String {
+pub fn now() -> String {
     format!("{:.0}", jiff::Timestamp::now())
 }

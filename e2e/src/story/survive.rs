@@ -2,7 +2,7 @@
 //! partial data.
 
 use super::Story;
-use super::see::{APP_IMAGE, PODS, text};
+use crate::see::{APP_IMAGE, PODS, text};
 use crate::terminal;
 use crate::wait::{self, Seen};
 use anyhow::{Context, Result, ensure};
@@ -26,8 +26,8 @@ pub fn survive(story: &mut Story<'_>) -> Result<String> {
         let holder = leader(story)?;
         let reporting = story.see.posture("shop")?;
         let pods = (
-            super::see::number(&reporting, "/status/pods/reporting"),
-            super::see::number(&reporting, "/status/pods/injected"),
+            crate::see::number(&reporting, "/status/pods/reporting"),
+            crate::see::number(&reporting, "/status/pods/injected"),
         );
         let fresh = !holder.is_empty() && pods.0 == pods.1 && pods.1 > 0;
         Ok(if fresh {

@@ -1,7 +1,7 @@
 //! The client whose every request counts: its counters over all its pods, and what a step did to them.
 
 use super::Story;
-use super::see::number;
+use crate::see::number;
 use crate::terminal;
 use crate::wait::{self, Seen};
 use anyhow::{Context, Result, bail};
@@ -50,10 +50,10 @@ impl Story<'_> {
         Ok(format!("web: {} more requests, 0 failed", now.ok - before.ok))
     }
 
-    /// No request of web has failed so far.
+    /// No request of web has failed since this line began.
     pub fn web_has_lost_nothing(&self) -> Result<()> {
         let counts = self.web()?;
-        if counts.failed > 0 {
+        if counts.failed > self.lost {
             let logs =
                 self.see.attempt(&["logs", "-n", "shop", "deployment/web", "-c", "app", "--tail=2000"])?;
             let failed: Vec<&str> = logs.stdout.lines().filter(|line| line.starts_with("failed ")).collect();
@@ -70,6 +70,7 @@ impl Story<'_> {
 
 /// Over the whole story, from before enrolment until here, web lost nothing.
 pub fn zero_loss(story: &mut Story<'_>) -> Result<String> {
+    story.lost = 0;
     story.web_goes_on(20)?;
     let counts = story.web()?;
     let line = format!(

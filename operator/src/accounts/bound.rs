@@ -1,16 +1,7 @@
-//! What hangs on a namespace's account `default`: role bindings that name it, and clouds that know it by its
-//! annotations. Workloads must keep the account then, or they would lose what they may do.
+//! What hangs on a namespace's account `default`: role bindings that name it. Workloads must keep the account then,
+//! or they would lose what they may do. (The clouds that know it by its annotations: `cinch-injection`.)
 
 use k8s_openapi::api::rbac::v1::Subject;
-use std::collections::BTreeMap;
-
-/// Annotations by which clouds give permissions to an account.
-const CLOUD_ANNOTATIONS: [&str; 4] = [
-    "eks.amazonaws.com/role-arn",
-    "iam.gke.io/gcp-service-account",
-    "azure.workload.identity/client-id",
-    "azure.workload.identity/tenant-id",
-];
 
 /// The namespace whose `default` account a subject names, if it names one. Groups are not specific: all
 /// accounts of a namespace are in `system:serviceaccounts:<namespace>`, those that we make too.
@@ -25,11 +16,6 @@ pub(super) fn names_default_of<'a>(
         "User" => subject.name.strip_prefix("system:serviceaccount:")?.strip_suffix(":default"),
         _ => None,
     }
-}
-
-/// The annotation by which a cloud knows an account.
-pub(super) fn cloud_annotation(annotations: &BTreeMap<String, String>) -> Option<&'static str> {
-    CLOUD_ANNOTATIONS.into_iter().find(|key| annotations.get(*key).is_some_and(|value| !value.is_empty()))
 }
 
 #[cfg(test)]
@@ -61,13 +47,5 @@ mod tests {
         for (case, subject, want) in cases {
             assert_eq!(names_default_of(&subject, Some("own")), want, "{case}");
         }
-    }
-
-    #[test]
-    fn a_cloud_identity_counts() {
-        let map = |key: &str, value: &str| [(key.to_owned(), value.to_owned())].into();
-        assert!(cloud_annotation(&map("eks.amazonaws.com/role-arn", "arn:aws:iam::1:role/x")).is_some());
-        assert!(cloud_annotation(&map("eks.amazonaws.com/role-arn", "")).is_none());
-        assert!(cloud_annotation(&map("example.com/x", "y")).is_none());
     }
 }

@@ -1,10 +1,12 @@
 //! What the watchers have told: workloads, accounts, bindings and Postures, each reduced to what the plan
 //! needs.
 
-use super::bound::{cloud_annotation, names_default_of};
+use super::bound::names_default_of;
 use crate::index::keyed::Table;
 use cinch_api::{Posture, ServiceAccounts};
-use cinch_injection::{AccountState, JobOrigin, MANAGED_BY_LABEL, OWNER_ANNOTATION, Owner, OwnerKind};
+use cinch_injection::{
+    AccountState, JobOrigin, MANAGED_BY_LABEL, OWNER_ANNOTATION, Owner, OwnerKind, cloud_identity,
+};
 use k8s_openapi::api::core::v1::ServiceAccount;
 use k8s_openapi::api::rbac::v1::{ClusterRoleBinding, RoleBinding, Subject};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
@@ -213,7 +215,7 @@ impl Account {
                 .flatten()
                 .map(|secret| secret.name.clone())
                 .collect(),
-            cloud_annotation: meta.annotations.as_ref().and_then(cloud_annotation),
+            cloud_annotation: meta.annotations.as_ref().and_then(cloud_identity),
         }
     }
 }

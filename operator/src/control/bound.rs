@@ -233,7 +233,7 @@ impl Bound<'_> {
     fn acknowledged(&self, ack: &v1::Ack) {
         if !ack.nack.is_empty() {
             self.control.metrics.nacks.inc();
-            let nack: String = ack.nack.chars().take(200).collect();
+            let nack: String = ack.nack.chars().take(500).collect();
             warn!(id = %self.id, version = ack.policy_version, nack, "a proxy could not use a policy; it closes what the policy selects");
         }
         // An acknowledgement of something else carries no policy version.

@@ -13,7 +13,7 @@ pub mod session;
 mod sessions;
 mod view;
 
-pub use sessions::{SessionEntry, Sessions};
+pub use sessions::{Acked, SessionEntry, Sessions};
 pub use view::{ClusterView, LiveView};
 
 use crate::issuing::Issuing;

@@ -20,6 +20,9 @@ use std::sync::Arc;
 pub const MAX_SUBSCRIPTIONS: usize = 20_000;
 /// A pod has one address of each family.
 const MAX_POD_IPS: usize = 8;
+/// Bounds of what may be asked for by an unknown key: admission takes no longer jwksUri or issuer.
+const MAX_SOURCE: usize = 2048;
+const MAX_KID: usize = 256;
 
 /// What the stream does next.
 #[derive(Debug, Clone, PartialEq)]
@@ -66,7 +69,12 @@ pub struct Introduction {
     pub policy_version: u64,
     /// The trust bundle that it holds; 0 for none.
     pub trust_bundle_version: u64,
+    /// It knows policies that are evaluated and not enforced.
+    pub knows_dry_runs: bool,
 }
+
+/// The feature of proxies that know dry runs. Others would enforce them, so they don't get them.
+const DRY_RUN: &str = "dry-run";
 
 impl Introduction {
     /// Reads a Hello.
@@ -83,6 +91,7 @@ impl Introduction {
             pod_ips: pod_ips.ok_or(Close::garbage("a Hello with a malformed address"))?,
             policy_version: hello.policy_version,
             trust_bundle_version: hello.trust_bundle_version,
+            knows_dry_runs: hello.features.iter().any(|feature| feature == DRY_RUN),
         })
     }
 }
@@ -128,6 +137,7 @@ fn check_addresses(told: &BTreeSet<IpAddr>, pod: &PodInfo) -> Result<(), Close> 
 pub struct Session {
     pod_uid: String,
     pod_ips: BTreeSet<IpAddr>,
+    knows_dry_runs: bool,
     indexed: bool,
     policy: Option<u64>,
     mesh: Option<u64>,
@@ -150,6 +160,7 @@ impl Session {
         Self {
             pod_uid: hello.pod_uid.clone(),
             pod_ips: hello.pod_ips.clone(),
+            knows_dry_runs: hello.knows_dry_runs,
             indexed: false,
             policy: None,
             mesh: None,
@@ -188,6 +199,13 @@ impl Session {
                 let ack = v1::EvidenceAck { boot_id: evidence.boot_id, sequence: evidence.sequence };
                 view.report(&self.pod_uid, evidence);
                 Ok(vec![Output::Send(Kind::EvidenceAck(ack))])
+            }
+            Request::UnknownKey(unknown) => {
+                // Nothing that can be meant is longer; what is, is dropped: the token has been refused anyway.
+                if unknown.source.len() <= MAX_SOURCE && unknown.kid.len() <= MAX_KID {
+                    view.unknown_key(&self.pod_uid, &unknown.source, &unknown.kid);
+                }
+                Ok(Vec::new())
             }
         }
     }
@@ -248,11 +266,21 @@ impl Session {
             && self.policy != Some(policy.version)
         {
             self.policy = Some(policy.version);
-            out.push(Output::Send(Kind::Policy(policy)));
+            out.push(Output::Send(Kind::Policy(self.readable(&policy))));
         }
         out.extend(self.indexed(view)?);
         self.refresh_records(view, &mut out);
         Ok(out)
+    }
+
+    /// The policy as this proxy can read it. A dry run decides nothing, so without it the same is in force, under
+    /// the same version.
+    fn readable(&self, policy: &v1::WorkloadPolicy) -> v1::WorkloadPolicy {
+        let mut policy = policy.clone();
+        if !self.knows_dry_runs {
+            policy.policies.retain(|policy| !policy.dry_run);
+        }
+        policy
     }
 
     fn refresh_records(&mut self, view: &dyn ClusterView, out: &mut Vec<Output>) {

@@ -3,8 +3,12 @@
 use parking_lot::Mutex;
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Instant;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
+
+/// Bytes of a nack that are kept; proxies send no longer ones.
+const MAX_NACK: usize = 64 * 1024;
 
 /// The registry of bound streams. Cheap to clone.
 #[derive(Debug, Clone, Default)]
@@ -24,11 +28,24 @@ struct Table {
     next: u64,
 }
 
+/// What a pod's proxy last said of its policy.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Acked {
+    /// The version in force, on live connections too.
+    pub version: u64,
+    /// What of it could not be used, in the proxy's words: lines of `namespace/name: what is wrong`; empty when all
+    /// of it is in force as meant.
+    pub nack: Arc<str>,
+    /// When it said so.
+    pub at: Instant,
+}
+
 #[derive(Debug)]
 struct Entry {
     number: u64,
-    policy_version: Option<u64>,
-    nack: Option<Arc<str>>,
+    /// The policy that it said to hold when the stream began.
+    held: Option<u64>,
+    acked: Option<Acked>,
     cancel: CancellationToken,
 }
 
@@ -36,13 +53,15 @@ impl Sessions {
     /// The policy version that a pod's proxy says is in force; `None` while it is not connected or has none.
     #[must_use]
     pub fn acknowledged(&self, pod_uid: &str) -> Option<u64> {
-        self.shared.by_pod.lock().entries.get(pod_uid).and_then(|entry| entry.policy_version)
+        let table = self.shared.by_pod.lock();
+        let entry = table.entries.get(pod_uid)?;
+        entry.acked.as_ref().map(|acked| acked.version).or(entry.held)
     }
 
-    /// Why a pod's proxy could not use a policy, in its words.
+    /// What a pod's proxy last acknowledged on the stream that it has now; `None` while it has not.
     #[must_use]
-    pub fn nack(&self, pod_uid: &str) -> Option<Arc<str>> {
-        self.shared.by_pod.lock().entries.get(pod_uid).and_then(|entry| entry.nack.clone())
+    pub fn acked(&self, pod_uid: &str) -> Option<Acked> {
+        self.shared.by_pod.lock().entries.get(pod_uid).and_then(|entry| entry.acked.clone())
     }
 
     /// The pod's proxy has a bound stream.
@@ -75,8 +94,8 @@ impl Sessions {
             let number = table.next;
             let entry = Entry {
                 number,
-                policy_version: Some(policy_version).filter(|version| *version != 0),
-                nack: None,
+                held: Some(policy_version).filter(|version| *version != 0),
+                acked: None,
                 cancel: cancel.clone(),
             };
             if let Some(older) = table.entries.insert(Arc::clone(&pod_uid), entry) {
@@ -110,9 +129,8 @@ impl SessionEntry {
             let Some(entry) = table.entries.get_mut(&self.pod_uid).filter(|e| e.number == self.number) else {
                 return;
             };
-            entry.policy_version = Some(policy_version).filter(|version| *version != 0);
-            // It is kept for status, so it may not be long.
-            entry.nack = (!nack.is_empty()).then(|| nack.chars().take(200).collect::<String>().into());
+            entry.acked = acked(policy_version, nack);
+            entry.held = None;
         }
         self.sessions.changed();
     }
@@ -136,6 +154,12 @@ impl Drop for SessionEntry {
     }
 }
 
+/// Version 0 means that the proxy has no policy. The nack is kept for status, so it may not be long.
+fn acked(version: u64, nack: &str) -> Option<Acked> {
+    let nack = nack.get(..nack.floor_char_boundary(MAX_NACK)).unwrap_or_default();
+    (version != 0).then(|| Acked { version, nack: nack.into(), at: Instant::now() })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -151,6 +175,25 @@ mod tests {
         drop(entry);
         assert!(!sessions.connected("a"));
         assert_eq!((sessions.acknowledged("a"), sessions.count()), (None, 0));
+    }
+
+    #[test]
+    fn the_last_acknowledgement_and_its_nack_are_kept() {
+        let sessions = Sessions::default();
+        let entry = sessions.open("a", 3);
+        assert_eq!(
+            (sessions.acknowledged("a"), sessions.acked("a")),
+            (Some(3), None),
+            "nothing is acked yet"
+        );
+        entry.acknowledge(7, "shop/broken: no: such field\nshop/late: lacks a feature");
+        let acked = sessions.acked("a").unwrap();
+        assert_eq!((acked.version, acked.nack.lines().count()), (7, 2));
+        assert_eq!(sessions.acknowledged("a"), Some(7));
+        entry.acknowledge(8, &"x".repeat(10 * MAX_NACK));
+        assert_eq!(sessions.acked("a").unwrap().nack.len(), MAX_NACK, "a nack is bounded");
+        entry.acknowledge(9, "");
+        assert_eq!(sessions.acked("a").map(|acked| (acked.version, acked.nack)), Some((9, "".into())));
     }
 
     #[test]

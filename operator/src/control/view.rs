@@ -20,13 +20,15 @@ pub trait ClusterView: Send + Sync + 'static {
     /// Which addresses belong to the mesh.
     fn mesh(&self) -> v1::Mesh;
     /// What a pod's inbound side enforces.
-    fn workload_policy(&self, pod_uid: &str) -> Option<v1::WorkloadPolicy>;
+    fn workload_policy(&self, pod_uid: &str) -> Option<Arc<v1::WorkloadPolicy>>;
     /// What stands behind an address, as far as is known now.
     fn record(&self, to: SocketAddr) -> v1::Record;
     /// What stands behind an address, with a consistent read before the answer "unknown".
     fn resolve(&self, to: SocketAddr) -> BoxFuture<'static, v1::Record>;
     /// Takes a pod's report.
     fn report(&self, pod_uid: &str, evidence: v1::Evidence);
+    /// A pod saw a token with a key that the document of `source` does not hold.
+    fn unknown_key(&self, pod_uid: &str, source: &str, kid: &str);
 }
 
 /// The real one.
@@ -55,7 +57,7 @@ impl ClusterView for LiveView {
         self.index.mesh()
     }
 
-    fn workload_policy(&self, pod_uid: &str) -> Option<v1::WorkloadPolicy> {
+    fn workload_policy(&self, pod_uid: &str) -> Option<Arc<v1::WorkloadPolicy>> {
         self.index.workload_policy(pod_uid)
     }
 
@@ -70,5 +72,9 @@ impl ClusterView for LiveView {
 
     fn report(&self, pod_uid: &str, evidence: v1::Evidence) {
         self.evidence.report(pod_uid, evidence);
+    }
+
+    fn unknown_key(&self, pod_uid: &str, source: &str, kid: &str) {
+        self.index.unknown_key(pod_uid, source, kid);
     }
 }

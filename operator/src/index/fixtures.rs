@@ -3,9 +3,11 @@
 use super::IndexSettings;
 use super::keyed::{Feed, Table};
 use super::model::PodInfo;
+use super::policies::PolicyKind;
 use super::sidecar;
 use super::state::State;
 use cinch_control::v1;
+use cinch_policy::PathNormalization;
 use k8s_openapi::api::core::v1::{Namespace, Node, Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::runtime::watcher::Event;
@@ -147,12 +149,29 @@ pub(super) fn node(name: &str, address: &str, pod_cidr: &str) -> Node {
     .unwrap()
 }
 
-pub(super) fn empty_state() -> State {
-    State::new(IndexSettings {
+pub(super) fn settings() -> IndexSettings {
+    IndexSettings {
         trust_domain: "cluster.local".into(),
         allowed_images: vec![IMAGE.into()],
         mesh_cidrs: Vec::new(),
-    })
+        root_namespace: "cinch-system".into(),
+        trust_domain_aliases: Vec::new(),
+        path_normalization: PathNormalization::Safe,
+    }
+}
+
+/// Nothing is listed, and Istio's kinds are not served.
+pub(super) fn empty_state() -> State {
+    let mut state = State::new(settings());
+    no_policies(&mut state);
+    state
+}
+
+/// The API server does not serve Istio's kinds.
+pub(super) fn no_policies(state: &mut State) {
+    for kind in PolicyKind::ALL {
+        state.policies.not_served(kind);
+    }
 }
 
 /// Lists `objects` as one whole list.

@@ -1,5 +1,5 @@
-//! What the cluster looks like: watch events of pods, Services, EndpointSlices, namespaces, nodes, owners
-//! and ServiceCIDRs go in; records for addresses, the mesh's CIDRs, policies of workloads and names of
+//! What the cluster looks like: watch events of pods, Services, EndpointSlices, namespaces, nodes, owners,
+//! ServiceCIDRs and Istio's policies go in; records for addresses, the mesh's CIDRs, policies of workloads and names of
 //! sources come out. The state is pure (`state`); only `watch` and `confirm` talk to the API server.
 
 mod confirm;
@@ -11,28 +11,35 @@ mod model;
 mod nodes;
 mod owner;
 mod pods;
+mod policies;
 mod policy;
 mod record;
 mod services;
 pub mod sidecar;
 mod state;
 mod watch;
+mod watch_policies;
 
 #[cfg(test)]
 mod fixtures;
 #[cfg(test)]
+pub(crate) mod sample;
+#[cfg(test)]
 mod tests;
 
 pub use model::{Labels, NamespaceInfo, Phase, PodInfo, SourceName, WorkloadName};
+pub use policies::{JwksSource, PolicyInfo, PolicyKey, PolicyKind, UnknownKey};
 
 use cinch_control::v1;
+use cinch_policy::{MeshConfig, PathNormalization};
 use ipnet::IpNet;
 use parking_lot::{Mutex, RwLock};
 use state::State;
+use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
-use tokio::sync::watch as channel;
+use tokio::sync::{broadcast, watch as channel};
 
 /// What the index must know beforehand.
 #[derive(Debug, Clone)]
@@ -43,7 +50,28 @@ pub struct IndexSettings {
     pub allowed_images: Vec<String>,
     /// CIDRs that belong to the mesh besides those that the cluster tells.
     pub mesh_cidrs: Vec<IpNet>,
+    /// The namespace whose policies apply everywhere.
+    pub root_namespace: String,
+    /// Other names of the trust domain in policies.
+    pub trust_domain_aliases: Vec<String>,
+    /// How policies read paths.
+    pub path_normalization: PathNormalization,
 }
+
+impl IndexSettings {
+    /// What policies are read against.
+    fn mesh(&self) -> MeshConfig {
+        MeshConfig {
+            trust_domain: self.trust_domain.clone(),
+            trust_domain_aliases: self.trust_domain_aliases.clone(),
+            root_namespace: self.root_namespace.clone(),
+            path_normalization: self.path_normalization,
+        }
+    }
+}
+
+/// Requests to fetch a key set again that may wait for whoever fetches; older ones are dropped.
+const UNKNOWN_KEYS: usize = 64;
 
 /// A cheap handle to the one index of this process.
 #[derive(Clone)]
@@ -58,6 +86,7 @@ struct Shared {
     client: OnceLock<kube::Client>,
     confirmations: confirm::Confirmations,
     mesh: Mutex<Option<(u64, v1::Mesh)>>,
+    unknown_keys: broadcast::Sender<UnknownKey>,
 }
 
 impl Index {
@@ -70,6 +99,7 @@ impl Index {
             client: OnceLock::new(),
             confirmations: confirm::Confirmations::default(),
             mesh: Mutex::default(),
+            unknown_keys: broadcast::Sender::new(UNKNOWN_KEYS),
         };
         Self { shared: Arc::new(shared) }
     }
@@ -109,10 +139,77 @@ impl Index {
         }
     }
 
-    /// What a pod's inbound side enforces; `None` while the pod or its namespace is not known.
+    /// What a pod's inbound side enforces: modes, and all policies that select the pod's labels of now, as one
+    /// message whose version follows from its content. `None` while the pod, its namespace or the policies are not
+    /// known. Pods that enforce the same share it.
     #[must_use]
-    pub fn workload_policy(&self, pod_uid: &str) -> Option<v1::WorkloadPolicy> {
+    pub fn workload_policy(&self, pod_uid: &str) -> Option<Arc<v1::WorkloadPolicy>> {
         self.shared.state.read().workload_policy(pod_uid)
+    }
+
+    /// Every policy object of the cluster, by kind, namespace and name.
+    #[must_use]
+    pub fn policies(&self) -> Vec<Arc<PolicyInfo>> {
+        self.shared.state.read().policy_infos()
+    }
+
+    /// The live pods with our sidecar that a policy selects.
+    #[must_use]
+    pub fn selected_by(&self, policy: &PolicyKey) -> Vec<Arc<PodInfo>> {
+        self.shared.state.read().selected_by(policy)
+    }
+
+    /// The policies that select a pod, by kind, namespace and name; of PeerAuthentications also those that an older
+    /// one of the same scope overrides.
+    #[must_use]
+    pub fn policies_of(&self, pod_uid: &str) -> Vec<Arc<PolicyInfo>> {
+        self.shared.state.read().policies_of(pod_uid)
+    }
+
+    /// The PeerAuthentications that say PERMISSIVE or DISABLE of any port; `None` while that can't be told: they have
+    /// not been listed, or the API server refuses to show them.
+    #[must_use]
+    pub fn pins(&self) -> Option<BTreeSet<PolicyKey>> {
+        self.shared.state.read().pins()
+    }
+
+    /// The key sets that policies ask for.
+    #[must_use]
+    pub fn jwks_sources(&self) -> BTreeSet<JwksSource> {
+        self.shared.state.read().jwks_sources()
+    }
+
+    /// A number that grows with every change of a policy object.
+    #[must_use]
+    pub fn policies_revision(&self) -> u64 {
+        self.shared.state.read().policies.revision()
+    }
+
+    /// Takes the newest document of a source ([`JwksSource::name`]), which then travels with the policies that ask
+    /// for it; `None` takes it away, and its tokens are refused.
+    pub fn set_jwks(&self, source: &str, document: Option<Arc<[u8]>>) {
+        self.update(|state| state.policies.set_document(source, document));
+    }
+
+    /// The API server serves at least one of the kinds of policies.
+    #[must_use]
+    pub fn istio_kinds_served(&self) -> bool {
+        self.shared.state.read().policies.served()
+    }
+
+    /// A pod's proxy saw a token whose key the document of `source` does not hold. Only sources that the pod's own
+    /// policies ask for count; how often to fetch is for the receiver to decide.
+    pub fn unknown_key(&self, pod_uid: &str, source: &str, kid: &str) {
+        if self.shared.state.read().asks_for(pod_uid, source) {
+            let key = UnknownKey { source: source.to_owned(), kid: kid.to_owned() };
+            let _ = self.shared.unknown_keys.send(key);
+        }
+    }
+
+    /// Requests to fetch a key set again, from now on; a slow receiver loses the oldest.
+    #[must_use]
+    pub fn unknown_keys(&self) -> broadcast::Receiver<UnknownKey> {
+        self.shared.unknown_keys.subscribe()
     }
 
     /// A pod by its UID.

@@ -1,46 +1,33 @@
-//! What a pod's ports accept: the namespace's lock today. Records and workload policies come from the same
-//! function, so that both ends of a connection are told the same.
+//! What a pod's ports accept and what its proxy enforces. Records for those who dial a pod and the policy of the
+//! pod itself come from the same function, so that both ends of a connection are told the same.
 
 use super::model::PodInfo;
+use super::policies::Composed;
 use super::state::State;
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use cinch_control::v1;
-use cinch_policy::{Mode, PortModes};
+use cinch_policy::Mode;
 use sha2::{Digest, Sha256};
 use std::net::IpAddr;
+use std::sync::Arc;
 
 impl State {
-    /// The modes of a pod's ports; `None` while its namespace is not known.
-    pub(super) fn modes(&self, pod: &PodInfo) -> Option<PortModes> {
+    /// What a pod enforces; `None` while its namespace is not known, or the policies are not.
+    pub(super) fn composed(&self, pod: &PodInfo) -> Option<Arc<Composed>> {
         let namespace = self.namespaces.get(&pod.namespace)?;
-        let mode = if namespace.locked { Mode::Strict } else { Mode::Permissive };
-        Some(PortModes::uniform(mode, []))
+        let known = self.policies.synced();
+        known.then(|| self.policies.composed(&namespace.name, &pod.labels, namespace.locked))
     }
 
     /// What one port of a pod accepts, for those who dial it.
     pub(super) fn port_mode(&self, pod: &PodInfo, port: u16) -> Mode {
-        self.modes(pod).map_or(Mode::Permissive, |modes| modes.mode(port))
+        // Nobody dials in plaintext because we don't know.
+        self.composed(pod).map_or(Mode::Permissive, |composed| composed.modes.mode(port))
     }
 
-    pub(super) fn workload_policy(&self, pod_uid: &str) -> Option<v1::WorkloadPolicy> {
-        let pod = self.pods.get(pod_uid)?;
-        let locked = self.namespaces.get(&pod.namespace)?.locked;
-        let modes = self.modes(pod)?;
-        let ports = modes
-            .exceptions()
-            .map(|(port, mode)| v1::PortMode { port: port.into(), mode: wire(mode).into() });
-        let mut policy = v1::WorkloadPolicy {
-            version: 0,
-            mode: wire(modes.default_mode()).into(),
-            ports: ports.collect(),
-            policies: Vec::new(),
-            locked,
-        };
-        let mut content = BytesMut::new();
-        // The modes of all ports are far below the bound of a message.
-        cinch_control::encode(&policy, &mut content).ok()?;
-        policy.version = content_version(&content);
-        Some(policy)
+    pub(super) fn workload_policy(&self, pod_uid: &str) -> Option<Arc<v1::WorkloadPolicy>> {
+        let composed = self.composed(self.pods.get(pod_uid)?)?;
+        Some(Arc::clone(&composed.policy))
     }
 }
 

@@ -9,22 +9,49 @@ pub const PROXY: &str = "cinch-proxy";
 
 /// The user that the redirect lets through.
 const PROXY_UID: i64 = 1507;
+/// Where the sidecar has the socket of the node agent.
+const AGENT_MOUNT: &str = "/var/run/cinch/agent";
+/// The CSI driver that the node agent is.
+const AGENT_DRIVER: &str = "node.cinch.dev";
 /// What the injection mounts, and what the API server adds by itself.
-const MOUNTS: [&str; 3] =
-    ["/var/run/cinch/token", "/var/run/cinch/trust", "/var/run/secrets/kubernetes.io/serviceaccount"];
+const MOUNTS: [&str; 4] = [
+    "/var/run/cinch/token",
+    "/var/run/cinch/trust",
+    AGENT_MOUNT,
+    "/var/run/secrets/kubernetes.io/serviceaccount",
+];
 
-/// Whether the first two init containers are `cinch-init` and `cinch-proxy`, both with an image of `allowed` and
-/// doing with it what the injection has them do, the latter a native sidecar (`restartPolicy: Always`, KEP-753).
+/// Whether the first two init containers are `cinch-init` and `cinch-proxy`, or the first is `cinch-proxy` with the
+/// volume of the node agent; with images of `allowed` and doing with them what the injection has them do, the proxy
+/// a native sidecar (`restartPolicy: Always`, KEP-753).
 /// Labels and annotations don't count: users may write them. Admission sees to the same, but only since the
 /// namespace is enrolled: a look-alike may be older.
 #[must_use]
 pub fn is_injected(spec: &PodSpec, allowed: &[String]) -> bool {
-    let Some([init, proxy, ..]) = spec.init_containers.as_deref() else { return false };
-    is_ours(init, INIT, "init", allowed)
-        && may_redirect(init)
-        && is_ours(proxy, PROXY, "run", allowed)
+    match spec.init_containers.as_deref() {
+        Some([init, proxy, ..]) if init.name == INIT => {
+            is_ours(init, INIT, "init", allowed) && may_redirect(init) && is_proxy(proxy, allowed)
+        }
+        Some([proxy, ..]) => is_proxy(proxy, allowed) && asks_agent(spec, proxy),
+        _ => false,
+    }
+}
+
+fn is_proxy(proxy: &Container, allowed: &[String]) -> bool {
+    is_ours(proxy, PROXY, "run", allowed)
         && proxy.security_context.as_ref().and_then(|context| context.run_as_user) == Some(PROXY_UID)
         && proxy.restart_policy.as_deref() == Some("Always")
+}
+
+/// Whether the proxy has the socket by which its node's agent knows the pod. Without it, it never becomes ready.
+fn asks_agent(spec: &PodSpec, proxy: &Container) -> bool {
+    let mount = proxy.volume_mounts.iter().flatten().find(|mount| mount.mount_path == AGENT_MOUNT);
+    let volumes = || spec.volumes.iter().flatten();
+    mount.is_some_and(|mount| {
+        volumes().any(|volume| {
+            volume.name == mount.name && volume.csi.as_ref().is_some_and(|csi| csi.driver == AGENT_DRIVER)
+        })
+    })
 }
 
 /// Whether it is the container `name`, which runs our program with the word `does` and nothing else.
@@ -125,6 +152,39 @@ mod tests {
             init.pointer_mut(parent).unwrap()[key] = value.clone();
             assert!(!is_injected(&with(&init), &allowed), "{at}: {value}");
         }
+    }
+
+    #[test]
+    fn the_proxy_alone_counts_with_the_volume_of_the_node_agent() {
+        let allowed = [IMAGE.to_owned()];
+        let pod = || {
+            let mut proxy = containers(IMAGE)[1].clone();
+            let mount = json!({"name": "cinch-agent", "mountPath": AGENT_MOUNT, "readOnly": true});
+            proxy["volumeMounts"].as_array_mut().unwrap().push(mount);
+            let volume = json!({"name": "cinch-agent", "csi": {"driver": AGENT_DRIVER, "readOnly": true}});
+            json!({"containers": [], "initContainers": [proxy, {"name": "x", "image": "y"}], "volumes": [volume]})
+        };
+        let counts = |pod: Value| is_injected(&serde_json::from_value(pod).unwrap(), &allowed);
+        assert!(counts(pod()));
+        let cases = [
+            ("/volumes/0/csi/driver", json!("csi.example.com")),
+            ("/volumes/0/name", json!("other")),
+            ("/volumes", json!([{"name": "cinch-agent", "emptyDir": {}}])),
+            ("/initContainers/0/volumeMounts/3/mountPath", json!("/elsewhere")),
+            ("/initContainers/0/volumeMounts/3/name", json!("other")),
+            ("/initContainers/0/name", json!("proxy")),
+            ("/initContainers/0/args", json!(["run", "--config", "/x"])),
+            ("/initContainers/0/restartPolicy", Value::Null),
+            ("/initContainers/0/image", json!("evil/cinch-proxy:1")),
+        ];
+        for (at, value) in cases {
+            let mut changed = pod();
+            *changed.pointer_mut(at).unwrap() = value.clone();
+            assert!(!counts(changed), "{at}: {value}");
+        }
+        let mut behind = pod();
+        behind["initContainers"].as_array_mut().unwrap().swap(0, 1);
+        assert!(!counts(behind));
     }
 
     #[test]

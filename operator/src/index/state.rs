@@ -8,6 +8,7 @@ use super::model::{NamespaceInfo, PodInfo, SourceName};
 use super::nodes::Nodes;
 use super::owner::{Owners, owner_meta};
 use super::pods::Pods;
+use super::policies::Policies;
 use super::services::Services;
 use ipnet::IpNet;
 use k8s_openapi::api::apps::v1::ReplicaSet;
@@ -45,6 +46,7 @@ pub(super) struct State {
     pub(super) nodes: Nodes,
     pub(super) namespaces: HashMap<Arc<str>, Arc<NamespaceInfo>>,
     pub(super) service_cidrs: HashMap<Arc<str>, Vec<IpNet>>,
+    pub(super) policies: Policies,
     replica_sets: Owners,
     jobs: Owners,
     intern: Interner,
@@ -56,6 +58,7 @@ pub(super) struct State {
 impl State {
     pub(super) fn new(settings: IndexSettings) -> Self {
         Self {
+            policies: Policies::new(settings.mesh()),
             settings,
             pods: Pods::default(),
             services: Services::default(),
@@ -71,7 +74,7 @@ impl State {
     }
 
     pub(super) fn synced(&self) -> bool {
-        self.listed == ALL_KINDS
+        self.listed == ALL_KINDS && self.policies.synced()
     }
 
     fn mark(&mut self, kind: Kind) -> bool {
@@ -231,6 +234,7 @@ impl Table<Namespace> for State {
     }
 
     fn remove(&mut self, key: &Arc<str>) -> bool {
+        self.policies.forget(key);
         self.namespaces.remove(key).is_some()
     }
 

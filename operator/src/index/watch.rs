@@ -3,6 +3,7 @@
 
 use super::Index;
 use super::keyed::{Feed, Table};
+use super::policies::PolicyKind;
 use super::state::State;
 use futures::StreamExt;
 use k8s_openapi::api::apps::v1::ReplicaSet;
@@ -40,6 +41,9 @@ impl Index {
                 self.follow::<PartialObjectMeta<ReplicaSet>>(client.clone(), "replicasets"),
                 self.follow::<PartialObjectMeta<Job>>(client.clone(), "jobs"),
                 self.follow::<ServiceCIDR>(client.clone(), "servicecidrs"),
+                self.follow_policies(client.clone(), PolicyKind::PeerAuthentication),
+                self.follow_policies(client.clone(), PolicyKind::AuthorizationPolicy),
+                self.follow_policies(client.clone(), PolicyKind::RequestAuthentication),
             )
         };
         tokio::select! {

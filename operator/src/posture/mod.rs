@@ -21,6 +21,7 @@ use crate::control::Sessions;
 use crate::evidence::EvidenceStore;
 use crate::index::Index;
 use crate::metrics::Metrics;
+use crate::policies::BrokenPolicies;
 use crate::settings::Settings;
 use kube::Client;
 use room::Room;
@@ -50,6 +51,8 @@ pub struct Parts {
     pub evidence: EvidenceStore,
     /// What proxies acknowledged.
     pub sessions: Sessions,
+    /// Policies that can't be used as they are.
+    pub broken: BrokenPolicies,
     /// Defaults of the installation.
     pub settings: Arc<Settings>,
     /// Where to count.
@@ -59,14 +62,11 @@ pub struct Parts {
 /// Looks after all Postures until `shutdown`. Only the leader may run this.
 pub async fn run(parts: Parts, shutdown: CancellationToken) {
     let postures = watch::Postures::default();
-    let pins = pins::Pins::default();
     let watching = watch::run(parts.client.clone(), postures.clone());
-    let pinning = pins::run(parts.client.clone(), pins.clone());
     tokio::select! {
         () = shutdown.cancelled() => {}
         () = watching => {}
-        () = pinning => {}
-        () = rounds(Room::new(parts, postures, pins)) => {}
+        () = rounds(Room::new(parts, postures)) => {}
     }
 }
 

@@ -42,18 +42,19 @@ pub(super) struct Room {
 }
 
 impl Room {
-    pub(super) fn new(parts: Parts, postures: Postures, pins: Pins) -> Self {
+    pub(super) fn new(parts: Parts, postures: Postures) -> Self {
         let record = Record::new(parts.client.clone(), &parts.settings.pod.name, &parts.metrics);
-        Room { parts, postures, pins, record, held: BTreeMap::new() }
+        Room { parts, postures, pins: Pins::default(), record, held: BTreeMap::new() }
     }
 
     /// Everything has been listed once; before, nothing can be said of anything.
     pub(super) fn ready(&self) -> bool {
-        self.parts.index.synced() && self.postures.synced() && self.pins.synced()
+        self.parts.index.synced() && self.postures.synced()
     }
 
     /// Looks at every enrolled namespace once; the longest time to wait for the next round.
     pub(super) async fn round(&mut self) -> Duration {
+        self.pins = Pins::now(&self.parts.index);
         let enrolled = self.parts.index.enrolled();
         self.forget_others(&enrolled).await;
         let mut known = Vec::new();
@@ -155,7 +156,8 @@ impl Room {
     async fn persist(&mut self, name: &str, posture: &Posture, facts: &Facts, outcome: &Outcome) -> bool {
         let Some(held) = self.held.get_mut(name) else { return false };
         let before = held.written.as_ref().map(|(_, _, status)| status).or(posture.status.as_ref());
-        let status = status::of(outcome, facts, before);
+        let broken = self.parts.broken.of(name);
+        let status = status::with_policies(status::of(outcome, facts, before), broken, facts, before);
         let uid = posture.uid();
         let (needed, shown) = match &held.written {
             Some((of, memory, written)) if *of == uid => {

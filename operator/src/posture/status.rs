@@ -1,8 +1,8 @@
 //! An outcome as the status of a Posture.
 
 use cinch_api::{
-    Blocker, Debt, EvidenceStatus, Offender, PlaintextStatus, PodCounts, Posture, PostureMode, PostureState,
-    PostureStatus,
+    Blocker, BrokenPolicy, Debt, EvidenceStatus, Offender, PlaintextStatus, PodCounts, Posture, PostureMode,
+    PostureState, PostureStatus,
 };
 use cinch_promotion::{ConditionKind, Facts, Millis, Outcome, Source, SourceName, State};
 use cinch_reason::Reason;
@@ -51,6 +51,7 @@ pub(super) fn of(outcome: &Outcome, facts: &Facts, before: Option<&PostureStatus
             .iter()
             .map(|(reason, detail)| Debt { reason: reason.to_string(), message: message(*reason, detail) })
             .collect(),
+        policies: Vec::new(),
         conditions: conditions(outcome, facts, before),
         promotion: serde_json::to_value(memory).ok(),
     }
@@ -113,26 +114,51 @@ fn offender(source: &Source) -> Offender {
 }
 
 fn conditions(outcome: &Outcome, facts: &Facts, before: Option<&PostureStatus>) -> Vec<Condition> {
-    let now = time(facts.now).unwrap_or(Time(jiff::Timestamp::UNIX_EPOCH));
-    let known = before.map(|status| status.conditions.as_slice()).unwrap_or_default();
     outcome
         .conditions
         .iter()
-        .map(|condition| {
-            let status = if condition.holds { "True" } else { "False" };
-            let kind = condition.kind.as_str();
-            let same = known.iter().find(|known| known.type_ == kind && known.status == status);
-            Condition {
-                type_: kind.to_owned(),
-                status: status.to_owned(),
-                reason: condition.reason.to_string(),
-                message: message(condition.reason, &condition.detail),
-                observed_generation: Some(facts.spec.generation),
-                last_transition_time: same
-                    .map_or_else(|| now.clone(), |same| same.last_transition_time.clone()),
-            }
-        })
+        .map(|of| condition(of.kind.as_str(), of.holds, (of.reason, &of.detail), facts, before))
         .collect()
+}
+
+/// A condition, with the time of its last change.
+fn condition(
+    kind: &str,
+    holds: bool,
+    (reason, detail): (Reason, &str),
+    facts: &Facts,
+    before: Option<&PostureStatus>,
+) -> Condition {
+    let now = || time(facts.now).unwrap_or(Time(jiff::Timestamp::UNIX_EPOCH));
+    let status = if holds { "True" } else { "False" };
+    let known = before.map(|status| status.conditions.as_slice()).unwrap_or_default();
+    let same = known.iter().find(|known| known.type_ == kind && known.status == status);
+    Condition {
+        type_: kind.to_owned(),
+        status: status.to_owned(),
+        reason: reason.to_string(),
+        message: message(reason, detail),
+        observed_generation: Some(facts.spec.generation),
+        last_transition_time: same.map_or_else(now, |same| same.last_transition_time.clone()),
+    }
+}
+
+/// The status with the policies that can't be used as they are. They close what they select, which stands against
+/// no promotion, but people must see it. While they are not known (`None`), what was told before stays.
+pub(super) fn with_policies(
+    mut status: PostureStatus,
+    broken: Option<Vec<BrokenPolicy>>,
+    facts: &Facts,
+    before: Option<&PostureStatus>,
+) -> PostureStatus {
+    let told = || before.map(|status| status.policies.clone()).unwrap_or_default();
+    let broken = broken.unwrap_or_else(told);
+    let usable = broken.is_empty();
+    let reason = if usable { Reason::PoliciesUsable } else { Reason::PoliciesBroken };
+    let named: Vec<&str> = broken.iter().map(|policy| policy.reference.as_str()).collect();
+    status.conditions.push(condition("PoliciesUsable", usable, (reason, &named.join(", ")), facts, before));
+    status.policies = broken;
+    status
 }
 
 /// Whether a Posture still says something about its namespace.

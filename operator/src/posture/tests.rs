@@ -3,12 +3,11 @@
 use super::watch::Postures;
 use super::{facts, pins, status, write};
 use crate::evidence::{Counts, LastReport, PodEvidence};
-use crate::index::NamespaceInfo;
+use crate::index::{NamespaceInfo, PolicyKey, PolicyKind};
 use crate::settings::Settings;
-use cinch_api::{Posture, PostureMode, PostureSpec, PostureState, PromotionPolicy};
+use cinch_api::{BrokenPolicy, Posture, PostureMode, PostureSpec, PostureState, PromotionPolicy};
 use cinch_promotion::{Action, Facts, Finding, Injection, Memory, Pod, PodClass, Policy, Slot, step};
 use cinch_reason::Reason;
-use kube::api::DynamicObject;
 use kube::runtime::watcher::Event;
 use serde_json::json;
 use std::collections::BTreeMap;
@@ -169,28 +168,46 @@ fn conditions_keep_the_time_of_their_last_change() {
 }
 
 #[test]
-fn only_modes_below_strict_pin() {
-    let object = |name: &str, spec: serde_json::Value| -> DynamicObject {
-        serde_json::from_value(json!({
-            "apiVersion": "security.istio.io/v1", "kind": "PeerAuthentication",
-            "metadata": {"name": name, "namespace": "shop"}, "spec": spec,
-        }))
-        .expect("an object")
+fn broken_policies_are_in_the_status_and_in_a_condition_and_block_nothing() {
+    let (facts, outcome) = blocked();
+    let broken = BrokenPolicy {
+        reference: "authorizationpolicy/shop/x".to_owned(),
+        reason: "UnsupportedPolicy".to_owned(),
+        message: "UnsupportedPolicy: spec.y".to_owned(),
     };
-    let cases = [
-        (json!({"mtls": {"mode": "PERMISSIVE"}}), true),
-        (json!({"mtls": {"mode": "DISABLE"}}), true),
-        (json!({"mtls": {"mode": "STRICT"}}), false),
-        (json!({}), false),
-        (
-            json!({"selector": {"matchLabels": {"a": "b"}}, "portLevelMtls": {"80": {"mode": "DISABLE"}}}),
-            true,
-        ),
-    ];
-    for (spec, pins_it) in cases {
-        let found = pins::pinning(&[object("x", spec.clone())]);
-        assert_eq!(found.contains_key("shop"), pins_it, "{spec}");
-    }
+    let plain = status::of(&outcome, &facts, None);
+    let told = status::with_policies(plain.clone(), Some(vec![broken.clone()]), &facts, None);
+    assert_eq!(told.policies, std::slice::from_ref(&broken));
+    assert_eq!((&told.blockers, &told.blocked_by), (&plain.blockers, &plain.blocked_by));
+    let condition = |status: &cinch_api::PostureStatus| {
+        let found = status.conditions.iter().find(|condition| condition.type_ == "PoliciesUsable");
+        found.map(|condition| (condition.status.clone(), condition.reason.clone(), condition.message.clone()))
+    };
+    let (word, reason, message) = condition(&told).expect("the condition");
+    assert_eq!((word.as_str(), reason.as_str()), ("False", "PoliciesBroken"));
+    assert!(message.contains("authorizationpolicy/shop/x"), "{message}");
+    let unknown = status::with_policies(plain.clone(), None, &facts, Some(&told));
+    assert_eq!(unknown.policies, [broken], "a new leader does not forget it");
+    let mended = status::with_policies(plain, Some(Vec::new()), &facts, Some(&told));
+    assert!(mended.policies.is_empty());
+    assert_eq!(condition(&mended).map(|(word, ..)| word), Some("True".to_owned()));
+}
+
+#[test]
+fn a_namespace_is_pinned_by_what_the_index_names_and_by_not_knowing() {
+    let key = |namespace: &str, name: &str| PolicyKey {
+        kind: PolicyKind::PeerAuthentication,
+        namespace: namespace.into(),
+        name: name.into(),
+    };
+    let pins = pins::Pins::read(Some([key("shop", "legacy"), key("old", "x")].into()));
+    let found = pins.of("shop");
+    assert_eq!(found.len(), 1);
+    assert_eq!((found[0].reason, found[0].detail.as_str()), (Reason::PinnedByPolicy, "shop/legacy"));
+    assert!(pins.of("billing").is_empty());
+    assert_eq!(pins::Pins::read(None).of("billing").len(), 1, "unknown is not unpinned");
+    let many = (0..20).map(|number| key("shop", &format!("p{number}"))).collect();
+    assert_eq!(pins::Pins::read(Some(many)).of("shop").len(), 5, "a few are named");
 }
 
 #[test]

@@ -15,6 +15,7 @@ use crate::credentials::{self, CredentialStore, is_current};
 use crate::discovery::RecordCache;
 use crate::evidence::Evidence;
 use crate::health::Readiness;
+use crate::http_filter::UnknownKeys;
 use crate::metrics::ControlMetrics;
 use crate::settings::PodSettings;
 use backoff::Backoff;
@@ -51,10 +52,14 @@ pub struct Control {
     pub credentials: CredentialStore,
     /// Inbound policy in force.
     pub policy: watch::Sender<Option<Arc<InboundPolicy>>>,
+    /// The version of the policy by which live connections have been judged ([`crate::live::Live::judged`]).
+    pub judged: watch::Receiver<u64>,
     /// Records of destinations.
     pub records: Arc<RecordCache>,
     /// What is reported.
     pub evidence: Arc<Evidence>,
+    /// Keys that tokens name and no key set holds: the operator is asked for them.
+    pub unknown_keys: Arc<UnknownKeys>,
     /// Told when the pod's addresses are indexed.
     pub readiness: Arc<Readiness>,
     /// How often to report and to prove the redirect.

@@ -35,8 +35,8 @@ struct Session<'a> {
     pending: Option<(KeyPair, Instant)>,
     /// The mesh in force, as this operator counts.
     mesh_version: u64,
-    /// What could not be used of the policy in force.
-    nack: String,
+    /// A policy was taken, and live connections have not yet been judged by it.
+    unjudged: bool,
 }
 
 impl Control {
@@ -47,7 +47,7 @@ impl Control {
         renewal: &mut Renewal,
     ) -> Result<(), ControlError> {
         let mut session =
-            Session { control: self, connection, pending: None, mesh_version: 0, nack: String::new() };
+            Session { control: self, connection, pending: None, mesh_version: 0, unjudged: false };
         let report_interval = session.greet().await?;
         self.metrics.connected.set(1);
         self.metrics.streams.inc();
@@ -65,7 +65,7 @@ impl Session<'_> {
     /// Hello and Welcome; returns how often to report.
     async fn greet(&mut self) -> Result<Duration, ControlError> {
         let control = self.control;
-        let policy_version = control.policy.borrow().as_ref().map_or(0, |policy| policy.version);
+        let (policy_version, _) = self.in_force();
         let hello = v1::Hello {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pod_ips: control.settings.pod_ips.iter().copied().map(ip_bytes).collect(),
@@ -97,6 +97,7 @@ impl Session<'_> {
         self.subscribe(control.records.begin_stream()).await?;
         let patience = (every * SILENT_REPORTS).max(SILENCE_FLOOR);
         let mut heard = Instant::now();
+        let mut judged = control.judged.clone();
         let mut reports = interval(every);
         reports.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -110,6 +111,11 @@ impl Session<'_> {
                     let changes = changes.ok_or(ControlError::Silent("subscriptions"))?;
                     self.send_changes(&changes).await?;
                 }
+                key = control.unknown_keys.next() => {
+                    let key = v1::UnknownKey { source: key.source.to_string(), kid: key.kid.into() };
+                    self.connection.send(ToOperator::UnknownKey(key)).await?;
+                }
+                Ok(()) = judged.changed(), if self.unjudged => self.acknowledge_policy().await?,
                 _ = reports.tick() => self.report(false).await.map(drop)?,
                 () = sleep_until(renewal_step) => self.renew().await?,
                 () = sleep_until(heard + patience) => return Err(ControlError::Silent("reports")),
@@ -134,7 +140,7 @@ impl Session<'_> {
     }
 
     async fn report(&mut self, last: bool) -> Result<u64, ControlError> {
-        let version = self.control.policy.borrow().as_ref().map_or(0, |policy| policy.version);
+        let (version, _) = self.in_force();
         let report = self.control.evidence.report(version, last);
         let sequence = report.sequence;
         self.connection.send(ToOperator::Evidence(report)).await?;
@@ -193,7 +199,7 @@ impl Session<'_> {
         Ok(())
     }
 
-    /// Puts a policy in force, then acknowledges it.
+    /// Puts a policy in force, and acknowledges it as soon as live connections have been judged by it.
     async fn take_policy(&mut self, message: v1::WorkloadPolicy) -> Result<(), ControlError> {
         let settings = &self.control.settings;
         let target = Target {
@@ -201,25 +207,44 @@ impl Session<'_> {
             trust_domain: settings.trust_domain.as_str().to_owned(),
         };
         let received = workload_policy::receive(message, &target);
-        let policy_version = received.policy.version;
-        let mode = received.policy.modes.default_mode();
+        let (policy_version, mode) = (received.version, received.modes.default_mode());
         if received.nack.is_empty() {
             tracing::info!(policy_version, %mode, "policy in force");
         } else {
             tracing::error!(policy_version, %mode, fault = received.nack, "policy in force, closed in part");
         }
-        self.control.policy.send_replace(Some(Arc::new(received.policy)));
-        self.nack = received.nack;
+        self.control.policy.send_replace(Some(Arc::new(received)));
+        self.unjudged = true;
+        self.acknowledge_policy().await
+    }
+
+    /// Says so once the policy that was taken is in force on live connections too.
+    async fn acknowledge_policy(&mut self) -> Result<(), ControlError> {
+        let taken = self.control.policy.borrow().as_ref().map_or(0, |policy| policy.version);
+        if *self.control.judged.borrow() != taken {
+            return Ok(());
+        }
+        self.unjudged = false;
         self.acknowledge().await
+    }
+
+    /// The version of the policy in force, on live connections too, and what of it could not be used; 0 while there
+    /// is none, or the newest one is not there yet: then nothing is said of the policy.
+    fn in_force(&self) -> (u64, String) {
+        let judged = *self.control.judged.borrow();
+        let policy = self.control.policy.borrow();
+        let policy = policy.as_ref().filter(|policy| policy.version == judged);
+        policy.map_or((0, String::new()), |policy| (policy.version, policy.nack.clone()))
     }
 
     /// Every acknowledgement says all that is in force, so that the newest one is enough.
     async fn acknowledge(&mut self) -> Result<(), ControlError> {
+        let (policy_version, nack) = self.in_force();
         let ack = v1::Ack {
-            policy_version: self.control.policy.borrow().as_ref().map_or(0, |policy| policy.version),
+            policy_version,
             trust_bundle_version: self.control.credentials.current().map_or(0, |held| held.bundle_version),
             mesh_version: self.mesh_version,
-            nack: self.nack.clone(),
+            nack,
         };
         self.connection.send(ToOperator::Ack(ack)).await
     }

@@ -5,19 +5,18 @@
 use super::{Watch, admit};
 use crate::context::Context;
 use crate::copy::{End, Side, TcpSide, relay};
-use crate::live::{Denial, Live, Peer, Subject};
-use crate::path_metrics::{Direction, OpenGauge, Transport};
+use crate::http_filter::{self, Job};
+use crate::live::{Peer, Subject};
+use crate::path_metrics::{ConnectionMetrics, Direction, OpenGauge, Transport};
 use crate::refusal;
 use crate::socket;
 use cinch_reason::Reason;
 use std::net::SocketAddr;
-use std::sync::Arc;
 
 /// Connects `client`, whose address is `from`, to the pod's own app at `to`, if policy allows it. `early`: what
 /// was read of it for another endpoint that did not take the connection. `opening` counts it as on its way.
 pub async fn serve_local(
     ctx: &Context,
-    live: &Arc<Live>,
     (client, early, opening): (TcpSide, Vec<u8>, OpenGauge),
     from: SocketAddr,
     to: SocketAddr,
@@ -30,11 +29,12 @@ pub async fn serve_local(
     let Some(own) = own else {
         return refuse(client, Reason::ControlUnreachable, "no certificate has come yet");
     };
-    let subject = Subject { peer: Peer::Proved(own), source: to.ip(), destination: to };
-    let registered = match admit(ctx, live, subject) {
+    let subject = Subject { peer: Peer::Proved(own.clone()), source: to.ip(), destination: to };
+    let registered = match admit(ctx, subject, from) {
         Ok(registered) => registered,
-        Err(Denial { reason, policy }) => {
-            return refuse(client, reason, policy.as_deref().unwrap_or_default());
+        Err(denial) => {
+            refusal::denied(&ctx.metrics, &denial, (from, to), Some(own.as_str()));
+            return client.abort();
         }
     };
     let app = match socket::connect(to, ctx.limits.connect_timeout).await {
@@ -44,6 +44,10 @@ pub async fn serve_local(
     let metrics = ctx.metrics.connection(Direction::Inbound, Transport::Local);
     drop(opening);
     let (mut client, mut app) = (client, TcpSide::new(app));
+    if registered.is_http() {
+        let job = Job { ctx, registered: &registered, from, early };
+        return Box::pin(filter_local(job, (client, app), &metrics)).await;
+    }
     if !early.is_empty() && registered.denial().is_none() {
         metrics.received.inc_by(early.len() as u64);
         if app.send(&early, false).is_err() {
@@ -58,9 +62,26 @@ pub async fn serve_local(
             app.abort();
         }
         End::Cut(reason) => {
-            refusal::cut(&ctx.metrics, Direction::Inbound, reason, from, to);
+            refusal::cut(&ctx.metrics, reason, registered.denial(), from, to);
             client.abort();
             app.abort();
         }
+    }
+}
+
+/// The same, request by request.
+async fn filter_local(job: Job<'_>, (mut client, mut app): (TcpSide, TcpSide), metrics: &ConnectionMetrics) {
+    let (ctx, registered, from) = (job.ctx, job.registered, job.from);
+    let mut watch = Watch::new(metrics).judged(registered);
+    let ended = http_filter::relay(&mut client, &mut app, job, &mut watch).await;
+    if let End::Cut(reason) = ended.end {
+        refusal::cut(&ctx.metrics, reason, registered.denial(), from, registered.subject().destination);
+    }
+    if ended.end == End::Finished {
+        client.leave();
+        app.leave();
+    } else {
+        client.abort();
+        app.abort();
     }
 }

@@ -14,7 +14,7 @@ use crate::accept::{Accepted, OriginalDestination, accept, redirected};
 use crate::context::{Context, HEALTH_PORT, InboundPolicy, METRICS_PORT};
 use crate::evidence::Outcome;
 use crate::gate::Gate;
-use crate::live::{Denial, Live, Peer, Registered, Subject, judge};
+use crate::live::{Denial, Pass, Peer, Registered, Subject, judge, report};
 use crate::path_metrics::{Direction, OpenGauge};
 use crate::refusal;
 use crate::socket;
@@ -33,7 +33,6 @@ const OWN_PORTS: [u16; 3] = [15000, 15001, 15006];
 /// The inbound side.
 pub struct Inbound {
     ctx: Arc<Context>,
-    live: Arc<Live>,
     gate: Arc<Gate>,
     original: OriginalDestination,
     tasks: TaskTracker,
@@ -62,24 +61,22 @@ pub async fn serve_with(listener: TcpListener, ctx: Arc<Context>, original: Orig
     let limits = &ctx.limits;
     let inbound = Arc::new(Inbound {
         gate: Gate::new(limits.handshakes, limits.handshakes_per_source, limits.handshakes_waiting),
-        live: Arc::default(),
         original,
         tasks: TaskTracker::new(),
         idle: AtomicUsize::new(0),
         ctx: ctx.clone(),
     });
-    let following = tokio::spawn(inbound.live.clone().follow(ctx.policy.clone()));
     accept(listener, &ctx, |accepted| {
         let inbound = inbound.clone();
         inbound.tasks.clone().spawn(async move { inbound.take(accepted).await });
     })
     .await;
+    ctx.live.drain();
     inbound.tasks.close();
     tokio::select! {
         () = inbound.tasks.wait() => {}
         () = ctx.end.cancelled() => {}
     }
-    following.abort();
 }
 
 impl Inbound {
@@ -139,7 +136,7 @@ impl Inbound {
 
     /// Registers the connection, then judges it by the policy of now.
     fn admit(&self, peer: Peer, from: SocketAddr, to: SocketAddr) -> Result<Registered, Denial> {
-        admit(&self.ctx, &self.live, Subject { peer, source: from.ip(), destination: to })
+        admit(&self.ctx, Subject { peer, source: from.ip(), destination: to }, from)
     }
 
     fn refuse(&self, stream: TcpStream, from: SocketAddr, to: SocketAddr, reason: Reason, detail: &str) {
@@ -151,16 +148,32 @@ impl Inbound {
     fn deny_plaintext(&self, arrival: Arrival, denial: &Denial) {
         let Arrival { stream, from, to, .. } = arrival;
         self.ctx.evidence.refused(from.ip(), to.port(), Outcome::Denied);
-        self.refuse(stream, from, to, denial.reason, denial.policy.as_deref().unwrap_or_default());
+        refusal::denied(&self.ctx.metrics, denial, (from, to), None);
+        socket::abort(stream);
     }
 }
 
-fn admit(ctx: &Context, live: &Arc<Live>, subject: Subject) -> Result<Registered, Denial> {
-    let registered = live.register(subject);
+/// Registers a connection, then judges it by the policy of now.
+fn admit(ctx: &Context, subject: Subject, from: SocketAddr) -> Result<Registered, Denial> {
+    let registered = ctx.live.register(subject);
     let policy = ctx.policy.borrow().clone();
-    match policy {
-        Some(policy) => judge(&policy, registered.subject())?,
-        None => return Err(Denial { reason: Reason::ControlUnreachable, policy: None }),
+    let Some(policy) = policy else { return Err(Denial::of(Reason::ControlUnreachable)) };
+    let subject = registered.subject();
+    let judged = judge(&policy, subject);
+    let decision = match &judged {
+        Ok(Pass::Http) => {
+            // Decisions, audits and dry runs come with the requests.
+            registered.set_http();
+            return Ok(registered);
+        }
+        Ok(Pass::Plain(reason)) => Ok(*reason),
+        Err(denial) => Err(denial.reason),
+    };
+    if policy.policies.is_some() {
+        ctx.metrics.count_decision(decision);
     }
-    Ok(registered)
+    if let Some(report) = report(&policy, subject) {
+        refusal::reported(&ctx.metrics, &report, (from, subject.destination));
+    }
+    judged.map(|_| registered)
 }

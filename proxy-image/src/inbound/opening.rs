@@ -2,6 +2,7 @@
 
 use super::{Arrival, Inbound};
 use crate::live::{Denial, Peer, Registered};
+use crate::path_metrics::{ConnectionLabels, Direction, Transport};
 use crate::sniff::{self, First};
 use cinch_reason::Reason;
 use std::io;
@@ -41,7 +42,7 @@ impl Inbound {
             self.nothing_came(arrival);
             return;
         }
-        self.deny_plaintext(arrival, &Denial { reason: Reason::StrictPlaintext, policy: None });
+        self.deny_plaintext(arrival, &Denial::of(Reason::StrictPlaintext));
     }
 
     /// PERMISSIVE: a tunnel, plaintext, or a client that waits for the app's first word.
@@ -72,15 +73,25 @@ impl Inbound {
         };
         let Some((arrival, app)) = self.reach_app(arrival).await else { return };
         let accepted = self.ctx.evidence.accepted(arrival.from.ip(), arrival.to.port());
+        // It has reached the app, so it counts as open, whatever it turns out to be.
+        let (direction, transport) = (Direction::Inbound, Transport::Plaintext);
+        let metrics = self.ctx.metrics.connection_uncounted(direction, transport);
         let mut arrival = arrival;
-        let patience = if arrival.prefix.is_empty() { None } else { Some(self.ctx.limits.handshake_timeout) };
+        let patience = match arrival.prefix.is_empty() {
+            true if registered.is_http() => Some(self.ctx.limits.http_first_byte),
+            true => None,
+            false => Some(self.ctx.limits.handshake_timeout),
+        };
         match late_hello(&mut arrival, &app, &registered, patience).await {
             true => {
                 accepted.became_tunnel();
-                drop((app, registered));
+                drop((app, registered, metrics));
                 self.tunnel(arrival).await;
             }
-            false => self.copy_plaintext(arrival, app, accepted, registered).await,
+            false => {
+                self.ctx.metrics.connections.get_or_create(&ConnectionLabels { direction, transport }).inc();
+                self.copy_plaintext((arrival, metrics), app, accepted, registered).await;
+            }
         }
     }
 }

@@ -3,8 +3,9 @@
 use super::{Arrival, Inbound, Watch};
 use crate::copy::{End, Side, TcpSide, relay};
 use crate::evidence::{Accepted, Outcome};
+use crate::http_filter::{self, Job};
 use crate::live::{Peer, Registered};
-use crate::path_metrics::{Direction, Transport};
+use crate::path_metrics::{ConnectionMetrics, Direction, Transport};
 use crate::refusal;
 use crate::sniff::{self, First};
 use crate::socket;
@@ -20,7 +21,8 @@ impl Inbound {
         };
         let Some((arrival, app)) = self.reach_app(arrival).await else { return };
         let accepted = self.ctx.evidence.accepted(arrival.from.ip(), arrival.to.port());
-        self.copy_plaintext(arrival, app, accepted, registered).await;
+        let metrics = self.ctx.metrics.connection(Direction::Inbound, Transport::Plaintext);
+        self.copy_plaintext((arrival, metrics), app, accepted, registered).await;
     }
 
     /// Connects to the app, or resets the connection as the kernel would have done.
@@ -44,16 +46,20 @@ impl Inbound {
 
     pub(super) async fn copy_plaintext(
         &self,
-        arrival: Arrival,
+        (arrival, metrics): (Arrival, ConnectionMetrics),
         app: TcpStream,
         mut accepted: Accepted,
         registered: Registered,
     ) {
         let Arrival { stream, from, to, prefix, opening } = arrival;
         socket::reset_on_drop(&stream, false);
-        let metrics = self.ctx.metrics.connection(Direction::Inbound, Transport::Plaintext);
         drop(opening);
         let (mut client, mut app) = (TcpSide::new(stream), TcpSide::new(app));
+        if registered.is_http() {
+            let job = Job { ctx: &self.ctx, registered: &registered, from, early: prefix };
+            // Boxed, so that connections that are not read are no larger for it.
+            return Box::pin(self.filter_plaintext(job, (client, app), &metrics, accepted)).await;
+        }
         let mut spoke = !prefix.is_empty();
         // A cut that came while we connected must not let these bytes through.
         if !prefix.is_empty() && registered.denial().is_none() {
@@ -74,10 +80,44 @@ impl Inbound {
             }
             End::Cut(reason) => {
                 let reason = if reason == Reason::StrictPlaintext { Reason::PlaintextCut } else { reason };
-                refusal::cut(&self.ctx.metrics, Direction::Inbound, reason, from, to);
+                refusal::cut(&self.ctx.metrics, reason, registered.denial(), from, to);
                 // A client that has said nothing may be a tunnel's: it counts as plaintext only if its first words,
                 // which may have come in this moment, are something else.
                 spoke |= client.read_now().is_ok_and(|words| sniff::classify(&words) == First::Other);
+                accepted.cut(spoke);
+                client.abort();
+                app.abort();
+            }
+        }
+    }
+
+    /// As [`Inbound::copy_plaintext`], request by request.
+    async fn filter_plaintext(
+        &self,
+        job: Job<'_>,
+        (mut client, mut app): (TcpSide, TcpSide),
+        metrics: &ConnectionMetrics,
+        mut accepted: Accepted,
+    ) {
+        let (registered, from, to) = (job.registered, job.from, job.registered.subject().destination);
+        let mut watch = Watch::new(metrics).judged(registered).witnessed(&mut accepted);
+        let ended = http_filter::relay(&mut client, &mut app, job, &mut watch).await;
+        match ended.end {
+            End::Finished => {
+                accepted.ended(ended.spoke);
+                client.leave();
+                app.leave();
+            }
+            End::Failed(..) => {
+                accepted.ended(ended.spoke);
+                client.abort();
+                app.abort();
+            }
+            End::Cut(reason) => {
+                let reason = if reason == Reason::StrictPlaintext { Reason::PlaintextCut } else { reason };
+                refusal::cut(&self.ctx.metrics, reason, registered.denial(), from, to);
+                let spoke = ended.spoke
+                    || client.read_now().is_ok_and(|words| sniff::classify(&words) == First::Other);
                 accepted.cut(spoke);
                 client.abort();
                 app.abort();

@@ -4,7 +4,8 @@
 use super::{Arrival, Inbound, Watch};
 use crate::context::Credentials;
 use crate::copy::{End, Failure, TcpSide, Which, relay};
-use crate::live::{Denial, Peer, Registered};
+use crate::http_filter::{self, Job};
+use crate::live::{Peer, Registered};
 use crate::path_metrics::{Direction, Outcome, Transport};
 use crate::refusal;
 use crate::socket;
@@ -140,13 +141,14 @@ impl Inbound {
         if self.ctx.drain.is_cancelled() || Instant::now() >= tunnel.expires() {
             // The client tries another tunnel: nothing is lost, so nothing is counted as refused.
             tunnel.refuse(RefuseCode::Draining)?;
-            return self.settle(tunnel, None).await;
+            return self.settle(tunnel, None, self.ctx.limits.settle).await;
         }
         let registered = match self.admit(Peer::Proved(tunnel.peer().clone()), from, to) {
             Ok(registered) => registered,
-            Err(Denial { reason, policy }) => {
-                let policy = policy.unwrap_or_default();
-                return self.refuse_stream(tunnel, ends, RefuseCode::Denied, reason, &policy).await;
+            Err(denial) => {
+                refusal::denied(&self.ctx.metrics, &denial, (from, to), Some(tunnel.peer().as_str()));
+                tunnel.refuse(RefuseCode::Denied)?;
+                return self.settle(tunnel, None, self.ctx.limits.settle).await;
             }
         };
         let opening = self.ctx.metrics.opening();
@@ -159,23 +161,12 @@ impl Inbound {
                     io::ErrorKind::ConnectionRefused => RefuseCode::NoListener,
                     _ => RefuseCode::Unreachable,
                 };
-                self.refuse_stream(tunnel, ends, code, Reason::NoListener, &error.to_string()).await
+                let (metrics, detail) = (&self.ctx.metrics, error.to_string());
+                refusal::refused(metrics, Direction::Inbound, Reason::NoListener, (from, to), &detail);
+                tunnel.refuse(code)?;
+                self.settle(tunnel, None, self.ctx.limits.settle).await
             }
         }
-    }
-
-    async fn refuse_stream(
-        &self,
-        tunnel: &mut Tunnel,
-        Ends { from, to }: Ends,
-        code: RefuseCode,
-        reason: Reason,
-        detail: &str,
-    ) -> Result<(), TunnelError> {
-        let metrics = &self.ctx.metrics;
-        refusal::refused(metrics, Direction::Inbound, reason, (from, to), detail);
-        tunnel.refuse(code)?;
-        self.settle(tunnel, None).await
     }
 
     async fn copy_stream(
@@ -187,11 +178,23 @@ impl Inbound {
     ) -> Result<(), TunnelError> {
         tunnel.opened()?;
         let metrics = self.ctx.metrics.connection(Direction::Inbound, Transport::Tunnel);
-        let end = relay(tunnel, &mut app, &mut Watch::new(&metrics).judged(registered)).await;
+        let mut watch = Watch::new(&metrics).judged(registered);
+        let end = if registered.is_http() {
+            let job = Job { ctx: &self.ctx, registered, from, early: Vec::new() };
+            // Boxed, so that streams that are not read are no larger for it.
+            Box::pin(http_filter::relay(tunnel, &mut app, job, &mut watch)).await.end
+        } else {
+            relay(tunnel, &mut app, &mut watch).await
+        };
         let why = match end {
+            End::Finished if registered.is_http() => {
+                // The client may still read our last words, or send what nobody wants.
+                app.leave();
+                return self.settle(tunnel, None, self.ctx.limits.http_flush).await;
+            }
             End::Finished => return Ok(()),
             End::Cut(reason) => {
-                refusal::cut(&self.ctx.metrics, Direction::Inbound, reason, from, to);
+                refusal::cut(&self.ctx.metrics, reason, registered.denial(), from, to);
                 Some(ResetCode::Cut)
             }
             End::Failed(Which::First, Failure::Broken) => {
@@ -202,11 +205,16 @@ impl Inbound {
             End::Failed(Which::Second, _) => Some(ResetCode::App),
         };
         app.abort();
-        self.settle(tunnel, why).await
+        self.settle(tunnel, why, self.ctx.limits.settle).await
     }
 
-    async fn settle(&self, tunnel: &mut Tunnel, why: Option<ResetCode>) -> Result<(), TunnelError> {
-        tokio::time::timeout(self.ctx.limits.settle, tunnel.settle(why))
+    async fn settle(
+        &self,
+        tunnel: &mut Tunnel,
+        why: Option<ResetCode>,
+        limit: Duration,
+    ) -> Result<(), TunnelError> {
+        tokio::time::timeout(limit, tunnel.settle(why))
             .await
             .map_err(|_| TunnelError::Broken(io::ErrorKind::TimedOut.into()))?
     }

@@ -105,13 +105,15 @@ impl Dialler {
 
     async fn dial(&self, key: &Key, credentials: &Credentials) -> Result<Tunnel, Trouble> {
         let (limits, metrics) = (&self.ctx.limits, &self.ctx.metrics);
+        // Before there is a place for the handshake: an endpoint that swallows packets must not keep places from
+        // those that answer. How many connect at once is bounded by the app's own connections.
+        let stream = socket::connect(key.address, limits.connect_timeout)
+            .await
+            .map_err(|_| Trouble::Unreachable(Reason::NoListener))?;
         let Some(pass) = self.gate.enter(key.address.ip(), limits.handshake_timeout).await else {
             metrics.count_limit("handshakes");
             return Err(Trouble::Refused(Reason::Overloaded));
         };
-        let stream = socket::connect(key.address, limits.connect_timeout)
-            .await
-            .map_err(|_| Trouble::Unreachable(Reason::NoListener))?;
         let config = self.config(key, credentials)?;
         let gauge = metrics.tunnel_open(Direction::Outbound);
         let bounds = Bounds { handshake: limits.handshake_timeout, age: limits.tunnel_age };

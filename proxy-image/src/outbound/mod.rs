@@ -9,7 +9,6 @@ use crate::accept::{Accepted, OriginalDestination, accept, redirected};
 use crate::context::{Context, Destination, Endpoint, HEALTH_PORT, METRICS_PORT};
 use crate::copy::{End, Failure, TcpSide, Which, relay};
 use crate::inbound::{Watch, serve_local};
-use crate::live::Live;
 use crate::path_metrics::{Direction, OpenGauge, Transport};
 use crate::refusal;
 use crate::socket;
@@ -17,10 +16,12 @@ use crate::tunnel_io::{Tunnel, TunnelError};
 use choice::{Loads, Tried, choose};
 use cinch_policy::Mode;
 use cinch_reason::Reason;
+use cinch_redirect::{AGENT_TEST_ADDRESS, AGENT_TEST_ADDRESS_V6};
 use cinch_tunnel::ResetCode;
 use dial::{Dialler, Opened, Trouble};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::task::TaskTracker;
 
@@ -30,8 +31,6 @@ const ENDPOINTS: usize = 3;
 /// The outbound side.
 struct Outbound {
     ctx: Arc<Context>,
-    /// Connections of the pod to itself.
-    live: Arc<Live>,
     loads: Arc<Loads>,
     dialler: Dialler,
     original: OriginalDestination,
@@ -66,14 +65,12 @@ pub async fn serve(listener: TcpListener, ctx: Arc<Context>) {
 /// As [`serve`], with another source of original destinations.
 pub async fn serve_with(listener: TcpListener, ctx: Arc<Context>, original: OriginalDestination) {
     let outbound = Arc::new(Outbound {
-        live: Arc::default(),
         loads: Arc::default(),
         dialler: Dialler::new(&ctx),
         original,
         tasks: TaskTracker::new(),
         ctx: ctx.clone(),
     });
-    let following = tokio::spawn(outbound.live.clone().follow(ctx.policy.clone()));
     let sweeping = tokio::spawn(outbound.dialler.keep_swept());
     accept(listener, &ctx, |accepted| {
         let outbound = outbound.clone();
@@ -86,7 +83,6 @@ pub async fn serve_with(listener: TcpListener, ctx: Arc<Context>, original: Orig
         () = outbound.tasks.wait() => {}
         () = ctx.end.cancelled() => {}
     }
-    following.abort();
     sweeping.abort();
 }
 
@@ -97,7 +93,19 @@ fn is_plain(endpoint: &Endpoint) -> bool {
     !endpoint.meshed || endpoint.mode == Mode::Disable || own_port
 }
 
+/// The node agent proves from inside our namespace that its dials are captured.
+fn is_agents_dial(to: SocketAddr) -> bool {
+    to.ip() == IpAddr::V4(AGENT_TEST_ADDRESS) || to.ip() == IpAddr::V6(AGENT_TEST_ADDRESS_V6)
+}
+
 impl Outbound {
+    /// The number of our question, so that the agent knows who it has reached. It is no secret from the pod: who
+    /// can answer with it must have the outbound port.
+    async fn answer_agent(&self, mut stream: TcpStream) {
+        let _ = stream.write_all(&self.ctx.evidence.boot_id().to_be_bytes()).await;
+        let _ = stream.shutdown().await;
+    }
+
     async fn take(&self, Accepted { stream, from, place, opening }: Accepted) {
         socket::prepare(&stream);
         let Ok(to) = (self.original)(&stream) else {
@@ -108,6 +116,9 @@ impl Outbound {
         if to.ip() == IpAddr::V4(cinch_redirect::SELF_TEST_ADDRESS) {
             self.ctx.evidence.note_outbound_proof();
             return;
+        }
+        if is_agents_dial(to) {
+            return self.answer_agent(stream).await;
         }
         // Who dials the listener himself is told that he meant the listener.
         let local = stream.local_addr().is_ok_and(|local| local == to);
@@ -151,7 +162,7 @@ impl Outbound {
             let Some(endpoint) = choose(endpoints, departure.to, &tried, &self.loads) else { break };
             if self.ctx.is_own(endpoint.address.ip()) {
                 let Departure { app, from, early, opening, .. } = departure;
-                serve_local(&self.ctx, &self.live, (app, early, opening), from, endpoint.address).await;
+                serve_local(&self.ctx, (app, early, opening), from, endpoint.address).await;
                 return Routed::Done;
             }
             tried.add(endpoint.address);
@@ -267,7 +278,7 @@ impl Outbound {
         if let TunnelError::Protocol(_) | TunnelError::Tls(_) = fault {
             self.ctx.metrics.count_protocol_error(Direction::Outbound);
         }
-        refusal::cut(&self.ctx.metrics, Direction::Outbound, Reason::TunnelBroken, from, to);
+        refusal::broken(&self.ctx.metrics, from, to);
     }
 
     fn refuse(&self, departure: Departure, reason: Reason, detail: &str) {

@@ -178,7 +178,8 @@ fn what_is_left_when_the_drain_ends_is_reset_on_both_sides() {
         let (_authority, pod) = pod(Mode::Permissive).await;
         pod.set_app(listener.local_addr().unwrap());
         let silent = std::net::TcpStream::connect(pod.inbound).unwrap();
-        eventually("it is connected", || pod.totals().open == 1).await;
+        let connected = "connections_open{direction=\"inbound\",transport=\"plaintext\"}";
+        eventually("it is connected", || pod.metric(connected) == Some(1)).await;
         (pod, silent)
     });
     let mut client = std::net::TcpStream::connect(pod.inbound).unwrap();

@@ -21,10 +21,12 @@ async fn a_connect_scan_is_empty_in_every_mode() {
 }
 
 #[tokio::test]
-async fn a_silent_connection_is_open_and_then_empty() {
+async fn a_silent_connection_is_not_open_plaintext_and_ends_as_empty() {
     let (_authority, pod) = pod(Mode::Permissive).await;
     let stream = TcpStream::connect(pod.inbound).await.unwrap();
-    eventually("it is open", || pod.totals().open == 1).await;
+    let connected = "connections_open{direction=\"inbound\",transport=\"plaintext\"}";
+    eventually("the app has it", || pod.metric(connected) == Some(1)).await;
+    assert_eq!((pod.totals().open, pod.totals().served), (0, 0));
     drop(stream);
     eventually("it is empty", || pod.totals().empty == 1).await;
     assert_eq!((pod.totals().open, pod.totals().served), (0, 0));

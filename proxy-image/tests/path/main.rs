@@ -7,7 +7,13 @@
 mod endings;
 mod evidence;
 mod hostile;
+mod http;
+mod http2;
+mod http_bytes;
+mod http_tokens;
 mod mesh;
 mod modes;
 mod outbound;
+mod policies;
 mod tunnels;
+mod web;

@@ -8,7 +8,9 @@ use cinch_proxy::context::{
     Context, Credentials, Destination, Discovery, Endpoint, InboundPolicy, VirtualPorts,
 };
 use cinch_proxy::evidence::Evidence;
+use cinch_proxy::http_filter::Shared;
 use cinch_proxy::limits::Limits;
+use cinch_proxy::live::Live;
 use cinch_proxy::path_metrics::PathMetrics;
 use cinch_proxy::{inbound, outbound};
 use futures::future::BoxFuture;
@@ -155,7 +157,7 @@ pub fn one_of(endpoints: Vec<Endpoint>) -> Destination {
 }
 
 pub fn policy(mode: Mode) -> InboundPolicy {
-    InboundPolicy { version: 1, modes: PortModes::uniform(mode, []), policies: None, locked: false }
+    InboundPolicy::of_modes(1, PortModes::uniform(mode, []))
 }
 
 /// A pod with its proxy.
@@ -192,12 +194,17 @@ impl Pod {
         let (policy, policy_seen) = watch::channel(Some(Arc::new(policy(mode))));
         let (_, own_addresses) = watch::channel(Arc::from([IpAddr::V4(ip)]));
         let told = Arc::new(Told::default());
+        let live = Arc::new(Live::default());
+        let metrics = Arc::new(PathMetrics::default());
+        tokio::spawn(live.clone().follow(policy_seen.clone()));
         let ctx = Arc::new(Context {
             credentials: credentials_seen,
             policy: policy_seen,
+            live,
             discovery: told.clone(),
             evidence: Arc::new(Evidence::new(limits.evidence_sources)),
-            metrics: Arc::new(PathMetrics::default()),
+            http: Shared::new(&limits, &metrics),
+            metrics,
             own_addresses,
             probes: Arc::new(Probes),
             limits,

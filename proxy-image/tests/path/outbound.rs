@@ -324,3 +324,37 @@ async fn connections_over_the_limit_are_refused_and_counted() {
         assert_eq!(exchange(stream, b"held").await.unwrap(), b"held");
     }
 }
+
+/// A port whose queue of connections is full: the kernel drops each further SYN, and who dials it waits.
+fn swallows() -> (socket2::Socket, Vec<socket2::Socket>, SocketAddr) {
+    let socket = || socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+    let listener = socket();
+    listener.bind(&SocketAddr::from((API_IP, 0)).into()).unwrap();
+    listener.listen(0).unwrap();
+    let address = listener.local_addr().unwrap().as_socket().unwrap();
+    let queued = (0..4).map(|_| {
+        let filler = socket();
+        filler.set_nonblocking(true).unwrap();
+        let _ = filler.connect(&address.into());
+        filler
+    });
+    let queued = queued.collect();
+    (listener, queued, address)
+}
+
+#[tokio::test]
+async fn endpoints_that_swallow_packets_take_no_places_for_handshakes() {
+    let authority = Authority::new();
+    let bounded = cinch_proxy::limits::Limits { handshakes: 1, handshakes_per_source: 1, ..limits() };
+    let web = Pod::with(WEB_IP, authority.good(WEB), Mode::Permissive, bounded).await;
+    let api = Pod::start(API_IP, authority.good(API), Mode::Strict).await;
+    api.set_app(echo(API_IP).await);
+    let (_listener, _queued, hole) = swallows();
+    let lost: SocketAddr = "10.96.0.77:80".parse().unwrap();
+    web.told.say(lost, one_of(vec![endpoint(hole, API)]));
+    web.told.say(SERVICE, one_of(vec![endpoint(api.inbound, API)]));
+    let _waiting = web.dial(lost).await;
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    assert_eq!(exchange(&mut web.dial(SERVICE).await, b"through").await.unwrap(), b"through");
+    assert_eq!(web.metric("limit_refusals_total{limit=\"handshakes\"}"), None);
+}

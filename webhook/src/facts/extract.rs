@@ -1,6 +1,6 @@
 //! What is kept of each object: a few words, never the object.
 
-use cinch_injection::{AccountState, JobOrigin, MANAGED_BY_LABEL, OWNER_ANNOTATION};
+use cinch_injection::{AccountState, JobOrigin, MANAGED_BY_LABEL, OWNER_ANNOTATION, cloud_identity};
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace, ServiceAccount};
 use k8s_openapi::api::rbac::v1::{ClusterRoleBinding, RoleBinding, Subject};
@@ -73,15 +73,6 @@ pub fn namespace(namespace: &PartialObjectMeta<Namespace>) -> Option<Arc<Namespa
     }))
 }
 
-/// Annotations by which clouds give permissions to an account. The operator, which creates no accounts where
-/// one stands at `default`, knows the same: a word that only it knew would leave pods waiting.
-const CLOUD_IDENTITIES: [&str; 4] = [
-    "eks.amazonaws.com/role-arn",
-    "iam.gke.io/gcp-service-account",
-    "azure.workload.identity/client-id",
-    "azure.workload.identity/tenant-id",
-];
-
 /// Whose the account is. One that is being deleted counts as gone: a pod that asked for it would be refused.
 #[must_use]
 pub fn account(account: &PartialObjectMeta<ServiceAccount>) -> Option<Account> {
@@ -91,7 +82,7 @@ pub fn account(account: &PartialObjectMeta<ServiceAccount>) -> Option<Account> {
     }
     let annotation = |key: &str| meta.annotations.as_ref()?.get(key).map(String::as_str);
     let managed_by = meta.labels.as_ref().and_then(|labels| labels.get(MANAGED_BY_LABEL)).map(String::as_str);
-    let cloud = CLOUD_IDENTITIES.iter().find(|key| annotation(key).is_some_and(|value| !value.is_empty()));
+    let cloud = meta.annotations.as_ref().and_then(cloud_identity);
     Some(Account {
         state: AccountState::of(managed_by, annotation(OWNER_ANNOTATION)),
         cloud_identity: cloud.map(|key| format!("annotation {key} of service account {DEFAULT_ACCOUNT}")),

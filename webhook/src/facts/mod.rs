@@ -1,10 +1,12 @@
-//! What the webhook knows about the cluster: small tables fed by watches, and [`Caches::decide`], which asks
-//! `cinch-injection` with them.
+//! What the webhook knows about the cluster: small tables fed by watches; [`Caches::decide`], which asks
+//! `cinch-injection` with them; and [`Caches::around`], what a policy is judged among.
 
+pub mod around;
 mod extract;
 mod table;
 mod watch;
 
+use around::{Closing, PodEntry, ServiceEntry};
 pub use extract::{Account, Bindings, NamespaceFacts, PostureMode};
 pub use table::{Changes, Event, Key, Table};
 pub(crate) use watch::error_chain;
@@ -32,12 +34,20 @@ pub struct Caches {
     pub role_bindings: Table<Bindings>,
     /// Cluster role bindings that do.
     pub cluster_role_bindings: Table<Bindings>,
+    /// Labels and ports of pods.
+    pub pods: Table<Arc<PodEntry>>,
+    /// What Services say of the ports of their pods.
+    pub services: Table<Arc<ServiceEntry>>,
+    /// AuthorizationPolicies whose presence alone closes.
+    pub policies: Table<Closing>,
     changes: Changes,
 }
 
 impl Default for Caches {
     fn default() -> Self {
         let changes = Changes::default();
+        // Pods change all the time, and no review waits for one.
+        let quiet = Changes::default();
         Self {
             namespaces: Table::new(changes.clone()),
             accounts: Table::new(changes.clone()),
@@ -46,19 +56,22 @@ impl Default for Caches {
             jobs: Table::new(changes.clone()),
             role_bindings: Table::new(changes.clone()),
             cluster_role_bindings: Table::new(changes.clone()),
+            pods: Table::new(quiet.clone()),
+            services: Table::new(quiet.clone()),
+            policies: Table::new(quiet),
             changes,
         }
     }
 }
 
 impl Caches {
-    /// Whether every kind has been listed once.
+    /// Whether every kind that pods are judged by has been listed once.
     #[must_use]
     pub fn is_synced(&self) -> bool {
         self.unsynced().is_none()
     }
 
-    /// The first kind that has not been listed yet.
+    /// The first of them that has not been listed yet. What only warnings come of is not waited for.
     #[must_use]
     pub fn unsynced(&self) -> Option<&'static str> {
         [

@@ -86,6 +86,11 @@ impl<V: Clone + PartialEq> Table<V> {
         self.entries.read().values().find_map(find)
     }
 
+    /// What `keep` gives of each entry, in no order.
+    pub fn collect<T>(&self, keep: impl FnMut(&V) -> Option<T>) -> Vec<T> {
+        self.entries.read().values().filter_map(keep).collect()
+    }
+
     /// Whether a list has been complete once.
     #[must_use]
     pub fn is_synced(&self) -> bool {

@@ -2,7 +2,7 @@
 //! again with growing pauses, while the table keeps what it has.
 
 use super::table::{Event, Key, Table};
-use super::{Caches, extract};
+use super::{Caches, around, extract};
 use crate::metrics::Metrics;
 use futures::{Stream, StreamExt, pin_mut};
 use k8s_openapi::api::core::v1::ConfigMap;
@@ -50,6 +50,19 @@ pub fn follow(client: &Client, caches: &Arc<Caches>, metrics: &Arc<Metrics>, tas
     );
     let postures = Api::<DynamicObject>::all_with(client.clone(), &posture);
     feed!(watch_objects(postures, all()), postures, extract::posture);
+    let core = |kind: &str, plural: &str| {
+        ApiResource::from_gvk_with_plural(&GroupVersionKind::gvk("", "v1", kind), plural)
+    };
+    let pods = Api::<around::Pod>::all_with(client.clone(), &core("Pod", "pods"));
+    feed!(watch_objects(pods, all()), pods, around::pod);
+    let services = Api::<around::Service>::all_with(client.clone(), &core("Service", "services"));
+    feed!(watch_objects(services, all()), services, around::service);
+    let policy = ApiResource::from_gvk_with_plural(
+        &GroupVersionKind::gvk("security.istio.io", "v1", "AuthorizationPolicy"),
+        "authorizationpolicies",
+    );
+    let policies = Api::<DynamicObject>::all_with(client.clone(), &policy);
+    feed!(watch_objects(policies, all()), policies, around::policy);
 }
 
 async fn feed<K, V>(

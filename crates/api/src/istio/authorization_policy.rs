@@ -19,6 +19,11 @@ const NEEDS_RULES: (&str, &str) = (
     "a policy with action DENY or CUSTOM needs rules: without one it never matches (`rules: [{}]` matches all)",
 );
 
+const PROVIDER: (&str, &str) = (
+    "(has(self.action) && self.action == 'CUSTOM') == (has(self.provider) && has(self.provider.name))",
+    "a policy with action CUSTOM needs provider.name, and no other has a provider",
+);
+
 pub(super) fn kind() -> Kind {
     Kind {
         kind: "AuthorizationPolicy",
@@ -47,7 +52,7 @@ fn spec() -> JSONSchemaProps {
             at_most(MOST_RULES, list(rule(), "The policy matches when one of them does; left out: never.")),
         ),
     ]);
-    ruled(schema, &[ONE_TARGET, NEEDS_RULES])
+    ruled(schema, &[ONE_TARGET, NEEDS_RULES, PROVIDER])
 }
 
 fn rule() -> JSONSchemaProps {

@@ -9,6 +9,7 @@ mod authorization_policy;
 mod peer_authentication;
 mod request_authentication;
 mod schema;
+pub mod status;
 
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
     CustomResourceColumnDefinition, CustomResourceDefinition, CustomResourceDefinitionNames,
@@ -64,9 +65,7 @@ impl Kind {
     }
 
     fn version(&self, name: &str) -> CustomResourceDefinitionVersion {
-        let status =
-            schema::described(schema::open([]), "What became of the policy. Written by the operator.");
-        let root = schema::closed([("spec", self.spec.clone()), ("status", status)]);
+        let root = schema::closed([("spec", self.spec.clone()), ("status", status::schema())]);
         let root = schema::described(root, self.description);
         CustomResourceDefinitionVersion {
             name: name.to_owned(),
@@ -92,6 +91,12 @@ impl Kind {
             ..Default::default()
         };
         let own = self.columns.iter().map(|(name, path)| column(name, path, "string"));
-        own.chain([column("Age", ".metadata.creationTimestamp", "date")]).collect()
+        own.chain([
+            column("Selected", ".status.cinch.selected", "integer"),
+            column("Enforcing", ".status.cinch.enforcing", "integer"),
+            column("State", ".status.cinch.reason", "string"),
+            column("Age", ".metadata.creationTimestamp", "date"),
+        ])
+        .collect()
     }
 }

@@ -19,6 +19,14 @@ const ONE_KEY_SET: (&str, &str) = (
     "(has(self.jwks) ? 1 : 0) + (has(self.jwksUri) ? 1 : 0) + (has(self.jwks_uri) ? 1 : 0) <= 1",
     "only one of jwks and jwksUri may be set",
 );
+const ISSUER: (&str, &str) = (
+    "has(self.issuer) || has(self.jwksUri) || has(self.jwks_uri)",
+    "issuer is missing: write what the tokens have as iss, or give jwksUri",
+);
+const URI: (&str, &str) = (
+    "isURL(self) && url(self).getScheme() in ['http', 'https']",
+    "jwksUri is the whole URL of the keys, such as https://issuer.example/keys",
+);
 const TIMEOUT: (&str, &str) =
     ("duration(self) >= duration('1ms')", "a timeout is a duration of at least 1ms, such as 5s");
 
@@ -56,8 +64,8 @@ fn rule() -> JSONSchemaProps {
         ("issuer", text("The `iss` of the tokens.")),
         ("audiences", texts("The token's `aud` holds one of these.")),
         ("jwks", text("Keys, as a JSON Web Key Set.")),
-        ("jwksUri", bounded(LONGEST_URI, "Where the keys are fetched.")),
-        ("jwks_uri", bounded(LONGEST_URI, "The same as jwksUri.")),
+        ("jwksUri", ruled(bounded(LONGEST_URI, "Where the keys are fetched."), &[URI])),
+        ("jwks_uri", ruled(bounded(LONGEST_URI, "The same as jwksUri."), &[URI])),
         ("fromHeaders", list(described(header, "A header."), "Headers in which tokens are looked for.")),
         ("fromParams", texts("Query parameters in which tokens are looked for.")),
         ("fromCookies", texts("Cookies in which tokens are looked for.")),
@@ -70,5 +78,5 @@ fn rule() -> JSONSchemaProps {
         ("spaceDelimitedClaims", at_most(MOST_CLAIMS, claims)),
         ("timeout", ruled(timeout, &[TIMEOUT])),
     ]);
-    described(ruled(schema, &[ONE_KEY_SET]), "An issuer.")
+    described(ruled(schema, &[ONE_KEY_SET, ISSUER]), "An issuer.")
 }

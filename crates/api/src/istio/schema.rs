@@ -53,6 +53,11 @@ pub(super) fn flag(description: &str) -> JSONSchemaProps {
     described(of_type("boolean"), description)
 }
 
+/// A whole number.
+pub(super) fn number(description: &str) -> JSONSchemaProps {
+    JSONSchemaProps { format: Some("int64".to_owned()), ..described(of_type("integer"), description) }
+}
+
 /// A list without a bound of its own: the size of an object bounds it.
 pub(super) fn list(items: JSONSchemaProps, description: &str) -> JSONSchemaProps {
     let items = Some(JSONSchemaPropsOrArray::Schema(Box::new(items)));
@@ -96,11 +101,17 @@ pub(super) fn ruled(schema: JSONSchemaProps, rules: &[(&str, &str)]) -> JSONSche
     JSONSchemaProps { x_kubernetes_validations: Some(rules.collect()), ..schema }
 }
 
+const KEYS: (&str, &str) = ("self.all(key, key.size() > 0)", "a label has a name");
+const VALUES: (&str, &str) = (
+    "self.all(key, !self[key].contains('*'))",
+    "labels are compared whole: a wildcard (*) is not possible in their values",
+);
+
 /// `selector`.
 pub(super) fn selector() -> JSONSchemaProps {
     let labels =
         map(bounded(LONGEST_LABEL, "The label's value."), "Labels that a pod must have, all of them.");
-    let labels = JSONSchemaProps { max_properties: Some(MOST_LABELS), ..labels };
+    let labels = JSONSchemaProps { max_properties: Some(MOST_LABELS), ..ruled(labels, &[KEYS, VALUES]) };
     described(
         open([("matchLabels", labels)]),
         "The pods that are selected; left out: all of the namespace, and from the root namespace all of the mesh.",

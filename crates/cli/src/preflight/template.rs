@@ -2,7 +2,7 @@
 
 use crate::survey::Survey;
 use cinch_injection::{
-    AccountState, DefaultAccount, Facts, JobOrigin, Outcome, ProbeKey, Resources, Sidecar, inject,
+    AccountState, DefaultAccount, Facts, JobOrigin, Outcome, ProbeKey, Redirect, Resources, Sidecar, inject,
 };
 use cinch_reason::Reason;
 use serde_json::{Value, json};
@@ -66,6 +66,7 @@ fn sidecar() -> Sidecar {
             limits: BTreeMap::new(),
             guaranteed: BTreeMap::new(),
         },
+        redirect: Redirect::default(),
     }
 }
 

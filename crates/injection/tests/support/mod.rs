@@ -2,7 +2,8 @@
 #![allow(dead_code)]
 
 use cinch_injection::{
-    AccountState, DefaultAccount, Facts, JobOrigin, Op, Outcome, ProbeKey, Resources, Sidecar, inject,
+    AccountState, DefaultAccount, Facts, JobOrigin, Op, Outcome, ProbeKey, Redirect, Resources, Sidecar,
+    inject,
 };
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -52,9 +53,17 @@ impl Namespace {
                 operator_id: "spiffe://cluster.local/ns/cinch-system/sa/cinch-operator".into(),
                 log: None,
                 resources: Resources::default(),
+                redirect: Redirect::Init,
             },
             key: ProbeKey::new(&[7; 32]).unwrap(),
         }
+    }
+
+    /// The same where a node agent sets the redirect.
+    pub fn with_agent() -> Self {
+        let mut namespace = Self::new();
+        namespace.sidecar.redirect = Redirect::Agent;
+        namespace
     }
 
     pub fn decide(&self, pod: &Value) -> Outcome {

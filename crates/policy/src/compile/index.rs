@@ -2,7 +2,7 @@
 //! every alternative: the one whose values are shared by the fewest other rules. Rules that constrain none of
 //! the attributes here are always candidates.
 
-use crate::decide::facts::Facts;
+use crate::decide::facts::{Facts, Host};
 use crate::decide::rules::{AllOf, Clause, Rule, Sense};
 use crate::decide::test::{HttpTest, Test};
 use crate::lookup::{Affixes, Blocks, FastMap, Key, Side};
@@ -71,24 +71,33 @@ enum Entry {
     Port(u16),
 }
 
+/// What a rule could be filed under.
+type Choice = Vec<(Attribute, Vec<Entry>)>;
+
 impl Index {
     /// For requests: everything is known.
     pub(crate) fn of_requests(rules: &[Rule]) -> Self {
-        Self::build(rules, &OF_REQUESTS)
+        Self::build(rules, &OF_REQUESTS, |_| true)
     }
 
-    /// For connections: nothing of HTTP is known.
+    /// For connections, of which nothing of HTTP is known: the rules that may match.
     pub(crate) fn of_connections(rules: &[Rule]) -> Self {
-        Self::build(rules, &OF_CONNECTIONS)
+        Self::build(rules, &OF_CONNECTIONS, |_| true)
     }
 
-    fn build(rules: &[Rule], attributes: &[Attribute]) -> Self {
-        let choices: Vec<Vec<(Attribute, Vec<Entry>)>> = rules
-            .iter()
-            .map(|rule| attributes.iter().filter_map(|of| Some((*of, entries_of_rule(rule, *of)?))).collect())
-            .collect();
+    /// For connections: the rules that may match without a request.
+    pub(crate) fn without_http(rules: &[Rule]) -> Self {
+        Self::build(rules, &OF_CONNECTIONS, |rule| !rule.asks_http)
+    }
+
+    fn build(rules: &[Rule], attributes: &[Attribute], takes: impl Fn(&Rule) -> bool) -> Self {
+        let choice = |rule: &Rule| -> Choice {
+            attributes.iter().filter_map(|of| Some((*of, entries_of_rule(rule, *of)?))).collect()
+        };
+        let taken = (0..).zip(rules).filter(|(_, rule)| takes(rule));
+        let choices: Vec<(u32, Choice)> = taken.map(|(id, rule)| (id, choice(rule))).collect();
         let mut shared: HashMap<(Attribute, &Entry), usize> = HashMap::new();
-        for (attribute, entries) in choices.iter().flatten() {
+        for (attribute, entries) in choices.iter().flat_map(|(_, choice)| choice) {
             for entry in entries {
                 *shared.entry((*attribute, entry)).or_default() += 1;
             }
@@ -98,13 +107,13 @@ impl Index {
         };
         let mut index = Index::default();
         let mut filed: HashMap<Attribute, Filing> = HashMap::new();
-        for (id, choice) in (0..).zip(&choices) {
+        for (id, choice) in &choices {
             match choice.iter().min_by_key(crowd) {
                 Some((attribute, entries)) => {
                     let of_attribute = filed.entry(*attribute).or_default();
-                    entries.iter().for_each(|entry| of_attribute.add(entry, id));
+                    entries.iter().for_each(|entry| of_attribute.add(entry, *id));
                 }
-                None => index.always.push(id),
+                None => index.always.push(*id),
             }
         }
         for (attribute, lists) in filed {
@@ -134,11 +143,13 @@ impl Index {
         }
         self.sources.of(facts.source).for_each(|list| each(list));
         let Some(http) = &facts.http else { return };
-        if let Some(path) = http.path {
+        if let Some((path, _)) = http.path {
             self.paths.candidates(path.as_bytes(), each);
         }
-        if let Some(host) = http.host {
-            self.hosts.candidates(host, each);
+        match http.host {
+            Some(Host::Lower(host)) => self.hosts.candidates(host, each),
+            Some(Host::Long(_)) => self.hosts.all(each),
+            None => {}
         }
     }
 }
@@ -156,6 +167,10 @@ impl Texts {
         if !self.ends.is_empty() {
             self.ends.of(value).for_each(|list| each(list));
         }
+    }
+
+    fn all(&self, each: &mut dyn FnMut(&[u32])) {
+        self.exact.values().chain(self.starts.items()).chain(self.ends.items()).for_each(|list| each(list));
     }
 }
 
@@ -227,10 +242,7 @@ fn entries_of_test(test: &Test, attribute: Attribute) -> Option<Vec<Entry>> {
             Some(texts(namespaces.collect()))
         }
         (Attribute::Host, Test::Http(HttpTest::Host(hosts))) => hosts.keys().map(texts),
-        (Attribute::Path, Test::Http(HttpTest::Path { texts: paths, templates, .. })) => {
-            let heads = templates.iter().map(|(head, _)| Key::Start(head.as_bytes().to_vec()));
-            Some(texts(paths.keys()?.into_iter().chain(heads).collect()))
-        }
+        (Attribute::Path, Test::Http(HttpTest::Path(paths))) => paths.keys().map(texts),
         (Attribute::Source, Test::Source(blocks)) => {
             Some(blocks.items().map(|block| Entry::Block(*block)).collect())
         }

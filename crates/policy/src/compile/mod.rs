@@ -15,7 +15,7 @@ use crate::error::{PolicyError, UNKNOWN};
 use crate::mesh::{MeshConfig, Workload};
 use crate::mode::PortModes;
 use crate::object::{AuthorizationPolicy, Enforcement, ObjectName, PolicyObject};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 /// The policies that apply to one workload, ready for decisions. Immutable but for [`WorkloadPolicies::close`];
@@ -35,6 +35,8 @@ pub struct WorkloadPolicies {
     pub(crate) dry_allow: RuleSet,
     /// RequestAuthentications select the workload: a token can be refused.
     pub(crate) checks_tokens: bool,
+    /// Headers that conditions ask for, in lower case.
+    headers: BTreeSet<Box<str>>,
 }
 
 /// Policies of one action on their way into a [`RuleSet`].
@@ -84,9 +86,10 @@ impl WorkloadPolicies {
                     all.add(object, mesh, &mut gathered);
                 }
                 PolicyObject::RequestAuthentication(object) if object.applies_to(mesh, workload) => {
-                    all.checks_tokens = true;
-                    if let Err(fault) = object.spec() {
-                        all.close(object.name(), fault.clone());
+                    match object.spec() {
+                        // Without rules it checks nothing, and connections need not be HTTP for it.
+                        Ok(spec) => all.checks_tokens |= !spec.jwt_rules.is_empty(),
+                        Err(fault) => all.close(object.name(), fault.clone()),
                     }
                 }
                 PolicyObject::AuthorizationPolicy(_) | PolicyObject::RequestAuthentication(_) => {}
@@ -99,7 +102,16 @@ impl WorkloadPolicies {
         all.audit = gathered.audit.set();
         all.dry_deny = gathered.dry_deny.set();
         all.dry_allow = gathered.dry_allow.set();
+        let custom = all.custom.iter().map(|(_, rules)| rules);
+        let sets = [&all.deny, &all.allow, &all.audit, &all.dry_deny, &all.dry_allow];
+        all.headers = custom.chain(sets).flat_map(RuleSet::headers).map(Into::into).collect();
         all
+    }
+
+    /// Whether a condition asks for the header `name`, in lower case.
+    #[must_use]
+    pub fn asks_header(&self, name: &str) -> bool {
+        self.headers.contains(name)
     }
 
     fn add(&mut self, object: &AuthorizationPolicy, mesh: &MeshConfig, gathered: &mut AllGathered) {

@@ -143,7 +143,7 @@ fn condition_clauses(
     ];
     let clauses = clauses(list, path, values, asks_http);
     if clauses.is_empty() {
-        values.fault(path, "needs values or notValues");
+        values.fault(path, "needs values or notValues; write `values: [\"…\"]`");
     }
     clauses
 }

@@ -2,12 +2,13 @@
 
 use super::attribute::Attribute;
 use crate::authorization::Action;
+use crate::decide::RequestPrincipals;
 use crate::decide::rules::Sense;
 use crate::decide::test::{HttpTest, Test};
 use crate::error::PolicyError;
 use crate::lookup::{Blocks, TextSet};
 use crate::mesh::MeshConfig;
-use crate::path::{Charset, Template};
+use crate::path::{Charset, Patterns, Template};
 use crate::text::Text;
 use ipnet::{IpNet, Ipv4Net};
 use std::net::IpAddr;
@@ -58,7 +59,9 @@ impl Values<'_> {
             Attribute::DestinationIp => Test::Destination(self.blocks(values, path)),
             Attribute::Port => self.ports(values, path),
             Attribute::Sni => Test::Sni(texts(values)),
-            Attribute::RequestPrincipal => Test::Http(request_principals(values)),
+            Attribute::RequestPrincipal => {
+                Test::Http(HttpTest::RequestPrincipal(RequestPrincipals::new(values)))
+            }
             Attribute::Host => {
                 let lower = values.iter().map(|value| Text::parse(&value.to_ascii_lowercase()));
                 Test::Http(HttpTest::Host(TextSet::new(lower)))
@@ -172,10 +175,7 @@ impl Values<'_> {
         let (mut rules, mut templates) = (Vec::new(), Vec::new());
         for (index, value) in values.iter().enumerate() {
             match Template::parse(value) {
-                Ok(Some(template)) => {
-                    let head = value.split('{').next().unwrap_or_default();
-                    templates.push((head.into(), template));
-                }
+                Ok(Some(template)) => templates.push(template),
                 Ok(None) => rules.push(Text::parse(value)),
                 Err(problem) => self.fault(format!("{path}[{index}]"), problem.to_string()),
             }
@@ -186,7 +186,7 @@ impl Values<'_> {
             }
             _ => Charset::Any,
         };
-        HttpTest::Path { texts: TextSet::new(rules), templates, charset }
+        HttpTest::Path(Patterns::new(rules, templates, charset))
     }
 }
 
@@ -194,25 +194,18 @@ fn texts(values: &[String]) -> TextSet {
     TextSet::new(values.iter().map(|value| Text::parse(value)))
 }
 
-/// A `*` may stand anywhere.
+/// A `*` may stand anywhere and spans any characters; most stand at an end.
 fn namespaces(values: &[String]) -> Test {
-    let (globs, plain): (Vec<_>, Vec<_>) = values.iter().partition(|value| value.contains('*'));
-    let globs = globs.into_iter().map(|glob| glob.as_str().into()).collect();
-    Test::Namespace { texts: TextSet::new(plain.into_iter().cloned().map(Text::Exact)), globs }
-}
-
-/// `iss/sub`, split at the last slash. Without a slash only `*`, `*sub` and `iss*` can hold of anything.
-fn request_principals(values: &[String]) -> HttpTest {
-    let split = |value: &String| match value.rsplit_once('/') {
-        Some((issuer, subject)) => Some((Text::parse(issuer), Text::parse(subject))),
-        None => match Text::parse(value) {
-            Text::Present => Some((Text::Present, Text::Present)),
-            suffix @ Text::Suffix(_) => Some((Text::Present, suffix)),
-            prefix @ Text::Prefix(_) => Some((prefix, Text::Present)),
-            Text::Exact(_) => None,
-        },
-    };
-    HttpTest::RequestPrincipal(values.iter().filter_map(split).collect())
+    let (mut texts, mut globs) = (Vec::new(), Vec::new());
+    for value in values {
+        match value.split_once('*') {
+            None => texts.push(Text::Exact(value.clone())),
+            Some((head, "")) => texts.push(Text::Prefix(head.to_owned())),
+            Some(("", tail)) if !tail.contains('*') => texts.push(Text::Suffix(tail.to_owned())),
+            Some(_) => globs.push(value.as_str().into()),
+        }
+    }
+    Test::Namespace { texts: TextSet::new(texts), globs }
 }
 
 /// An address or a CIDR; an IPv4 block in IPv6 clothes is the IPv4 block.

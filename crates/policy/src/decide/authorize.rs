@@ -1,10 +1,10 @@
 //! The order of decisions: what can't be used closes; CUSTOM; (tokens, verified elsewhere;) DENY; ALLOW.
 
-use super::facts::{Connection, Facts, Http, LowerCase, Request};
+use super::facts::{Connection, Facts, Host, Http, Request};
 use super::rules::{Found, RuleSet, Wanted};
 use super::{Answer, Decision, Partial, Providers};
 use crate::compile::WorkloadPolicies;
-use crate::path::Readings;
+use crate::path::{Reading, Readings};
 use cinch_reason::Reason;
 
 impl WorkloadPolicies {
@@ -114,34 +114,54 @@ impl<'a> Subject<'a> {
 
     /// The facts under each reading; once where there is no path.
     pub(super) fn each(&self) -> impl Iterator<Item = Facts<'a>> {
-        let facts = self.facts;
-        let once = self.paths.is_none().then_some(facts);
-        let readings = self.paths.into_iter().flat_map(Readings::judged);
-        let of_request = readings.map(move |path| Facts {
-            http: facts.http.map(|http| Http { path: Some(path), ..http }),
-            ..facts
-        });
-        once.into_iter().chain(of_request)
+        self.named().chain(self.further())
     }
 
-    /// The lowest rule that matches under any reading.
-    pub(super) fn lowest<'p>(&self, sets: &[&'p RuleSet]) -> Option<Found<'p>> {
-        let mut lowest = None;
-        for facts in self.each() {
-            lowest = lowest_of(sets, &facts, Wanted::Possible, lowest);
-        }
-        lowest
+    /// The facts under each reading that the mode names.
+    fn named(&self) -> impl Iterator<Item = Facts<'a>> {
+        let once = self.paths.is_none().then_some(self.facts);
+        let named = self.paths.into_iter().flat_map(Readings::named);
+        let facts = self.facts;
+        once.into_iter().chain(named.map(move |path| reading(facts, path, Reading::Named)))
     }
+
+    /// The facts under each further reading.
+    fn further(&self) -> impl Iterator<Item = Facts<'a>> {
+        let facts = self.facts;
+        let further = self.paths.into_iter().flat_map(Readings::further);
+        further.map(move |path| reading(facts, path, Reading::Further))
+    }
+
+    /// The lowest rule that matches under any reading: under those that the mode names, else under the further.
+    pub(super) fn lowest<'p>(&self, sets: &[&'p RuleSet]) -> Option<Found<'p>> {
+        let lowest = |each: &mut dyn Iterator<Item = Facts<'a>>| {
+            each.fold(None, |lowest, facts| lowest_of(sets, &facts, Wanted::Possible, lowest))
+        };
+        if sets.iter().all(|rules| rules.is_empty()) {
+            return None;
+        }
+        if !sets.iter().any(|rules| rules.asks_path()) {
+            return lowest(&mut self.named().take(1));
+        }
+        lowest(&mut self.named()).or_else(|| lowest(&mut self.further()))
+    }
+}
+
+fn reading<'a>(mut facts: Facts<'a>, path: &'a str, from: Reading) -> Facts<'a> {
+    if let Some(http) = &mut facts.http {
+        http.path = Some((path, from));
+    }
+    facts
 }
 
 /// Takes the request apart and hands it to `judge`.
 pub(super) fn with_subject<T>(request: &Request<'_>, judge: impl FnOnce(&Subject<'_>) -> T) -> T {
-    let host = request.host.map(LowerCase::new);
+    let mut room = None;
     let http = Http {
         method: request.method,
         path: None,
         authority: request.host,
-        host: host.as_ref().map(LowerCase::as_bytes),
+        host: request.host.map(|host| Host::new(host, &mut room)),
         headers: request.headers,
         token: request.token,
     };
@@ -157,12 +177,18 @@ pub(super) fn decide<'p>(subject: &Subject<'_>, deny: &[&'p RuleSet], allow: &[&
     if allow.iter().all(|rules| rules.is_empty()) {
         return Decision::allow(Reason::AllowedByDefault, None);
     }
+    // Where nothing asks for the path, one look is enough.
+    let asks_path = allow.iter().any(|rules| rules.asks_path());
     let mut lowest = None;
-    for facts in subject.each() {
+    for facts in subject.named().take(if asks_path { usize::MAX } else { 1 }) {
         match lowest_of(allow, &facts, Wanted::Certain, None) {
             Some(found) => lowest = Some(found.lower(lowest)),
             None => return Decision::deny(Reason::NoAllowMatched, None),
         }
+    }
+    let allowed = |facts: Facts<'_>| lowest_of(allow, &facts, Wanted::Certain, None).is_some();
+    if asks_path && !subject.further().all(allowed) {
+        return Decision::deny(Reason::NoAllowMatched, None);
     }
     Decision::allow(Reason::Allowed, lowest)
 }

@@ -1,6 +1,8 @@
 //! What is known of a connection, and of a request on it.
 
-use crate::path::Readings;
+use crate::lookup::Scattered;
+use crate::path::{Reading, Readings};
+use crate::text::split_once;
 use serde_json::Value;
 use std::net::{IpAddr, SocketAddr};
 
@@ -85,13 +87,21 @@ pub(crate) struct Facts<'a> {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Http<'a> {
     pub(crate) method: &'a str,
-    pub(crate) path: Option<&'a str>,
+    pub(crate) path: Option<(&'a str, Reading)>,
     /// As sent.
     pub(crate) authority: Option<&'a str>,
     /// The same in lower case.
-    pub(crate) host: Option<&'a [u8]>,
+    pub(crate) host: Option<Host<'a>>,
     pub(crate) headers: &'a [Header<'a>],
     pub(crate) token: Option<Token<'a>>,
+}
+
+#[cfg(test)]
+impl<'a> Http<'a> {
+    /// A request of which nothing else is known.
+    pub(crate) fn of_method(method: &'a str) -> Self {
+        Http { method, path: None, authority: None, host: None, headers: &[], token: None }
+    }
 }
 
 impl<'a> Facts<'a> {
@@ -114,49 +124,81 @@ impl<'a> Facts<'a> {
 
     /// The peer's trust domain.
     pub(crate) fn trust_domain(&self) -> Option<&'a str> {
-        self.principal.map(|id| id.split_once('/').map_or(id, |(domain, _)| domain))
+        self.principal.map(|id| split_once(id, b'/').map_or(id, |(domain, _)| domain))
     }
 }
 
 /// The `/ns/<v>/` part of an ID, and what follows `/ns/` when that is `<v>/sa/<account>`.
 fn namespace_and_account(id: &str) -> (Option<&str>, Option<&str>) {
-    let Some((_, rest)) = id.split_once("/ns/") else { return (None, None) };
-    let Some((namespace, after)) = rest.split_once('/') else { return (None, None) };
-    let account = after.strip_prefix("sa/").filter(|account| !account.is_empty() && !account.contains('/'));
+    let Some((_, path)) = split_once(id, b'/') else { return (None, None) };
+    // Nearly always it comes first.
+    let rest = match path.strip_prefix("ns/") {
+        Some(rest) => rest,
+        None => match path.split_once("/ns/") {
+            Some((_, rest)) => rest,
+            None => return (None, None),
+        },
+    };
+    let Some((namespace, after)) = split_once(rest, b'/') else { return (None, None) };
+    let account = after.strip_prefix("sa/").filter(|account| !account.is_empty());
+    let account = account.filter(|account| !account.bytes().any(|byte| byte == b'/'));
     (Some(namespace), account.map(|_| rest))
 }
 
-/// Bytes of a host in lower case, without an allocation for those that DNS could hold.
-pub(crate) struct LowerCase {
-    inline: [u8; LowerCase::INLINE],
-    length: usize,
-    heap: Vec<u8>,
+/// A host without regard to case.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Host<'a> {
+    /// In lower case.
+    Lower(&'a [u8]),
+    /// In mixed case, and longer than DNS could hold.
+    Long(IgnoringCase<'a>),
 }
 
-impl LowerCase {
-    /// A DNS name has at most 253 bytes, a port six more.
-    const INLINE: usize = 260;
+/// A text that is compared with others in lower case.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct IgnoringCase<'a>(&'a [u8]);
 
-    pub(crate) fn new(text: &str) -> Self {
-        let mut lower = LowerCase { inline: [0; Self::INLINE], length: text.len(), heap: Vec::new() };
-        match lower.inline.get_mut(..text.len()) {
-            Some(room) => {
-                room.copy_from_slice(text.as_bytes());
-                room.make_ascii_lowercase();
-            }
-            None => lower.heap = text.to_ascii_lowercase().into_bytes(),
-        }
-        lower
+impl Scattered for IgnoringCase<'_> {
+    fn is(&self, text: &[u8]) -> bool {
+        self.0.eq_ignore_ascii_case(text)
     }
 
-    pub(crate) fn as_bytes(&self) -> &[u8] {
-        self.inline.get(..self.length).unwrap_or(&self.heap)
+    fn begins_with(&self, text: &[u8]) -> bool {
+        self.0.get(..text.len()).is_some_and(|head| head.eq_ignore_ascii_case(text))
+    }
+
+    fn ends_with(&self, text: &[u8]) -> bool {
+        let skip = self.0.len().checked_sub(text.len());
+        skip.and_then(|skip| self.0.get(skip..)).is_some_and(|tail| tail.eq_ignore_ascii_case(text))
+    }
+}
+
+/// Room for a host in lower case: a DNS name has at most 253 bytes, a port six more.
+pub(crate) type HostRoom = [u8; 260];
+
+impl<'a> Host<'a> {
+    /// `room` is used where the host is sent in mixed case.
+    pub(crate) fn new(text: &'a str, room: &'a mut Option<HostRoom>) -> Self {
+        let bytes = text.as_bytes();
+        if !bytes.iter().fold(false, |found, byte| found | byte.is_ascii_uppercase()) {
+            return Host::Lower(bytes);
+        }
+        match room.insert([0; 260]).get_mut(..bytes.len()) {
+            Some(room) => {
+                room.copy_from_slice(bytes);
+                room.make_ascii_lowercase();
+                Host::Lower(room)
+            }
+            None => Host::Long(IgnoringCase(bytes)),
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::lookup::TextSet;
+    use crate::text::Text;
 
     #[test]
     fn identities_are_taken_apart() {
@@ -167,6 +209,7 @@ mod tests {
             ("td/ns/shop", None, None),
             ("td/x/ns/shop/sa/web", Some("shop"), Some("shop/sa/web")),
             ("td", None, None),
+            ("td/ns/ns/ns/ns/sa/web", Some("ns"), None),
         ];
         for (id, namespace, account) in cases {
             assert_eq!(namespace_and_account(id), (namespace, account), "{id}");
@@ -174,10 +217,29 @@ mod tests {
     }
 
     #[test]
-    fn lower_case_of_short_and_overlong_hosts() {
-        assert_eq!(LowerCase::new("Shop.Example:80").as_bytes(), b"shop.example:80");
-        let long = "A".repeat(1000);
-        assert_eq!(LowerCase::new(&long).as_bytes(), "a".repeat(1000).as_bytes());
-        assert_eq!(LowerCase::new("").as_bytes(), b"");
+    fn hosts_are_compared_without_regard_to_case_however_long() {
+        let lower = |text: &str| match Host::new(text, &mut None) {
+            Host::Lower(bytes) => Some(String::from_utf8(bytes.to_vec()).unwrap()),
+            Host::Long(_) => None,
+        };
+        assert_eq!(lower("Shop.Example:80").as_deref(), Some("shop.example:80"));
+        assert_eq!(lower("shop.example").as_deref(), Some("shop.example"));
+        assert_eq!(lower("").as_deref(), Some(""));
+        let long = "a".repeat(1000);
+        assert_eq!(lower(&long), Some(long.clone()));
+        let mixed = format!("Shop.{long}.Example");
+        let mut room = None;
+        let Host::Long(host) = Host::new(&mixed, &mut room) else { panic!("it fits") };
+        for (rule, expected) in [
+            (mixed.to_lowercase(), true),
+            ("shop.a*".to_owned(), true),
+            ("*a.example".to_owned(), true),
+            ("*".to_owned(), true),
+            ("shop.example".to_owned(), false),
+            ("*b.example".to_owned(), false),
+            (format!("*{}", mixed.to_lowercase().repeat(2)), false),
+        ] {
+            assert_eq!(TextSet::new([Text::parse(&rule)]).matches_scattered(&host), expected, "{rule}");
+        }
     }
 }

@@ -2,12 +2,15 @@
 //! reason comes out. Nothing here allocates unless something is to be reported.
 
 mod authorize;
+mod claim;
 mod explain;
 pub(crate) mod facts;
+mod header;
 mod report;
 pub(crate) mod rules;
 pub(crate) mod test;
 
+pub(crate) use claim::RequestPrincipals;
 pub use explain::Miss;
 pub use facts::{Connection, Header, Request, Token};
 pub use report::{DryRun, Report};

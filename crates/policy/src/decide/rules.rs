@@ -2,7 +2,7 @@
 //! the few rules that can match at all; only these are looked at.
 
 use super::facts::Facts;
-use super::test::Test;
+use super::test::{HttpTest, Test};
 use crate::compile::index::Index;
 use std::sync::Arc;
 
@@ -70,6 +70,16 @@ impl Rule {
     }
 }
 
+impl Rule {
+    fn clauses(&self) -> impl Iterator<Item = &Clause> {
+        self.from.iter().chain(&self.to).chain([&self.when]).flatten()
+    }
+
+    fn asks_path(&self) -> bool {
+        self.clauses().any(|clause| matches!(clause.test, Test::Http(HttpTest::Path(_))))
+    }
+}
+
 pub(crate) fn any_of(list: &[AllOf], facts: &Facts<'_>) -> Truth {
     if list.is_empty() {
         return Truth::Yes;
@@ -121,6 +131,9 @@ pub(crate) enum Wanted {
     Possible,
 }
 
+/// Looking at so many rules costs less than the index that leads to them.
+const FEW: usize = 2;
+
 /// All rules of one action: those of the lowest policy first, in their order.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct RuleSet {
@@ -129,6 +142,10 @@ pub(crate) struct RuleSet {
     /// By all that a request tells, and by what a connection tells.
     by_request: Index,
     by_connection: Index,
+    /// By what a connection tells, the rules that ask for nothing more.
+    without_http: Index,
+    /// One of the rules asks for the path: the reading makes a difference.
+    asks_path: bool,
 }
 
 impl RuleSet {
@@ -136,7 +153,21 @@ impl RuleSet {
     pub(crate) fn new(policies: Vec<Arc<str>>, rules: Vec<Rule>) -> Self {
         let by_request = Index::of_requests(&rules);
         let by_connection = Index::of_connections(&rules);
-        RuleSet { policies, rules, by_request, by_connection }
+        let without_http = Index::without_http(&rules);
+        let asks_path = rules.iter().any(Rule::asks_path);
+        RuleSet { policies, rules, by_request, by_connection, without_http, asks_path }
+    }
+
+    pub(crate) fn asks_path(&self) -> bool {
+        self.asks_path
+    }
+
+    /// The headers that the rules ask for, in lower case.
+    pub(crate) fn headers(&self) -> impl Iterator<Item = &str> {
+        self.rules.iter().flat_map(Rule::clauses).filter_map(|clause| match &clause.test {
+            Test::Http(HttpTest::Header { name, .. }) => Some(&**name),
+            _ => None,
+        })
     }
 
     /// Whether there is no policy (a policy without rules is one).
@@ -146,8 +177,12 @@ impl RuleSet {
 
     /// The first rule that matches.
     pub(crate) fn first(&self, facts: &Facts<'_>, wanted: Wanted) -> Option<Found<'_>> {
+        if self.rules.len() <= FEW {
+            let mut ids = 0..u32::try_from(self.rules.len()).unwrap_or(u32::MAX);
+            return ids.find(|id| self.rule_matches(*id, facts, wanted)).and_then(|id| self.found(id));
+        }
         let mut best = u32::MAX;
-        self.index(facts).candidates(facts, &mut |list| {
+        self.index(facts, wanted).candidates(facts, &mut |list| {
             for id in list {
                 if *id >= best {
                     break;
@@ -163,7 +198,7 @@ impl RuleSet {
 
     /// Tells `each` the number of every policy of which a rule matches, perhaps more than once.
     pub(crate) fn each_policy(&self, facts: &Facts<'_>, wanted: Wanted, each: &mut dyn FnMut(u32)) {
-        self.index(facts).candidates(facts, &mut |list| {
+        self.index(facts, wanted).candidates(facts, &mut |list| {
             for id in list {
                 if self.rule_matches(*id, facts, wanted)
                     && let Some(rule) = self.rules.get(*id as usize)
@@ -174,8 +209,12 @@ impl RuleSet {
         });
     }
 
-    fn index(&self, facts: &Facts<'_>) -> &Index {
-        if facts.http.is_some() { &self.by_request } else { &self.by_connection }
+    fn index(&self, facts: &Facts<'_>, wanted: Wanted) -> &Index {
+        match (&facts.http, wanted) {
+            (Some(_), _) => &self.by_request,
+            (None, Wanted::Possible) => &self.by_connection,
+            (None, Wanted::Certain) => &self.without_http,
+        }
     }
 
     fn rule_matches(&self, id: u32, facts: &Facts<'_>, wanted: Wanted) -> bool {

@@ -1,14 +1,12 @@
 //! One compiled field: the values that a policy gives for one attribute, and whether any of them holds.
 
-use super::facts::{Facts, Http, Token};
+use super::claim::{RequestPrincipals, claim_matches};
+use super::facts::{Facts, Host, Http, Token};
+use super::header::header_matches;
 use crate::lookup::{Blocks, FastMap, TextSet};
-use crate::path::{Charset, Template};
-use crate::text::{Text, glob_matches};
+use crate::path::Patterns;
+use crate::text::glob_matches;
 use ipnet::IpNet;
-use serde_json::Value;
-
-/// Claims that are always lists parted by spaces.
-const SPACE_DELIMITED: [&str; 2] = ["scope", "permission"];
 
 /// The values of a field.
 #[derive(Debug, Clone)]
@@ -35,14 +33,8 @@ pub(crate) enum Test {
 pub(crate) enum HttpTest {
     Host(TextSet),
     Method(TextSet),
-    Path {
-        texts: TextSet,
-        /// Each with the literal that it begins with.
-        templates: Vec<(Box<str>, Template)>,
-        charset: Charset,
-    },
-    /// Issuer and subject.
-    RequestPrincipal(Vec<(Text, Text)>),
+    Path(Patterns),
+    RequestPrincipal(RequestPrincipals),
     Header {
         /// In lower case.
         name: Box<str>,
@@ -80,17 +72,18 @@ impl Test {
 impl HttpTest {
     fn holds(&self, http: &Http<'_>) -> bool {
         match self {
-            HttpTest::Host(texts) => http.host.is_some_and(|host| texts.matches(host)),
+            HttpTest::Host(texts) => match http.host {
+                Some(Host::Lower(host)) => texts.matches(host),
+                Some(Host::Long(host)) => texts.matches_scattered(&host),
+                None => false,
+            },
             HttpTest::Method(texts) => texts.matches(http.method.as_bytes()),
-            HttpTest::Path { texts, templates, charset } => http.path.is_some_and(|path| {
-                texts.matches(path.as_bytes())
-                    || templates.iter().any(|(_, template)| template.matches(path, *charset))
-            }),
+            HttpTest::Path(patterns) => {
+                http.path.is_some_and(|(path, reading)| patterns.describe(path, reading))
+            }
             HttpTest::RequestPrincipal(rules) => {
                 let principal = http.token.as_ref().and_then(Token::principal);
-                principal.is_some_and(|(issuer, subject)| {
-                    rules.iter().any(|(iss, sub)| iss.matches(issuer) && sub.matches(subject))
-                })
+                principal.is_some_and(|(issuer, subject)| rules.hold(issuer, subject))
             }
             HttpTest::Header { name, texts } => header_matches(http, name, texts),
             HttpTest::Claim { path, texts } => {
@@ -102,102 +95,4 @@ impl HttpTest {
 
 fn some_matches(texts: &TextSet, value: Option<&str>) -> bool {
     value.is_some_and(|value| texts.matches(value.as_bytes()))
-}
-
-/// Repeated headers are one value, joined with commas.
-fn header_matches(http: &Http<'_>, name: &str, texts: &TextSet) -> bool {
-    let mut values = http.headers.iter().filter(|(of, _)| of.eq_ignore_ascii_case(name));
-    let Some((_, first)) = values.next() else {
-        // HTTP/2 has no Host of its own.
-        return name == "host"
-            && http.authority.is_some_and(|authority| texts.matches_present(authority.as_bytes()));
-    };
-    let Some((_, second)) = values.next() else { return texts.matches_present(first) };
-    let mut joined = Joined::new();
-    joined.push(first);
-    joined.push(b",");
-    joined.push(second);
-    for (_, value) in values {
-        joined.push(b",");
-        joined.push(value);
-    }
-    texts.matches_present(joined.as_bytes())
-}
-
-/// Bytes put together, on the stack as long as they are few.
-struct Joined {
-    inline: [u8; Joined::INLINE],
-    length: usize,
-    heap: Vec<u8>,
-}
-
-impl Joined {
-    const INLINE: usize = 512;
-
-    fn new() -> Self {
-        Joined { inline: [0; Self::INLINE], length: 0, heap: Vec::new() }
-    }
-
-    fn push(&mut self, bytes: &[u8]) {
-        let room = self.length..self.length + bytes.len();
-        if self.heap.is_empty()
-            && let Some(room) = self.inline.get_mut(room)
-        {
-            room.copy_from_slice(bytes);
-            self.length += bytes.len();
-            return;
-        }
-        if self.heap.is_empty() {
-            self.heap.extend_from_slice(self.inline.get(..self.length).unwrap_or_default());
-        }
-        self.heap.extend_from_slice(bytes);
-    }
-
-    fn as_bytes(&self) -> &[u8] {
-        if self.heap.is_empty() { self.inline.get(..self.length).unwrap_or_default() } else { &self.heap }
-    }
-}
-
-fn claim_matches(token: &Token<'_>, path: &[Box<str>], texts: &TextSet) -> bool {
-    let Some(claim) = path.iter().try_fold(token.claims, |value, part| value.as_object()?.get(&**part))
-    else {
-        return false;
-    };
-    match claim {
-        Value::String(text) => {
-            let split = match path {
-                [name] => {
-                    SPACE_DELIMITED.contains(&&**name)
-                        || token.space_delimited.iter().any(|of| **of == **name)
-                }
-                _ => false,
-            };
-            if split {
-                text.split(' ').any(|part| !part.is_empty() && texts.matches(part.as_bytes()))
-            } else {
-                texts.matches(text.as_bytes())
-            }
-        }
-        Value::Array(members) => {
-            members.iter().filter_map(Value::as_str).any(|member| texts.matches(member.as_bytes()))
-        }
-        _ => false,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn joined_bytes_move_to_the_heap_when_they_are_many() {
-        let mut joined = Joined::new();
-        let mut expected = Vec::new();
-        for length in [0, 3, 500, 0, 9, 1, 700] {
-            let bytes = vec![b'a' + u8::try_from(length % 26).unwrap(); length];
-            joined.push(&bytes);
-            expected.extend_from_slice(&bytes);
-            assert_eq!(joined.as_bytes(), expected);
-        }
-    }
 }

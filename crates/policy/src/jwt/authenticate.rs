@@ -92,7 +92,7 @@ pub fn authenticate<'r>(
     if is_preflight(view) {
         return Ok(Authenticated { token: None, forwarding });
     }
-    let mut examination = Examination { keys, cache, now, read: Vec::new() };
+    let mut examination = Examination { keys, cache, now, read: Vec::new(), unknown_key: None };
     let mut refusal: Option<(&TokenRule, TokenFault)> = None;
     for rule in &rules.rules {
         match examination.judge(rule, view, &rules.stripped) {
@@ -119,7 +119,7 @@ pub fn authenticate<'r>(
     }
     match refusal {
         None => Ok(Authenticated { token: None, forwarding }),
-        Some((rule, fault)) => Err(rule.refuse(fault)),
+        Some((rule, fault)) => Err(rule.refuse(fault, examination.unknown_key)),
     }
 }
 
@@ -129,6 +129,8 @@ struct Examination<'e> {
     now: u64,
     /// Tokens of this request that were already taken apart: rules often share a place.
     read: Vec<(String, Result<Arc<Parsed>, TokenFault>)>,
+    /// The last key ID that no key set held.
+    unknown_key: Option<Box<str>>,
 }
 
 impl Examination<'_> {
@@ -168,7 +170,11 @@ impl Examination<'_> {
         // What costs nothing comes first: nobody gets a signature verified with a token for somebody else.
         rule.check(&parsed.claims, self.now)?;
         let (Some(keys), Some(key)) = (keys, key) else { return Err(TokenFault::NoKeys) };
-        keys.verify(&parsed)?;
+        let verified = keys.verify(&parsed);
+        if verified == Err(TokenFault::UnknownKey) {
+            self.unknown_key = parsed.key_id.as_deref().map(Into::into);
+        }
+        verified?;
         self.cache.insert(key, &parsed.claims, self.now);
         Ok(parsed.claims.clone())
     }
@@ -203,11 +209,12 @@ impl TokenRule {
         Ok(())
     }
 
-    fn refuse(&self, fault: TokenFault) -> TokenRefusal {
+    fn refuse(&self, fault: TokenFault, key_id: Option<Box<str>>) -> TokenRefusal {
         let refetch = match (&self.keys, &fault) {
             (Keys::Fetched { name, .. }, TokenFault::UnknownKey | TokenFault::NoKeys) => Some(name.clone()),
             _ => None,
         };
-        TokenRefusal { fault, policy: self.policy.clone(), rule: self.index, refetch }
+        let key_id = key_id.filter(|_| fault == TokenFault::UnknownKey);
+        TokenRefusal { fault, policy: self.policy.clone(), rule: self.index, refetch, key_id }
     }
 }

@@ -72,6 +72,8 @@ pub struct TokenRefusal {
     /// The name of the key set to fetch again, at a limited rate: set when no key has the token's `kid`, or there
     /// are no keys.
     pub refetch: Option<Arc<str>>,
+    /// The token's `kid`, when it is that which no key has.
+    pub key_id: Option<Box<str>>,
 }
 
 impl TokenRefusal {

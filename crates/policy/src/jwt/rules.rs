@@ -114,6 +114,14 @@ impl TokenRules {
         self.stripped.iter().map(|name| &**name)
     }
 
+    /// Whether the header `name`, in lower case, may hold a token or is one that only we may set: nothing that an app
+    /// could take for it may pass.
+    #[must_use]
+    pub fn minds_header(&self, name: &str) -> bool {
+        let carries = |rule: &TokenRule| rule.places.header_names().any(|of| of == name);
+        self.stripped().any(|of| of == name) || self.rules.iter().any(carries)
+    }
+
     /// The claims that are split at spaces in a payload that somebody else has verified: those of all rules for its
     /// issuer.
     #[must_use]

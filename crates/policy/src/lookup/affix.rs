@@ -22,7 +22,6 @@ pub(crate) struct Affixes<T> {
 
 #[derive(Debug, Clone, PartialEq)]
 struct Entry<T> {
-    /// Reversed where the keys are suffixes.
     key: Box<[u8]>,
     parent: Option<u32>,
     item: T,
@@ -31,19 +30,21 @@ struct Entry<T> {
 impl<T> Affixes<T> {
     /// Builds the table; equal keys must have been joined before.
     pub(crate) fn new(side: Side, items: impl IntoIterator<Item = (Vec<u8>, T)>) -> Self {
+        // Suffixes are sorted from their ends.
         let mut sorted = BTreeMap::new();
-        for (mut key, item) in items {
-            if side == Side::End {
-                key.reverse();
-            }
-            sorted.insert(key, item);
+        for (key, item) in items {
+            let order: Vec<u8> = match side {
+                Side::Start => key.clone(),
+                Side::End => key.iter().rev().copied().collect(),
+            };
+            sorted.insert(order, (key, item));
         }
         let mut entries: Vec<Entry<T>> = Vec::with_capacity(sorted.len());
-        for (key, item) in sorted {
-            // The entry before is the longest prefix, or shares it.
+        for (_, (key, item)) in sorted {
+            // The entry before is the longest affix, or shares it.
             let mut parent = u32::try_from(entries.len()).ok().and_then(|len| len.checked_sub(1));
             while let Some(entry) = parent.and_then(|at| entries.get(at as usize)) {
-                if key.starts_with(&entry.key) {
+                if has(side, &entry.key, &key) {
                     break;
                 }
                 parent = entry.parent;
@@ -57,12 +58,14 @@ impl<T> Affixes<T> {
         self.entries.is_empty()
     }
 
-    /// The keys, as they were given.
-    pub(crate) fn keys(&self) -> impl Iterator<Item = Vec<u8>> + '_ {
-        self.entries.iter().map(|entry| match self.side {
-            Side::Start => entry.key.to_vec(),
-            Side::End => entry.key.iter().rev().copied().collect(),
-        })
+    /// The keys.
+    pub(crate) fn keys(&self) -> impl Iterator<Item = &[u8]> {
+        self.entries.iter().map(|entry| &*entry.key)
+    }
+
+    /// The items, in no particular order.
+    pub(crate) fn items(&self) -> impl Iterator<Item = &T> {
+        self.entries.iter().map(|entry| &entry.item)
     }
 
     /// The items of all keys that `value` has, the longest first.
@@ -85,14 +88,14 @@ impl<T> Affixes<T> {
 fn compare(side: Side, key: &[u8], value: &[u8]) -> Ordering {
     match side {
         Side::Start => key.cmp(value),
-        Side::End => key.iter().cmp(value.iter().rev()),
+        Side::End => key.iter().rev().cmp(value.iter().rev()),
     }
 }
 
 fn has(side: Side, key: &[u8], value: &[u8]) -> bool {
     match side {
         Side::Start => value.starts_with(key),
-        Side::End => key.len() <= value.len() && key.iter().eq(value.iter().rev().take(key.len())),
+        Side::End => value.ends_with(key),
     }
 }
 

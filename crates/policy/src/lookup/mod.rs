@@ -9,4 +9,4 @@ mod texts;
 pub(crate) use affix::{Affixes, Side};
 pub(crate) use blocks::Blocks;
 pub(crate) use hash::FastMap;
-pub(crate) use texts::{Key, TextSet};
+pub(crate) use texts::{Key, Scattered, TextSet};

@@ -2,14 +2,18 @@
 //! readings under which path rules are judged come out ([`normalize`]). Templates of `paths` live here too.
 //!
 //! Back ends read paths differently. By default ([`PathNormalization::Safe`]) a request therefore passes only if it
-//! passes under each reading that a back end could give to what is forwarded. Not covered, and to be written
-//! into rules where a back end does it: dropping `;parameters`, ignoring case, decoding twice, and reserved
-//! characters that a client may also write encoded (`%40` for `@`).
+//! passes under each reading that a back end could give to what is forwarded: those that the mode names, and those
+//! of back ends that decode every escape, once or twice, or drop `;parameters`. Under the latter a value that lets
+//! requests pass counts in each spelling of itself, so that what is allowed as `/a%20b` stays allowed.
+//! Not covered, and to be written into rules where a back end does it: ignoring case.
 
 mod form;
+mod further;
+mod patterns;
 mod readings;
 mod template;
 
+pub(crate) use patterns::{Patterns, Reading};
 pub use readings::{Readings, normalize};
 pub use template::{Charset, Template, TemplateError};
 
@@ -42,6 +46,10 @@ pub enum BadPath {
     /// It is no absolute path (RFC 9112, section 3.2.1).
     #[error("the path does not begin with a slash")]
     NotAbsolute,
+    /// It holds escapes or parameters, so that back ends could read it in many ways, and is too long to be judged
+    /// under all of them. In mode SAFE only.
+    #[error("the path has more than 8192 bytes and holds escapes or parameters")]
+    TooLong,
 }
 
 impl BadPath {

@@ -1,7 +1,9 @@
 //! One request target, normalised: what is forwarded, and what rules are judged under.
 
-use super::form::{Separators, base, decode_separators, has_encoded_separator, merge_slashes, resolve_dots};
+use super::form::{Separators, base, decode_separators, has_encoded_separator, merge_slashes};
+use super::further::{MAX_LENGTH, each_further, is_plain};
 use super::{BadPath, PathNormalization};
+use crate::text::split_once;
 use std::borrow::Cow;
 
 /// A target after normalisation. Nothing is allocated for a path that is already in its normal form and has one
@@ -44,12 +46,15 @@ impl<'a> Readings<'a> {
         std::iter::once(&*self.forward).chain(self.named.iter().map(String::as_str))
     }
 
-    /// Every reading that a decision must hold under, distinct, the forwarded form first: [`Self::named`], and for
-    /// SAFE what back ends could make of the forwarded form that decode only one of `%2F` and `%5C`, or merge
-    /// slashes before they resolve dots, or not at all. They differ only where encoded separators stand beside
-    /// dots, slashes or one another.
+    /// What back ends could make of the forwarded form beyond that, for SAFE only, distinct from all that is named:
+    /// they decode all escapes or only some, drop `;parameters`, or merge slashes before they resolve dots.
+    pub fn further(&self) -> impl Iterator<Item = &str> {
+        self.further.iter().map(String::as_str)
+    }
+
+    /// Every reading that a decision must hold under, distinct: [`Self::named`], then [`Self::further`].
     pub fn judged(&self) -> impl Iterator<Item = &str> {
-        self.named().chain(self.further.iter().map(String::as_str))
+        self.named().chain(self.further())
     }
 
     /// Whether one decision is enough.
@@ -76,21 +81,21 @@ impl<'a> Readings<'a> {
         Ok(())
     }
 
-    fn add_further(&mut self) {
-        if !has_encoded_separator(&self.forward, Separators::Both) {
-            return;
+    fn add_further(&mut self) -> Result<(), BadPath> {
+        if is_plain(&self.forward) {
+            return Ok(());
         }
-        for which in Separators::ALL {
-            let decoded = decode_separators(&self.forward, which).into_owned();
-            let resolved = resolve_dots(&decoded);
-            let candidates =
-                [resolve_dots(&merge_slashes(&decoded)), merge_slashes(&resolved).into_owned(), resolved];
-            for candidate in candidates {
-                if !self.judged().any(|known| known == candidate) {
-                    self.further.push(candidate);
-                }
+        if self.forward.len() > MAX_LENGTH {
+            return Err(BadPath::TooLong);
+        }
+        let mut further: Vec<String> = Vec::new();
+        each_further(&self.forward, |form| {
+            if !self.judged().chain(further.iter().map(String::as_str)).any(|known| known == form) {
+                further.push(form.to_owned());
             }
-        }
+        });
+        self.further = further;
+        Ok(())
     }
 }
 
@@ -100,11 +105,10 @@ impl<'a> Readings<'a> {
 /// # Errors
 /// [`BadPath`], to be answered with status 400; never in mode NONE.
 pub fn normalize(mode: PathNormalization, target: &str) -> Result<Readings<'_>, BadPath> {
-    let (target, _fragment) = target.split_once('#').unwrap_or((target, ""));
-    let (path, query) = match target.split_once('?') {
-        Some((path, query)) => (path, Some(query)),
-        None => (target, None),
-    };
+    let (path, query) = parted(target);
+    if is_normal(path) {
+        return Ok(Readings::one(Cow::Borrowed(path), query));
+    }
     let forward = match mode {
         PathNormalization::None => Cow::Borrowed(path),
         PathNormalization::Base | PathNormalization::Safe => base(path)?,
@@ -114,9 +118,31 @@ pub fn normalize(mode: PathNormalization, target: &str) -> Result<Readings<'_>, 
     let mut readings = Readings::one(forward, query);
     if mode == PathNormalization::Safe {
         readings.add_named(path)?;
-        readings.add_further();
+        readings.add_further()?;
     }
     Ok(readings)
+}
+
+/// The path and the query of a target.
+fn parted(target: &str) -> (&str, Option<&str>) {
+    let end = target.bytes().position(|byte| byte == b'?' || byte == b'#');
+    let Some((path, rest)) = end.and_then(|end| target.split_at_checked(end)) else { return (target, None) };
+    let query = rest.strip_prefix('?');
+    (path, query.map(|query| split_once(query, b'#').map_or(query, |(query, _fragment)| query)))
+}
+
+/// Whether every mode leaves `path` as it is and every back end reads it alike: nearly all paths that are asked for.
+/// One look at each byte, without branches.
+fn is_normal(path: &str) -> bool {
+    let bytes = path.as_bytes();
+    let next = bytes.get(1..).unwrap_or_default();
+    let odd = |byte: u8| (byte == b'%') | (byte == b'\\') | (byte == b';') | (byte == 0);
+    let single = bytes.iter().fold(false, |found, byte| found | odd(*byte));
+    let pair = bytes
+        .iter()
+        .zip(next)
+        .fold(false, |found, (one, next)| found | ((*one == b'/') & ((*next == b'/') | (*next == b'.'))));
+    bytes.first() == Some(&b'/') && !single && !pair
 }
 
 fn decode_and_merge(path: &str) -> Result<Cow<'_, str>, BadPath> {

@@ -85,6 +85,25 @@ impl Template {
         Ok(Some(Template { head, tail: None }))
     }
 
+    /// The literals between the operators, the one that it begins with first.
+    pub(crate) fn literals(&self) -> impl Iterator<Item = &str> {
+        let head = self.head.iter().filter_map(|piece| match piece {
+            Piece::Literal(literal) => Some(&**literal),
+            Piece::Segment => None,
+        });
+        head.chain(self.tail.as_deref())
+    }
+
+    /// The same template with each literal changed.
+    pub(crate) fn with(&self, change: impl Fn(&str) -> String) -> Self {
+        let piece = |piece: &Piece| match piece {
+            Piece::Literal(literal) => Piece::Literal(change(literal).into()),
+            Piece::Segment => Piece::Segment,
+        };
+        let tail = self.tail.as_ref().map(|tail| change(tail).into());
+        Template { head: self.head.iter().map(piece).collect(), tail }
+    }
+
     /// Whether `path`, a whole path without query, is one that the template describes.
     #[must_use]
     pub fn matches(&self, path: &str, charset: Charset) -> bool {

@@ -1,12 +1,15 @@
 //! What admission says of an object: everything that is wrong, each with the field's path and what to do, and
 //! warnings for what is allowed but will surprise.
 
+mod around;
 mod hints;
+mod http;
 mod request;
 pub(crate) mod schema;
+mod values;
 mod warnings;
 
-pub use warnings::{PodFacts, PodPort, Surroundings};
+pub use around::{PodFacts, PodPort, Surroundings};
 
 use crate::authorization::Action;
 use crate::error::PolicyError;
@@ -93,7 +96,10 @@ fn dry_run_faults(object: &Value, parsed: &PolicyObject) -> Option<PolicyError> 
     let annotation = object.get("metadata")?.get("annotations")?.get(Enforcement::ANNOTATION)?;
     let field = format!("metadata.annotations[{:?}]", Enforcement::ANNOTATION);
     if !matches!(annotation.as_str(), Some("true" | "false")) {
-        return Some(PolicyError::value(field, format!("{annotation} is neither \"true\" nor \"false\"")));
+        return Some(PolicyError::value(
+            field,
+            format!("{annotation} is neither \"true\" nor \"false\"; write one of them in quotes"),
+        ));
     }
     let PolicyObject::AuthorizationPolicy(policy) = parsed else {
         return Some(PolicyError::value(field, "only an AuthorizationPolicy can be a dry run; remove it"));

@@ -3,9 +3,18 @@
 use crate::error::PolicyError;
 use crate::object::check_selection;
 use crate::request_authentication::{JwtRule, RequestAuthenticationSpec};
+use std::time::Duration;
 
 const MAX_JWKS_URI: usize = 2048;
 const MAX_SPACE_DELIMITED: usize = 64;
+
+impl JwtRule {
+    /// How long a fetch of its keys may take; `None` where it does not say, or not so that it can be read.
+    #[must_use]
+    pub fn fetch_timeout(&self) -> Option<Duration> {
+        duration(self.timeout.as_deref()?)
+    }
+}
 
 impl RequestAuthenticationSpec {
     /// Every fault with its field.
@@ -73,16 +82,15 @@ fn check_rule(rule: &JwtRule, path: &str, faults: &mut Vec<PolicyError>) {
     }
     for (index, header) in rule.from_headers.iter().enumerate() {
         if !is_header_name(&header.name) {
-            fault(&format!("fromHeaders[{index}].name"), format!("{:?} is no header's name", header.name));
+            fault(&format!("fromHeaders[{index}].name"), no_header(&header.name));
         }
     }
     if !rule.output_payload_to_header.is_empty() && !is_header_name(&rule.output_payload_to_header) {
-        fault("outputPayloadToHeader", format!("{:?} is no header's name", rule.output_payload_to_header));
+        fault("outputPayloadToHeader", no_header(&rule.output_payload_to_header));
     }
     for (index, output) in rule.output_claim_to_headers.iter().enumerate() {
         if !is_header_name(&output.header) {
-            let problem = format!("{:?} is no header's name", output.header);
-            fault(&format!("outputClaimToHeaders[{index}].header"), problem);
+            fault(&format!("outputClaimToHeaders[{index}].header"), no_header(&output.header));
         }
         if output.claim.is_empty() {
             let problem = "is an empty string; write the claim's name".to_owned();
@@ -96,20 +104,28 @@ fn check_rule(rule: &JwtRule, path: &str, faults: &mut Vec<PolicyError>) {
     }
 }
 
+fn no_header(name: &str) -> String {
+    format!("{name:?} is no header's name; write letters, digits and dashes")
+}
+
 /// A token of RFC 9110.
 fn is_header_name(name: &str) -> bool {
     let is_token = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
     !name.is_empty() && name.bytes().all(is_token)
 }
 
-/// Numbers with units (`1h`, `1.5s`, `100ms`, `1m30s`), at least a millisecond together.
 fn is_duration(text: &str) -> bool {
+    duration(text).is_some()
+}
+
+/// Numbers with units (`1h`, `1.5s`, `100ms`, `1m30s`), at least a millisecond together.
+fn duration(text: &str) -> Option<Duration> {
     let mut rest = text;
     let mut milliseconds = 0.0;
     while !rest.is_empty() {
         let digits = rest.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(rest.len());
         let (number, after) = rest.split_at(digits);
-        let Ok(number) = number.parse::<f64>() else { return false };
+        let number = number.parse::<f64>().ok()?;
         let units = [
             ("ms", 1.0),
             ("s", 1000.0),
@@ -118,13 +134,11 @@ fn is_duration(text: &str) -> bool {
             ("us", 0.001),
             ("ns", 0.000_001),
         ];
-        let Some((unit, factor)) = units.into_iter().find(|(unit, _)| after.starts_with(unit)) else {
-            return false;
-        };
+        let (unit, factor) = units.into_iter().find(|(unit, _)| after.starts_with(unit))?;
         milliseconds += number * factor;
         rest = after.get(unit.len()..).unwrap_or_default();
     }
-    milliseconds >= 1.0
+    (milliseconds >= 1.0).then(|| Duration::try_from_secs_f64(milliseconds / 1000.0).unwrap_or(Duration::MAX))
 }
 
 #[cfg(test)]

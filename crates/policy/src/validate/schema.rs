@@ -137,7 +137,7 @@ fn walk(value: &Value, shape: &Shape, path: &str, faults: &mut Vec<PolicyError>)
             }
         }
         (Shape::Word(words), Value::String(word)) if !words.contains(&word.as_str()) => {
-            faults.push(PolicyError::value(path, hints::word(word, words)));
+            faults.push(PolicyError::unknown(path, hints::word(word, words)));
         }
         (Shape::Text | Shape::Word(_), Value::String(_)) | (Shape::Flag, Value::Bool(_)) => {}
         (shape, value) => faults.push(PolicyError::value(path, mismatch(shape, value))),
@@ -158,13 +158,14 @@ fn walk_fields(
             Some((_, shape)) => walk(value, shape, &format!("{path}.{name}"), faults),
             None => {
                 strange = true;
-                faults.push(PolicyError::value(format!("{path}.{name}"), hints::unknown(path, name, &known)));
+                faults
+                    .push(PolicyError::unknown(format!("{path}.{name}"), hints::unknown(path, name, &known)));
             }
         }
     }
     // What is missing is said only where nothing strange stands in its place.
     for (name, _) in fields.iter().take(required).filter(|(name, _)| value.get(name).is_none() && !strange) {
-        faults.push(PolicyError::value(format!("{path}.{name}"), "is missing"));
+        faults.push(PolicyError::value(format!("{path}.{name}"), format!("is missing; write `{name}: …`")));
     }
 }
 
@@ -180,6 +181,9 @@ fn mismatch(shape: &Shape, value: &Value) -> String {
             format!("must be a string; put it in quotes: \"{value}\"")
         }
         (Shape::List(_), Value::String(text)) => format!("must be a list; write [{text:?}]"),
+        (Shape::Fields([(name, Shape::Text | Shape::Word(_))]), Value::String(text)) => {
+            format!("must be an object; write {{{name}: {text}}}")
+        }
         (Shape::List(_), Value::Object(_)) => "must be a list; begin its first member with a dash".to_owned(),
         _ => format!("must be {wanted}, not {}", kind(value)),
     }

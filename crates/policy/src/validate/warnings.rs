@@ -1,42 +1,15 @@
 //! What is allowed and will surprise.
 
-use crate::authorization::{Action, AuthorizationPolicySpec, Operation, Rule, Source};
-use crate::compile::{Attribute, port};
+use super::around::{PodFacts, Surroundings};
+use super::http::{http_field, named_ports, reads_every_port, seldom_reported};
+use super::values::{each_value, of_value};
+use crate::authorization::{Action, AuthorizationPolicySpec, Rule};
 use crate::mesh::{MeshConfig, Workload};
 use crate::object::{
     AuthorizationPolicy, Enforcement, PeerAuthentication, PolicyObject, RequestAuthentication,
 };
+use crate::peer_authentication::{LabelSelector, MutualTlsMode};
 use serde_json::Value;
-use std::collections::BTreeMap;
-
-/// The pods that a policy could select, as far as they are known.
-#[derive(Debug, Clone, Default)]
-pub struct Surroundings {
-    /// All pods of the object's namespace; for the root namespace, of the mesh.
-    pub pods: Vec<PodFacts>,
-}
-
-/// What counts of a pod.
-#[derive(Debug, Clone, Default)]
-pub struct PodFacts {
-    /// Its namespace.
-    pub namespace: String,
-    /// Its labels.
-    pub labels: BTreeMap<String, String>,
-    /// The ports that its containers declare.
-    pub ports: Vec<PodPort>,
-    /// An enforced ALLOW policy selects it already.
-    pub has_allow: bool,
-}
-
-/// A port that a pod declares.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct PodPort {
-    /// Its number.
-    pub number: u16,
-    /// It is declared to carry something else than HTTP.
-    pub opaque: bool,
-}
 
 /// The warnings for an object that is accepted.
 pub(super) fn warnings(
@@ -88,6 +61,7 @@ fn of_peer(
         return;
     }
     let Some(around) = around else { return };
+    of_lock(object, around, warnings);
     let selected: Vec<_> = around
         .pods
         .iter()
@@ -106,39 +80,48 @@ fn of_peer(
     }
 }
 
+/// A lock lifts every port, whatever the object says.
+fn of_lock(object: &PeerAuthentication, around: &Surroundings, warnings: &mut Vec<String>) {
+    let below = |mode| matches!(mode, MutualTlsMode::Permissive | MutualTlsMode::Disable);
+    if around.locked && (below(object.mode()) || object.port_modes().any(|(_, mode)| below(mode))) {
+        warnings.push(
+            "spec: the namespace is locked STRICT, so PERMISSIVE and DISABLE change nothing while the lock stands"
+                .to_owned(),
+        );
+    }
+}
+
 fn of_request(
     object: &RequestAuthentication,
     mesh: &MeshConfig,
     around: Option<&Surroundings>,
     warnings: &mut Vec<String>,
 ) {
+    let Ok(spec) = object.spec() else { return };
+    warnings.extend(reads_every_port(spec));
     let selected = around.map(|around| pods(around, |workload| object.applies_to(mesh, workload)));
-    let selects = object.spec().is_ok_and(|spec| spec.selector.is_some());
-    if selects && selected.is_some_and(|pods| pods.is_empty()) {
+    if is_narrow(spec.selector.as_ref()) && selected.is_some_and(|pods| pods.is_empty()) {
         warnings.push(SELECTS_NONE.to_owned());
     }
-    if object.spec().is_ok_and(|spec| !spec.jwt_rules.is_empty()) {
+    if !spec.jwt_rules.is_empty() {
         warnings.push(
-            "spec.jwtRules: a request without a token still passes; require one with an AuthorizationPolicy on requestPrincipals"
+            "spec.jwtRules: by this alone a request without a token still passes; require one with an AuthorizationPolicy on requestPrincipals"
                 .to_owned(),
         );
     }
-    let rules = object.spec().into_iter().flat_map(|spec| spec.jwt_rules.iter().enumerate());
+    let rules = spec.jwt_rules.iter().enumerate();
     warnings.extend(
         rules.flat_map(|(index, rule)| crate::jwt::rule_warnings(rule, &format!("spec.jwtRules[{index}]"))),
     );
 }
 
+/// Whether there is a selector that leaves pods out: without one, to have no pod yet is no surprise.
+fn is_narrow(selector: Option<&LabelSelector>) -> bool {
+    selector.is_some_and(|selector| !selector.is_empty())
+}
+
 fn pods(around: &Surroundings, applies: impl Fn(&Workload) -> bool) -> Vec<&PodFacts> {
-    let selected = |pod: &&PodFacts| {
-        let workload = Workload {
-            namespace: pod.namespace.clone(),
-            labels: pod.labels.clone(),
-            service_account: String::new(),
-        };
-        applies(&workload)
-    };
-    around.pods.iter().filter(selected).collect()
+    around.pods.iter().filter(|pod| applies(&pod.workload())).collect()
 }
 
 fn of_authorization(
@@ -149,8 +132,9 @@ fn of_authorization(
 ) {
     let Ok(spec) = object.spec() else { return };
     let rules = spec.rules.as_deref().unwrap_or_default();
+    warnings.extend(seldom_reported(spec, object.enforcement()));
     for (number, rule) in rules.iter().enumerate() {
-        of_rule(rule, number, spec.action, warnings);
+        of_rule(rule, number, spec.action, mesh, warnings);
     }
     if spec.rules.as_ref().is_none_or(Vec::is_empty) && object.enforcement() == Enforcement::Enforced {
         warnings.push(
@@ -159,9 +143,8 @@ fn of_authorization(
     }
     let Some(around) = around else { return };
     let selected = pods(around, |workload| object.applies_to(mesh, workload));
-    if selected.is_empty() {
+    if is_narrow(spec.selector.as_ref()) && selected.is_empty() {
         warnings.push(SELECTS_NONE.to_owned());
-        return;
     }
     of_selected(object, spec, &selected, warnings);
 }
@@ -196,156 +179,23 @@ fn of_selected(
     }
 }
 
-fn of_rule(rule: &Rule, number: usize, action: Action, warnings: &mut Vec<String>) {
+fn of_rule(rule: &Rule, number: usize, action: Action, mesh: &MeshConfig, warnings: &mut Vec<String>) {
     let path = format!("spec.rules[{number}]");
     each_value(rule, |field, value| {
-        of_value(&format!("{path}.{field}"), field, value, warnings);
+        of_value(&format!("{path}.{field}"), field, value, mesh, warnings);
     });
+    for (index, when) in
+        rule.when.iter().flatten().enumerate().filter(|(_, when)| when.key == "connection.sni")
+    {
+        let never = if when.values.is_some() { "values never match" } else { "notValues always match" };
+        warnings.push(format!(
+            "{path}.when[{index}].key: proxies see no server name (connection.sni), so {never}"
+        ));
+    }
     let Some(field) = http_field(rule) else { return };
     if action != Action::Allow && named_ports(rule).is_empty() {
         warnings.push(format!(
             "{path}.{field}: on connections that carry no HTTP the rule matches without this field, so it is wider; name the ports in to.operation.ports"
         ));
     }
-    if action == Action::Allow {
-        warnings.push(format!(
-            "{path}.{field}: only requests over HTTP can match this rule; where the proxy reads no HTTP (a port that carries something else, or a proxy without the feature http) the rule allows nothing"
-        ));
-    }
-}
-
-/// Calls `each` with the path within the rule, and each value.
-fn each_value(rule: &Rule, mut each: impl FnMut(&str, &str)) {
-    let mut list = |path: String, values: &Option<Vec<String>>| {
-        for (index, value) in values.iter().flatten().enumerate() {
-            each(&format!("{path}[{index}]"), value);
-        }
-    };
-    for (index, from) in rule.from.iter().flatten().enumerate() {
-        for (name, values) in source_values(&from.source) {
-            list(format!("from[{index}].source.{name}"), values);
-        }
-    }
-    for (index, to) in rule.to.iter().flatten().enumerate() {
-        for (name, values) in operation_values(&to.operation) {
-            list(format!("to[{index}].operation.{name}"), values);
-        }
-    }
-    for (index, when) in rule.when.iter().flatten().enumerate() {
-        list(format!("when[{index}].values"), &when.values);
-        list(format!("when[{index}].notValues"), &when.not_values);
-    }
-}
-
-type Named<'a> = (&'static str, &'a Option<Vec<String>>);
-
-fn source_values(source: &Source) -> [Named<'_>; 10] {
-    [
-        ("principals", &source.principals),
-        ("notPrincipals", &source.not_principals),
-        ("requestPrincipals", &source.request_principals),
-        ("notRequestPrincipals", &source.not_request_principals),
-        ("serviceAccounts", &source.service_accounts),
-        ("notServiceAccounts", &source.not_service_accounts),
-        ("trustDomains", &source.trust_domains),
-        ("notTrustDomains", &source.not_trust_domains),
-        ("ipBlocks", &source.ip_blocks),
-        ("notIpBlocks", &source.not_ip_blocks),
-    ]
-}
-
-fn operation_values(operation: &Operation) -> [Named<'_>; 8] {
-    [
-        ("hosts", &operation.hosts),
-        ("notHosts", &operation.not_hosts),
-        ("ports", &operation.ports),
-        ("notPorts", &operation.not_ports),
-        ("methods", &operation.methods),
-        ("notMethods", &operation.not_methods),
-        ("paths", &operation.paths),
-        ("notPaths", &operation.not_paths),
-    ]
-}
-
-fn of_value(path: &str, field: &str, value: &str, warnings: &mut Vec<String>) {
-    let is = |name: &str| {
-        let last = field.rsplit('.').next().unwrap_or(field);
-        last.split('[').next().is_some_and(|last| last.to_lowercase().trim_start_matches("not") == name)
-    };
-    let template = value.contains("{*}") || value.contains("{**}");
-    let inner = value.strip_prefix('*').unwrap_or_else(|| value.strip_suffix('*').unwrap_or(value));
-    if inner.contains('*') && !(is("paths") && template) {
-        warnings.push(format!(
-            "{path}: a * counts only at the beginning or the end of {value:?}; the other one is taken literally"
-        ));
-    }
-    if is("requestprincipals") {
-        if value.ends_with('*') && value.rsplit_once('/').is_some_and(|(_, subject)| subject != "*") {
-            warnings.push(format!(
-                "{path}: {value:?} is split at its last slash into issuer and subject, so the * is part of the subject; write the whole issuer and `/*`"
-            ));
-        } else if !value.contains(['/', '*']) {
-            warnings.push(format!("{path}: {value:?} can never match; write issuer/subject"));
-        }
-    }
-    if is("methods") && value.bytes().any(|byte| byte.is_ascii_lowercase()) {
-        warnings
-            .push(format!("{path}: methods are case-sensitive, so {value:?} matches none of the usual ones"));
-    }
-    if is("paths") && !value.starts_with(['/', '*', '{']) {
-        warnings.push(format!("{path}: paths begin with a slash, so {value:?} matches none"));
-    }
-    if is("paths") && value.contains('?') {
-        warnings.push(format!("{path}: paths are matched without their query, so {value:?} matches none"));
-    }
-    if is("principals") && !value.contains(['/', '*']) {
-        warnings.push(format!(
-            "{path}: a principal is written trust-domain/ns/namespace/sa/account, so {value:?} matches none"
-        ));
-    }
-}
-
-/// The first field of the rule that only a request can answer.
-fn http_field(rule: &Rule) -> Option<String> {
-    let filled = |(name, values): &Named<'_>| {
-        let http = ["Hosts", "Methods", "Paths", "RequestPrincipals"];
-        let bare = name.strip_prefix("not").map_or_else(|| capital(name), str::to_owned);
-        http.contains(&bare.as_str()) && values.as_ref().is_some_and(|values| !values.is_empty())
-    };
-    let of_from = rule.from.iter().flatten().enumerate().find_map(|(index, from)| {
-        let (name, _) = source_values(&from.source).into_iter().find(filled)?;
-        Some(format!("from[{index}].source.{name}"))
-    });
-    let of_to = || {
-        rule.to.iter().flatten().enumerate().find_map(|(index, to)| {
-            let (name, _) = operation_values(&to.operation).into_iter().find(filled)?;
-            Some(format!("to[{index}].operation.{name}"))
-        })
-    };
-    let of_when = || {
-        rule.when.iter().flatten().enumerate().find_map(|(index, when)| {
-            let http = Attribute::of_key(&when.key, "").is_ok_and(|attribute| attribute.is_http());
-            http.then(|| format!("when[{index}].key"))
-        })
-    };
-    of_from.or_else(of_to).or_else(of_when)
-}
-
-fn capital(name: &str) -> String {
-    let mut letters = name.chars();
-    letters.next().map(|first| first.to_ascii_uppercase()).into_iter().chain(letters).collect()
-}
-
-/// The ports that every operation of the rule names, if each does.
-fn named_ports(rule: &Rule) -> Vec<u16> {
-    let mut all = Vec::new();
-    for to in rule.to.iter().flatten() {
-        match to.operation.ports.as_deref() {
-            Some(ports) if !ports.is_empty() => all.extend(ports.iter().filter_map(|text| port(text))),
-            _ => return Vec::new(),
-        }
-    }
-    let conditions = rule.when.iter().flatten().filter(|when| when.key == "destination.port");
-    all.extend(conditions.flat_map(|when| when.values.iter().flatten()).filter_map(|text| port(text)));
-    all
 }

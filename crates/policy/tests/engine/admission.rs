@@ -298,12 +298,21 @@ fn surprises_are_said() {
         (source(json!({"requestPrincipals": ["https://a*"]})), "split at its last slash"),
         (source(json!({"principals": ["web"]})), "trust-domain/ns/namespace/sa/account"),
         (deny(operation(json!({"methods": ["GET"]}))), "matches without this field"),
-        (operation(json!({"methods": ["GET"]})), "only requests over HTTP"),
+        (
+            of("RequestAuthentication", json!({"jwtRules": [{"issuer": "https://i.example"}]})),
+            "spec.jwtRules: every port of what it selects must carry HTTP",
+        ),
+        (operation(json!({"paths": ["/users/{id}"]})), "the braces in \"/users/{id}\" are taken literally"),
+        (source(json!({"principals": ["else.example/ns/a/sa/b"]})), "has the trust domain \"else.example\""),
+        (
+            rule(json!({"when": [{"key": "connection.sni", "values": ["a"]}]})),
+            "spec.rules[0].when[0].key: proxies see no server name",
+        ),
         (object("p", json!({"targetRefs": [{"kind": "Gateway", "name": "x"}]})), "gateways and waypoints"),
         (peer("mesh"), "in the root namespace"),
         (
             of("RequestAuthentication", json!({"jwtRules": [{"issuer": "https://i.example"}]})),
-            "without a token still passes",
+            "a request without a token still passes",
         ),
     ];
     for (object, part) in cases {
@@ -314,8 +323,64 @@ fn surprises_are_said() {
         source(json!({"principals": ["cluster.local/ns/a/sa/b"]})),
         source(json!({"namespaces": ["a*b"]})),
         deny(operation(json!({"ports": ["80"]}))),
+        operation(json!({"methods": ["GET"]})),
+        deny(operation(json!({"paths": ["/a"], "ports": ["80"]}))),
     ] {
         assert_eq!(warnings(&silent, None), Vec::<String>::new(), "{silent}");
+    }
+}
+
+#[test]
+fn a_dry_run_and_an_audit_that_need_http_say_when_they_are_reported() {
+    let of_action = |action: &str, annotation: Option<&str>| {
+        let rules = json!([{"to": [{"operation": {"methods": ["GET"], "ports": ["80"]}}]}]);
+        let mut object = object("p", json!({"action": action, "rules": rules}));
+        object["metadata"]["annotations"] = json!({"istio.io/dry-run": annotation.unwrap_or("false")});
+        warnings(&object, None)
+    };
+    for (action, annotation) in [("AUDIT", None), ("ALLOW", Some("true")), ("DENY", Some("true"))] {
+        let said = of_action(action, annotation);
+        assert_eq!(
+            said,
+            [
+                "spec.rules[0].to[0].operation.methods: reported only for connections that a policy in force makes the proxies read as HTTP"
+            ]
+        );
+    }
+    assert_eq!(of_action("DENY", None), Vec::<String>::new());
+}
+
+#[test]
+fn an_allow_policy_closes_pods_by_its_presence_only_where_it_selects_and_is_enforced() {
+    let pods = || {
+        vec![PodFacts {
+            namespace: "shop".into(),
+            labels: [("app".into(), "api".into())].into(),
+            ..Default::default()
+        }]
+    };
+    let policy = |name: &str, spec: Value, dry: bool| {
+        let mut object = object(name, spec);
+        object["metadata"]["annotations"] = json!({"istio.io/dry-run": dry.to_string()});
+        let Ok(PolicyObject::AuthorizationPolicy(policy)) = PolicyObject::parse(&object) else {
+            panic!("not read")
+        };
+        policy
+    };
+    let of_app = |app: &str| json!({"selector": {"matchLabels": {"app": app}}, "rules": [{}]});
+    let cases = [
+        (policy("shop/p", of_app("api"), false), true),
+        (policy("mesh/p", of_app("api"), false), true),
+        (policy("shop/p", json!({}), false), true),
+        (policy("shop/p", of_app("db"), false), false),
+        (policy("bank/p", json!({}), false), false),
+        (policy("shop/p", of_app("api"), true), false),
+        (policy("shop/p", json!({"action": "DENY", "rules": [{}]}), false), false),
+        (policy("shop/p", json!({"action": "ALOW"}), false), false),
+    ];
+    for (number, (policy, closes)) in cases.iter().enumerate() {
+        let around = Surroundings::among(pods(), std::slice::from_ref(policy), &mesh());
+        assert_eq!(around.pods[0].has_allow, *closes, "case {number}");
     }
 }
 
@@ -327,7 +392,7 @@ fn surprises_among_pods_are_said() {
         ports: vec![PodPort { number: 80, opaque: false }, PodPort { number: 5432, opaque: true }],
         has_allow,
     };
-    let around = Surroundings { pods: vec![pod("api", false), pod("db", true)] };
+    let around = Surroundings { pods: vec![pod("api", false), pod("db", true)], locked: false };
     let of_app = |app: &str, rule: Value| {
         object("p", json!({"selector": {"matchLabels": {"app": app}}, "rules": [rule]}))
     };
@@ -353,6 +418,11 @@ fn surprises_among_pods_are_said() {
             None => assert_eq!(warnings, Vec::<String>::new(), "{object}"),
         }
     }
+    let locked = Surroundings { locked: true, ..around.clone() };
+    let open =
+        |mode: &str| warnings(&of("PeerAuthentication", json!({"mtls": {"mode": mode}})), Some(&locked));
+    assert!(open("DISABLE")[0].contains("locked STRICT"), "{:?}", open("DISABLE"));
+    assert_eq!(open("STRICT"), Vec::<String>::new());
     let http = warnings(&of_app("db", methods("80")), Some(&around));
-    assert!(!http.iter().any(|warning| warning.contains("is declared")), "{http:?}");
+    assert_eq!(http, Vec::<String>::new());
 }

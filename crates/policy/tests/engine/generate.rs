@@ -99,6 +99,11 @@ const PATHS: &[&str] = &[
     "/api/{*}/{**}/edit",
     "*/users",
     "/a*b",
+    "/api/us%40rs",
+    "/api/{*}/%40edit",
+    "/api;v=1*",
+    "*@users",
+    "/api/%3B/{**}",
 ];
 const TARGETS: &[&str] = &[
     "/",
@@ -123,6 +128,14 @@ const TARGETS: &[&str] = &[
     "/edit",
     "/api/users#top",
     "*",
+    "/api/us%40rs",
+    "/api/us@rs",
+    "/api;v=1/users",
+    "/api/..;/admin",
+    "/api/%40users",
+    "/api/x/%40edit",
+    "/api/a;b/edit",
+    "/%2561dmin",
 ];
 const TEXTS: &[&str] = &["a", "b", "a*", "*b", "*", "a,b", "a b", "ab"];
 const SENT_TEXTS: &[&str] = &["a", "b", "ab", "", "aab", "a,b"];

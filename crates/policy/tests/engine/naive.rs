@@ -27,6 +27,30 @@ pub struct HttpCase {
     pub claims: Option<Value>,
 }
 
+/// The readings of a path: those that the mode names, and what back ends could make of it beyond.
+#[derive(Debug, Clone, Default)]
+pub struct Paths {
+    pub named: Vec<String>,
+    pub further: Vec<String>,
+}
+
+/// A path, and whether it is a further reading.
+type Path<'a> = Option<(&'a str, bool)>;
+
+impl Paths {
+    fn named(&self) -> impl Iterator<Item = Path<'_>> {
+        self.named.iter().map(|path| Some((path.as_str(), false)))
+    }
+
+    fn further(&self) -> impl Iterator<Item = Path<'_>> {
+        self.further.iter().map(|path| Some((path.as_str(), true)))
+    }
+
+    fn all(&self) -> impl Iterator<Item = Path<'_>> {
+        self.named().chain(self.further())
+    }
+}
+
 /// Outcome, reason word, policy, rule.
 pub type Verdict = (bool, &'static str, Option<String>, Option<usize>);
 
@@ -39,31 +63,31 @@ pub struct Naive<'a> {
 }
 
 impl Naive<'_> {
-    pub fn decide(&self, case: &Case, readings: &[String]) -> Verdict {
+    pub fn decide(&self, case: &Case, readings: &Paths) -> Verdict {
         self.decide_among(case, readings, &|object| !is_dry(object))
     }
 
     /// As if every dry run were enforced.
-    pub fn would(&self, case: &Case, readings: &[String]) -> Verdict {
+    pub fn would(&self, case: &Case, readings: &Paths) -> Verdict {
         self.decide_among(case, readings, &|_| true)
     }
 
-    pub fn audit(&self, case: &Case, readings: &[String]) -> Vec<String> {
+    pub fn audit(&self, case: &Case, readings: &Paths) -> Vec<String> {
         let mut names: Vec<_> = self
             .of_action("AUDIT", &|_| true)
             .into_iter()
-            .filter(|policy| readings.iter().any(|path| self.first(policy, case, Some(path)).is_some()))
+            .filter(|policy| readings.all().any(|path| self.first(policy, case, path).is_some()))
             .map(name)
             .collect();
         names.sort();
         names
     }
 
-    pub fn dry_runs(&self, case: &Case, readings: &[String]) -> Vec<(String, String, bool)> {
+    pub fn dry_runs(&self, case: &Case, readings: &Paths) -> Vec<(String, String, bool)> {
         let mut all = Vec::new();
         for action in ["ALLOW", "DENY"] {
             for policy in self.of_action(action, &is_dry) {
-                let mut each = readings.iter().map(|path| self.first(policy, case, Some(path)).is_some());
+                let mut each = readings.all().map(|path| self.first(policy, case, path).is_some());
                 let matched = if action == "DENY" { each.any(|yes| yes) } else { each.all(|yes| yes) };
                 all.push((name(policy), action.to_owned(), matched));
             }
@@ -72,41 +96,43 @@ impl Naive<'_> {
         all
     }
 
-    fn decide_among(&self, case: &Case, readings: &[String], take: &dyn Fn(&Value) -> bool) -> Verdict {
+    fn decide_among(&self, case: &Case, readings: &Paths, take: &dyn Fn(&Value) -> bool) -> Verdict {
         // Without a request there is one look at the connection.
-        let paths: Vec<Option<&String>> = match case.http {
-            Some(_) => readings.iter().map(Some).collect(),
-            None => vec![None],
+        let (named, further): (Vec<Path<'_>>, Vec<Path<'_>>) = match case.http {
+            Some(_) => (readings.named().collect(), readings.further().collect()),
+            None => (vec![None], Vec::new()),
         };
-        let lowest = |action: &str, refuses: &dyn Fn(&Value) -> bool| {
+        let lowest = |action: &str, paths: &[Path<'_>], refuses: &dyn Fn(&Value) -> bool| {
             let policies = self.of_action(action, take);
             let refusing = policies.into_iter().filter(|policy| refuses(policy));
             let hits = refusing.flat_map(|policy| {
-                let first = |path: &Option<&String>| self.first(policy, case, *path);
+                let first = |path: &Path<'_>| self.first(policy, case, *path);
                 paths.iter().filter_map(first).map(move |rule| (name(policy), rule)).collect::<Vec<_>>()
             });
             hits.min()
+        };
+        let refusing = |action: &str, refuses: &dyn Fn(&Value) -> bool| {
+            lowest(action, &named, refuses).or_else(|| lowest(action, &further, refuses))
         };
         let not_allowed = |policy: &Value| {
             let provider = policy["spec"]["provider"]["name"].as_str().unwrap();
             self.providers.get(provider) != Some(&true)
         };
-        if let Some((policy, rule)) = lowest("CUSTOM", &not_allowed) {
+        if let Some((policy, rule)) = refusing("CUSTOM", &not_allowed) {
             return (false, "DeniedByProvider", Some(policy), Some(rule));
         }
-        if let Some((policy, rule)) = lowest("DENY", &|_| true) {
+        if let Some((policy, rule)) = refusing("DENY", &|_| true) {
             return (false, "DeniedByPolicy", Some(policy), Some(rule));
         }
         let allows = self.of_action("ALLOW", take);
         if allows.is_empty() {
             return (true, "AllowedByDefault", None, None);
         }
-        let allowed =
-            |path: &Option<&String>| allows.iter().any(|policy| self.first(policy, case, *path).is_some());
-        if !paths.iter().all(allowed) {
+        let allowed = |path: &Path<'_>| allows.iter().any(|policy| self.first(policy, case, *path).is_some());
+        if !named.iter().chain(&further).all(allowed) {
             return (false, "NoAllowMatched", None, None);
         }
-        let (policy, rule) = lowest("ALLOW", &|_| true).unwrap();
+        let (policy, rule) = lowest("ALLOW", &named, &|_| true).unwrap();
         (true, "Allowed", Some(policy), Some(rule))
     }
 
@@ -131,8 +157,8 @@ impl Naive<'_> {
     }
 
     /// The first rule of the policy that matches.
-    fn first(&self, policy: &Value, case: &Case, path: Option<&String>) -> Option<usize> {
-        let judge = Judge { naive: self, policy, case, path: path.map(String::as_str) };
+    fn first(&self, policy: &Value, case: &Case, path: Path<'_>) -> Option<usize> {
+        let judge = Judge { naive: self, policy, case, path };
         policy["spec"]["rules"].as_array()?.iter().position(|rule| judge.rule(rule))
     }
 }
@@ -151,7 +177,7 @@ struct Judge<'a> {
     naive: &'a Naive<'a>,
     policy: &'a Value,
     case: &'a Case,
-    path: Option<&'a str>,
+    path: Path<'a>,
 }
 
 /// Fields of sources and operations, and the condition that each is.
@@ -266,11 +292,18 @@ impl Judge<'_> {
                 text(&value.to_lowercase(), host.as_deref())
             }
             "methods" => text(value, Some(&http.method)),
-            "paths" if value.contains("{*}") || value.contains("{**}") => {
-                let narrow = (self.action() == "ALLOW") != negated;
-                template(value, self.path.unwrap(), narrow)
+            "paths" => {
+                let (path, further) = self.path.unwrap();
+                // Where a match lets requests pass, it is narrow; under a further reading the value may be spelled
+                // otherwise.
+                let lets_pass = (self.action() == "ALLOW") != negated;
+                let values = if lets_pass && further { spellings(value) } else { vec![value.to_owned()] };
+                let is_template = value.contains("{*}") || value.contains("{**}");
+                values.iter().any(|value| match is_template {
+                    true => template(value, path, lets_pass && !further),
+                    false => text(value, Some(path)),
+                })
             }
-            "paths" => text(value, self.path),
             "request.auth.principal" => {
                 let part = |name: &str| claim(name)?.as_str();
                 let (Some(issuer), Some(subject)) = (part("iss"), part("sub")) else { return false };
@@ -336,6 +369,26 @@ fn text(rule: &str, value: Option<&str>) -> bool {
         _ if rule.ends_with('*') => value.starts_with(&rule[..rule.len() - 1]),
         _ => value == rule,
     }
+}
+
+/// A value of `paths` with its escapes decoded or its parameters dropped, in any order.
+fn spellings(value: &str) -> Vec<String> {
+    let (before, rest) = if value.starts_with('*') { value.split_at(1) } else { ("", value) };
+    let ends = before.is_empty() && rest.ends_with('*') && !rest.ends_with("{*}");
+    let (body, after) = rest.split_at(rest.len() - usize::from(ends));
+    let mut all = vec![body.to_owned()];
+    for _ in 0..3 {
+        for known in all.clone() {
+            let plain: Vec<&str> =
+                known.split('/').map(|segment| segment.split(';').next().unwrap()).collect();
+            all.push(plain.join("/"));
+            let decoded = percent_encoding::percent_decode_str(&known).decode_utf8().unwrap();
+            all.push(decoded.into_owned());
+        }
+        all.sort();
+        all.dedup();
+    }
+    all.iter().map(|body| format!("{before}{body}{after}")).collect()
 }
 
 fn glob(rule: &str, value: &str) -> bool {

@@ -29,11 +29,12 @@ pub fn providers() -> BTreeMap<String, bool> {
     [("yes".to_owned(), true), ("no".to_owned(), false)].into()
 }
 
+/// As [`providers`] say, without an allocation.
 pub fn answer(name: &str) -> Answer {
-    match providers().get(name) {
-        Some(true) => Answer::Allow,
-        Some(false) => Answer::Deny,
-        None => Answer::Unreachable,
+    match name {
+        "yes" => Answer::Allow,
+        "no" => Answer::Deny,
+        _ => Answer::Unreachable,
     }
 }
 

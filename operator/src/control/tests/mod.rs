@@ -20,7 +20,10 @@ pub(super) struct FakeView {
     /// What a consistent read says of addresses that are not in `records`.
     pub(super) confirmed: Mutex<RecordKind>,
     pub(super) policy: Mutex<u64>,
+    /// What the policy of every pod holds.
+    pub(super) policies: Mutex<Vec<v1::Policy>>,
     pub(super) reports: Mutex<Vec<(String, u64)>>,
+    pub(super) unknown_keys: Mutex<Vec<(String, String, String)>>,
     pub(super) generation: watch::Sender<u64>,
 }
 
@@ -31,7 +34,9 @@ impl FakeView {
             records: Mutex::default(),
             confirmed: Mutex::new(RecordKind::Unknown),
             policy: Mutex::new(1),
+            policies: Mutex::default(),
             reports: Mutex::default(),
+            unknown_keys: Mutex::default(),
             generation: watch::Sender::new(0),
         }
     }
@@ -98,8 +103,9 @@ impl ClusterView for FakeView {
         v1::Mesh { version: 1, cidrs: Vec::new() }
     }
 
-    fn workload_policy(&self, _: &str) -> Option<v1::WorkloadPolicy> {
-        Some(v1::WorkloadPolicy { version: *self.policy.lock(), ..v1::WorkloadPolicy::default() })
+    fn workload_policy(&self, _: &str) -> Option<Arc<v1::WorkloadPolicy>> {
+        let (version, policies) = (*self.policy.lock(), self.policies.lock().clone());
+        Some(Arc::new(v1::WorkloadPolicy { version, policies, ..v1::WorkloadPolicy::default() }))
     }
 
     fn record(&self, to: SocketAddr) -> v1::Record {
@@ -121,6 +127,10 @@ impl ClusterView for FakeView {
 
     fn report(&self, pod_uid: &str, evidence: v1::Evidence) {
         self.reports.lock().push((pod_uid.to_owned(), evidence.sequence));
+    }
+
+    fn unknown_key(&self, pod_uid: &str, source: &str, kid: &str) {
+        self.unknown_keys.lock().push((pod_uid.to_owned(), source.to_owned(), kid.to_owned()));
     }
 }
 

@@ -204,7 +204,7 @@ async fn a_nack_is_kept_and_counted() {
     client.indexed().await;
     let nack = v1::Ack { policy_version: 1, nack: "no such field".to_owned(), ..v1::Ack::default() };
     client.send(Request::Ack(nack)).await;
-    port.until(|port| port.sessions.nack("u1").is_some()).await;
+    port.until(|port| port.sessions.acked("u1").is_some_and(|acked| !acked.nack.is_empty())).await;
     assert_eq!(port.metrics.nacks.get(), 1);
 }
 

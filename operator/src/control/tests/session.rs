@@ -91,6 +91,43 @@ fn everything_is_sent_once_and_then_only_what_changed() {
 }
 
 #[test]
+fn a_request_for_an_unknown_key_is_passed_on_and_bounded() {
+    let view = FakeView::new(&[pod("a", "api", &["10.0.0.1"])]);
+    let mut session = session(&["10.0.0.1"]);
+    let mut ask = |source: String, kid: String| {
+        let request = Request::UnknownKey(v1::UnknownKey { source, kid });
+        assert!(session.message(request, &view).unwrap().is_empty(), "the stream goes on");
+    };
+    ask("https://issuer.example".to_owned(), "k2".to_owned());
+    ask("s".repeat(10_000), "k2".to_owned());
+    ask("https://issuer.example".to_owned(), "k".repeat(10_000));
+    let passed = view.unknown_keys.lock();
+    assert_eq!(*passed, [("a".to_owned(), "https://issuer.example".to_owned(), "k2".to_owned())]);
+}
+
+#[test]
+fn a_proxy_that_does_not_know_dry_runs_gets_none_under_the_same_version() {
+    let view = FakeView::new(&[pod("a", "api", &["10.0.0.1"])]);
+    let bundle = authority(Duration::from_secs(60)).bundle();
+    let policy = |name: &str, dry_run| v1::Policy { name: name.into(), dry_run, ..v1::Policy::default() };
+    *view.policies.lock() = vec![policy("shop/trial", true), policy("shop/real", false)];
+    for (features, want) in [(vec![], vec!["shop/real"]), (vec!["dry-run"], vec!["shop/trial", "shop/real"])]
+    {
+        let features = features.into_iter().map(str::to_owned).collect();
+        let hello = v1::Hello { features, ..hello("a", &["10.0.0.1"]) };
+        let mut session = Session::new(&Introduction::of(&hello).unwrap());
+        let outputs = session.refresh(&view, &bundle).unwrap();
+        let sent = outputs.iter().find_map(|output| match output {
+            Output::Send(Kind::Policy(policy)) => Some(policy),
+            _ => None,
+        });
+        let sent = sent.unwrap();
+        let names: Vec<&str> = sent.policies.iter().map(|policy| &*policy.name).collect();
+        assert_eq!((names, sent.version), (want, 1));
+    }
+}
+
+#[test]
 fn a_pod_is_indexed_only_once_the_index_has_its_addresses() {
     let view = FakeView::new(&[pod("a", "api", &[])]);
     let bundle = authority(Duration::from_secs(60)).bundle();

@@ -1,10 +1,10 @@
 //! The handle around the state: generations, and the second look at addresses that nobody has told of. The
 //! API server is a mock that answers lists.
 
+use super::super::Index;
 use super::super::fixtures::*;
 use super::super::keyed::Table;
 use super::super::state::State;
-use super::super::{Index, IndexSettings};
 use cinch_control::v1::record::Kind;
 use k8s_openapi::api::apps::v1::ReplicaSet;
 use k8s_openapi::api::batch::v1::Job;
@@ -17,12 +17,9 @@ use serde_json::{Value, json};
 use std::time::Duration;
 
 fn synced() -> Index {
-    let index = Index::new(IndexSettings {
-        trust_domain: "cluster.local".into(),
-        allowed_images: vec![IMAGE.into()],
-        mesh_cidrs: Vec::new(),
-    });
+    let index = Index::new(settings());
     index.update(|state| {
+        no_policies(state);
         list::<Namespace>(state, vec![namespace("shop", json!({}))]);
         list::<Node>(state, vec![node("node1", "10.240.0.11", "10.1.0.0/24")]);
         list::<ServiceCIDR>(state, vec![]);

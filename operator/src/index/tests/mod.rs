@@ -1,7 +1,9 @@
 //! The index as a whole, on events as a watch brings them.
 
 mod handle;
+mod policies;
 mod record;
+mod watching;
 
 use super::fixtures::*;
 use super::keyed::{Feed, Table};

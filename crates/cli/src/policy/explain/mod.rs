@@ -3,10 +3,13 @@
 //! and which mode holds; here is only the wording.
 
 mod find;
+mod live;
+mod standing;
 mod story;
 mod words;
 
 use crate::arguments::Global;
+use crate::cluster::Cluster;
 use crate::inject::{Labels, labels};
 use anyhow::Result;
 use cinch_policy::MeshConfig;
@@ -17,8 +20,8 @@ use std::process::ExitCode;
 /// Options of `policy explain`.
 #[derive(Debug, Args)]
 pub struct Explain {
-    /// The workload: a pod of the cluster, or, with files, any workload in them (`api` or `Deployment/api`). Without
-    /// it, namespace, labels and service account say which.
+    /// The workload: a pod, or what makes pods (`api`, `pod/api-0`, `deployment/api`). Without it, namespace, labels
+    /// and service account say which.
     pub workload: Option<String>,
     /// Namespace of the workload.
     #[arg(short, long, default_value = "default")]
@@ -32,12 +35,24 @@ pub struct Explain {
     /// Service account of the workload.
     #[arg(long, default_value = "default")]
     pub service_account: String,
-    /// The namespace whose policies apply to the whole mesh; left out: the one of Cinch.
+    /// The namespace whose policies apply to the whole mesh; left out: as installed in the cluster, and with files
+    /// the one of Cinch.
     #[arg(long)]
     pub root_namespace: Option<String>,
-    /// Trust domain of the mesh.
-    #[arg(long, default_value = "cluster.local")]
-    pub trust_domain: String,
+    /// Trust domain of the mesh; left out: as installed in the cluster, and with files cluster.local.
+    #[arg(long)]
+    pub trust_domain: Option<String>,
+}
+
+impl Explain {
+    /// The mesh with what the options say of it.
+    fn over(&self, mesh: MeshConfig) -> MeshConfig {
+        MeshConfig {
+            trust_domain: self.trust_domain.clone().unwrap_or(mesh.trust_domain),
+            root_namespace: self.root_namespace.clone().unwrap_or(mesh.root_namespace),
+            ..mesh
+        }
+    }
 }
 
 /// Prints what holds for the workload.
@@ -45,15 +60,10 @@ pub struct Explain {
 /// # Errors
 /// When a file or the cluster can't be read, or there is no such workload.
 pub async fn run(global: &Global, options: Explain) -> Result<ExitCode> {
-    let mesh = MeshConfig {
-        trust_domain: options.trust_domain.clone(),
-        root_namespace: options.root_namespace.clone().unwrap_or_else(|| global.cinch_namespace.clone()),
-        ..MeshConfig::default()
-    };
     let found = match options.files.is_empty() {
-        true => find::in_cluster(global, &options, &mesh).await?,
-        false => find::in_files(&options)?,
+        true => live::found(&Cluster::connect(global).await?, &options).await?,
+        false => find::in_files(&options, &global.cinch_namespace)?,
     };
-    print!("{}", story::told(&mesh, &found));
+    print!("{}", story::told(&found));
     Ok(ExitCode::SUCCESS)
 }

@@ -1,23 +1,25 @@
 //! What holds for a workload, as text.
 
 use super::find::Found;
-use super::words;
+use super::{standing, words};
 use cinch_policy::{
-    Action, AuthorizationPolicy, Enforcement, JwtRule, MeshConfig, Mode, PeerAuthentication, PolicyObject,
-    RequestAuthentication, Workload, WorkloadPolicies,
+    Action, AuthorizationPolicy, Enforcement, JwtRule, MeshConfig, Mode, ObjectName, PeerAuthentication,
+    PolicyObject, PortModes, RequestAuthentication, Workload, WorkloadPolicies,
 };
 use std::fmt::Write as _;
 
 /// Everything that is told, already sorted out.
 struct Story<'a> {
+    /// What the ports accept, the lock considered where it is known.
+    modes: PortModes,
+    locked: Option<bool>,
     authentications: Vec<&'a PeerAuthentication>,
     tokens: Vec<&'a RequestAuthentication>,
     policies: Vec<&'a AuthorizationPolicy>,
-    compiled: WorkloadPolicies,
 }
 
 /// Tells what holds for the workload that was found.
-pub fn told(mesh: &MeshConfig, found: &Found) -> String {
+pub fn told(found: &Found) -> String {
     let mut unreadable = Vec::new();
     let mut objects = Vec::new();
     for object in &found.policies {
@@ -26,7 +28,7 @@ pub fn told(mesh: &MeshConfig, found: &Found) -> String {
             Err(error) => unreadable.push(error.to_string()),
         }
     }
-    let story = Story::of(mesh, &objects, &found.workload);
+    let story = Story::of(found, &objects);
     let mut text = String::new();
     let labels: Vec<String> =
         found.workload.labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
@@ -37,6 +39,10 @@ pub fn told(mesh: &MeshConfig, found: &Found) -> String {
         text.push('\n');
         text.push_str(&part);
     }
+    text.push_str(&standing::told(&found.policies, &story.names()));
+    for note in &found.notes {
+        let _ = writeln!(text, "\n! {note}");
+    }
     for error in unreadable {
         let _ = writeln!(text, "\n! not looked at: {error}");
     }
@@ -45,12 +51,15 @@ pub fn told(mesh: &MeshConfig, found: &Found) -> String {
 }
 
 impl<'a> Story<'a> {
-    fn of(mesh: &MeshConfig, objects: &'a [PolicyObject], workload: &Workload) -> Self {
+    fn of(found: &Found, objects: &'a [PolicyObject]) -> Self {
+        let Found { mesh, workload, locked, .. } = found;
+        let composed = WorkloadPolicies::compile(mesh, objects, workload).mtls().clone();
         let mut story = Story {
+            modes: if *locked == Some(true) { composed.at_least(Mode::Strict) } else { composed },
+            locked: *locked,
             authentications: Vec::new(),
             tokens: Vec::new(),
             policies: Vec::new(),
-            compiled: WorkloadPolicies::compile(mesh, objects, workload),
         };
         for object in objects {
             match object {
@@ -71,7 +80,7 @@ impl<'a> Story<'a> {
     }
 
     fn modes(&self) -> String {
-        let modes = self.compiled.mtls();
+        let modes = &self.modes;
         let mut text = format!("Mutual TLS: {}\n", mode(modes.default_mode()));
         for (port, of_port) in modes.exceptions() {
             let _ = writeln!(text, "  port {port}: {}", mode(of_port));
@@ -83,8 +92,20 @@ impl<'a> Story<'a> {
         if self.authentications.is_empty() {
             text.push_str("  no PeerAuthentication says anything\n");
         }
-        text.push_str("  (a locked namespace is STRICT whatever is said here)\n");
+        text.push_str(match self.locked {
+            Some(true) => "  the namespace is locked: STRICT whatever is said here\n",
+            Some(false) => "",
+            None => "  (a locked namespace is STRICT whatever is said here)\n",
+        });
         text
+    }
+
+    /// Kind and name of everything that selects the workload.
+    fn names(&self) -> Vec<(&'static str, &ObjectName)> {
+        let modes = self.authentications.iter().map(|one| ("PeerAuthentication", one.name()));
+        let tokens = self.tokens.iter().map(|one| ("RequestAuthentication", one.name()));
+        let rules = self.policies.iter().map(|one| ("AuthorizationPolicy", one.name()));
+        modes.chain(tokens).chain(rules).collect()
     }
 
     fn checks(&self) -> String {
@@ -175,7 +196,7 @@ impl<'a> Story<'a> {
             (false, _, false) => "everything passes: no policy forbids it",
         };
         let asked = if has_rules(Action::Custom) { ", and only if the providers agree" } else { "" };
-        let tunnels = match self.compiled.mtls().weakest() {
+        let tunnels = match self.modes.weakest() {
             Mode::Strict => ", through mutual TLS alone",
             Mode::Permissive | Mode::Disable => "; plaintext can come in, and has no identity",
         };
@@ -220,12 +241,17 @@ mod tests {
     }
 
     fn story(policies: Vec<Value>) -> String {
+        told(&found(policies))
+    }
+
+    fn found(policies: Vec<Value>) -> Found {
         let workload = Workload {
             namespace: "orders".to_owned(),
             labels: [("app".to_owned(), "api".to_owned())].into(),
             service_account: "api".to_owned(),
         };
-        told(&MeshConfig::default(), &Found { called: "pod orders/api".to_owned(), workload, policies })
+        let called = "pod orders/api".to_owned();
+        Found { called, workload, policies, mesh: MeshConfig::default(), locked: None, notes: Vec::new() }
     }
 
     #[test]
@@ -271,6 +297,44 @@ mod tests {
             assert!(text.contains(want), "{want}\n{text}");
         }
         assert!(!text.contains("orders/other"), "{text}");
+    }
+
+    #[test]
+    fn a_lock_and_what_is_missing_are_told() {
+        let permissive = policy("PeerAuthentication", "open", json!({"mtls": {"mode": "PERMISSIVE"}}));
+        let mut found = found(vec![permissive]);
+        assert!(told(&found).contains("(a locked namespace is STRICT"), "{}", told(&found));
+        (found.locked, found.notes) = (Some(true), vec!["something is left out".to_owned()]);
+        let text = told(&found);
+        for want in [
+            "Mutual TLS: STRICT",
+            "the namespace is locked",
+            "through mutual TLS alone",
+            "! something is left out",
+        ] {
+            assert!(text.contains(want), "{want}\n{text}");
+        }
+        found.locked = Some(false);
+        let text = told(&found);
+        assert!(text.contains("Mutual TLS: PERMISSIVE") && !text.contains("locked"), "{text}");
+    }
+
+    #[test]
+    fn what_the_operator_says_of_a_policy_is_told() {
+        let mut strict = policy("PeerAuthentication", "strict", json!({"mtls": {"mode": "STRICT"}}));
+        let mut other =
+            policy("AuthorizationPolicy", "other", json!({"selector": {"matchLabels": {"app": "x"}}}));
+        for object in [&mut strict, &mut other] {
+            object["metadata"]["generation"] = json!(3);
+            object["status"] = json!({"cinch": {"observedGeneration": 3, "selected": 3, "enforcing": 2,
+                "reason": "EnforcementPending", "message": "EnforcementPending: not yet"}});
+        }
+        let text = story(vec![strict.clone(), other]);
+        let want = "In the cluster:\n  PeerAuthentication orders/strict: 2 of 3 proxies enforce it: EnforcementPending: not yet\n";
+        assert!(text.contains(want), "{text}");
+        assert!(!text.contains("orders/other"), "{text}");
+        strict["metadata"]["generation"] = json!(4);
+        assert!(story(vec![strict]).contains("enforce it (of an earlier generation)"));
     }
 
     #[test]

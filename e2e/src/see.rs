@@ -1,4 +1,4 @@
-//! How the story looks at the cluster: kubectl with its answers as text, JSON or refusal.
+//! How the story and the tests look at the cluster: kubectl with its answers as text, JSON or refusal.
 
 use crate::cluster::Cluster;
 use crate::process::Output;
@@ -13,7 +13,8 @@ pub const APP_IMAGE: &str = "cinch.local/cinch-demo-app:0.1.0";
 /// How long pods may take on a busy machine of two cores.
 pub const PODS: Duration = Duration::from_secs(180);
 
-/// The story's eyes and hands.
+/// Eyes and hands.
+#[derive(Clone, Copy)]
 pub struct See<'a> {
     /// The cluster that is played on.
     pub cluster: &'a Cluster,

@@ -2,6 +2,9 @@
 
 use super::*;
 
+mod contract;
+mod signed;
+
 fn run(input: &str) -> Vec<Value> {
     let mut output = Vec::new();
     answer_all(input.as_bytes(), &mut output).unwrap();

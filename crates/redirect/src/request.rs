@@ -1,0 +1,251 @@
+//! What a sidecar asks its node's agent, and what it is told: bytes in, values out, nothing else.
+//!
+//! One connection carries one request and one answer. Integers are big-endian.
+//!
+//! ```text
+//! request: "cnch" version:u8 length:u8  nonce:u64 …
+//! answer:  "cnch" version:u8 kind:u8 length:u16  …
+//!   kind 0, done:    cgroup:u64 level:u32 …
+//!   kind 1, refused: length:u8 reason  sentence
+//! ```
+//!
+//! The request says nothing about who asks: the agent finds that out by itself. Bytes behind what a version
+//! knows are passed over, so that both sides may be one version apart.
+
+/// The version that this program speaks.
+pub const VERSION: u8 = 1;
+/// The first bytes of both messages.
+const MAGIC: [u8; 4] = *b"cnch";
+const REQUEST_HEAD: usize = 6;
+const ANSWER_HEAD: usize = 8;
+const DONE: u8 = 0;
+const REFUSED: u8 = 1;
+/// No request is longer.
+pub const MAX_REQUEST: usize = REQUEST_HEAD + u8::MAX as usize;
+/// No sentence of a refusal is longer, in bytes: it ends up in a pod's termination message.
+const MAX_SENTENCE: usize = 1024;
+/// No answer is longer.
+pub const MAX_ANSWER: usize = ANSWER_HEAD + 1 + u8::MAX as usize + MAX_SENTENCE;
+
+/// Bytes that are no message of this protocol.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Malformed {
+    /// Not ours at all.
+    #[error("the message does not begin as it must")]
+    Magic,
+    /// Of a version that is older than the first, or without the fields that each version has.
+    #[error("the message is cut short")]
+    Short,
+    /// An answer of a kind that this program does not know.
+    #[error("the answer is of the unknown kind {0}")]
+    Kind(u8),
+    /// Longer than it may be.
+    #[error("the message is too long")]
+    Long,
+}
+
+/// A sidecar asks for the redirect of its own network namespace.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Request {
+    /// What the sidecar answers to a dial of [`AGENT_TEST_ADDRESS`](crate::AGENT_TEST_ADDRESS): it proves to the
+    /// agent that its dial reached the very process that asked.
+    pub nonce: u64,
+}
+
+/// What the agent did.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Answer {
+    /// The redirect is in force and proved; this cgroup is exempt.
+    Done {
+        /// Number of the exempt cgroup.
+        cgroup: u64,
+        /// Its level.
+        level: u32,
+    },
+    /// Nothing was changed, or what was could not be proved.
+    Refused {
+        /// A word of the reason table.
+        reason: String,
+        /// What was seen.
+        sentence: String,
+    },
+}
+
+impl Request {
+    /// The request as it goes over the wire.
+    #[must_use]
+    pub fn encode(self) -> Vec<u8> {
+        let nonce = self.nonce.to_be_bytes();
+        let mut out = MAGIC.to_vec();
+        out.extend([VERSION, 8]);
+        out.extend(nonce);
+        out
+    }
+
+    /// Reads a request from all that has come; `Ok(None)`: more must come.
+    ///
+    /// # Errors
+    /// [`Malformed`]; no further byte can mend that.
+    pub fn decode(bytes: &[u8]) -> Result<Option<Self>, Malformed> {
+        begins_as_ours(bytes)?;
+        let Some([version, length]) = bytes.get(4..).and_then(<[u8]>::first_chunk) else { return Ok(None) };
+        if *version == 0 || *length < 8 {
+            return Err(Malformed::Short);
+        }
+        let end = REQUEST_HEAD + usize::from(*length);
+        if bytes.len() > end {
+            return Err(Malformed::Long);
+        }
+        let Some(body) = bytes.get(REQUEST_HEAD..end) else { return Ok(None) };
+        let nonce = body.first_chunk().ok_or(Malformed::Short)?;
+        Ok(Some(Self { nonce: u64::from_be_bytes(*nonce) }))
+    }
+}
+
+impl Answer {
+    /// The answer as it goes over the wire; a long sentence is cut.
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
+        let (kind, body) = match self {
+            Self::Done { cgroup, level } => {
+                (DONE, [&cgroup.to_be_bytes()[..], &level.to_be_bytes()].concat())
+            }
+            Self::Refused { reason, sentence } => {
+                let reason = cut(reason, usize::from(u8::MAX)).as_bytes();
+                let length = u8::try_from(reason.len()).unwrap_or(u8::MAX);
+                (REFUSED, [&[length], reason, cut(sentence, MAX_SENTENCE).as_bytes()].concat())
+            }
+        };
+        let length = u16::try_from(body.len()).unwrap_or(u16::MAX);
+        [&MAGIC[..], &[VERSION, kind], &length.to_be_bytes(), &body].concat()
+    }
+
+    /// Reads an answer from all that has come; `Ok(None)`: more must come.
+    ///
+    /// # Errors
+    /// [`Malformed`]; no further byte can mend that.
+    pub fn decode(bytes: &[u8]) -> Result<Option<Self>, Malformed> {
+        begins_as_ours(bytes)?;
+        let Some([version, kind, high, low]) = bytes.get(4..).and_then(<[u8]>::first_chunk) else {
+            return Ok(None);
+        };
+        let length = usize::from(u16::from_be_bytes([*high, *low]));
+        if *version == 0 {
+            return Err(Malformed::Short);
+        }
+        if ANSWER_HEAD + length > MAX_ANSWER {
+            return Err(Malformed::Long);
+        }
+        let Some(body) = bytes.get(ANSWER_HEAD..ANSWER_HEAD + length) else { return Ok(None) };
+        match *kind {
+            DONE => done(body),
+            REFUSED => refused(body),
+            other => return Err(Malformed::Kind(other)),
+        }
+        .ok_or(Malformed::Short)
+        .map(Some)
+    }
+}
+
+fn done(body: &[u8]) -> Option<Answer> {
+    let cgroup = u64::from_be_bytes(*body.first_chunk()?);
+    let level = u32::from_be_bytes(*body.get(8..)?.first_chunk()?);
+    Some(Answer::Done { cgroup, level })
+}
+
+fn refused(body: &[u8]) -> Option<Answer> {
+    let (length, rest) = body.split_first()?;
+    let (reason, sentence) = rest.split_at_checked(usize::from(*length))?;
+    let text = |bytes| String::from_utf8_lossy(bytes).into_owned();
+    Some(Answer::Refused { reason: text(reason), sentence: text(sentence) })
+}
+
+/// As far as the first bytes have come.
+fn begins_as_ours(bytes: &[u8]) -> Result<(), Malformed> {
+    if bytes.iter().zip(MAGIC).all(|(have, want)| *have == want) { Ok(()) } else { Err(Malformed::Magic) }
+}
+
+/// At most `limit` bytes of `text`, whole characters.
+fn cut(text: &str, limit: usize) -> &str {
+    let end = (0..=limit.min(text.len())).rev().find(|end| text.is_char_boundary(*end));
+    end.and_then(|end| text.get(..end)).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn answers() -> [Answer; 3] {
+        [
+            Answer::Done { cgroup: 9886, level: 5 },
+            Answer::Refused { reason: "NotTheSidecar".into(), sentence: "container \"app\"".into() },
+            Answer::Refused { reason: String::new(), sentence: String::new() },
+        ]
+    }
+
+    #[test]
+    fn messages_come_back_as_they_were_and_only_when_whole() {
+        let request = Request { nonce: 0x0102_0304_0506_0708 };
+        let wire = request.encode();
+        assert_eq!(wire, b"cnch\x01\x08\x01\x02\x03\x04\x05\x06\x07\x08");
+        for cut in 0..wire.len() {
+            assert_eq!(Request::decode(&wire[..cut]), Ok(None), "{cut}");
+        }
+        assert_eq!(Request::decode(&wire), Ok(Some(request)));
+        for answer in answers() {
+            let wire = answer.encode();
+            for cut in 0..wire.len() {
+                assert_eq!(Answer::decode(&wire[..cut]), Ok(None), "{answer:?} {cut}");
+            }
+            assert_eq!(Answer::decode(&wire), Ok(Some(answer)));
+        }
+    }
+
+    #[test]
+    fn a_newer_side_may_say_more() {
+        let longer = b"cnch\x02\x0a\x00\x00\x00\x00\x00\x00\x00\x07zz";
+        assert_eq!(Request::decode(longer), Ok(Some(Request { nonce: 7 })));
+        let mut answer = Answer::Done { cgroup: 1, level: 2 }.encode();
+        answer[4] = 2;
+        answer[7] += 1;
+        answer.push(9);
+        assert_eq!(Answer::decode(&answer), Ok(Some(Answer::Done { cgroup: 1, level: 2 })));
+    }
+
+    #[test]
+    fn hostile_bytes_are_refused_at_the_first_that_is_wrong() {
+        for (bytes, error) in [
+            (&b"GET / HTTP/1.1\r\n"[..], Malformed::Magic),
+            (b"x", Malformed::Magic),
+            (b"cncX", Malformed::Magic),
+            (b"cnch\x00\x08", Malformed::Short),
+            (b"cnch\x01\x07", Malformed::Short),
+            (b"cnch\x01\x00", Malformed::Short),
+            (b"cnch\x01\x08\x00\x00\x00\x00\x00\x00\x00\x07more", Malformed::Long),
+        ] {
+            assert_eq!(Request::decode(bytes), Err(error), "{bytes:?}");
+        }
+        for (bytes, error) in [
+            (&b"HTTP/1.1 200 OK"[..], Malformed::Magic),
+            (b"cnch\x00\x00\x00\x0c", Malformed::Short),
+            (b"cnch\x01\x00\x00\x00", Malformed::Short),
+            (b"cnch\x01\x00\x00\x0b\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00", Malformed::Short),
+            (b"cnch\x01\x01\x00\x00", Malformed::Short),
+            (b"cnch\x01\x01\x00\x02\x05a", Malformed::Short),
+            (b"cnch\x01\x07\x00\x00", Malformed::Kind(7)),
+            (b"cnch\x01\x01\xff\xff", Malformed::Long),
+        ] {
+            assert_eq!(Answer::decode(bytes), Err(error), "{bytes:?}");
+        }
+    }
+
+    #[test]
+    fn a_long_refusal_is_cut_at_a_character_and_fits() {
+        let refusal = Answer::Refused { reason: "R".repeat(300), sentence: "ä".repeat(3000) };
+        let wire = refusal.encode();
+        assert!(wire.len() <= MAX_ANSWER);
+        let Ok(Some(Answer::Refused { reason, sentence })) = Answer::decode(&wire) else { panic!() };
+        assert_eq!((reason.len(), sentence.len()), (255, 1024));
+        assert!(sentence.chars().all(|c| c == 'ä'));
+    }
+}

@@ -1,0 +1,133 @@
+//! A connection to the API server, for measurements: starting a kubectl would be most of what is measured. In:
+//! the administrator's certificate. Out: answers, and the moments at which they came.
+
+use super::Cluster;
+use super::layout::{API_PORT, CONTROL_PLANE, Layout};
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
+use std::fs;
+use std::io::{Read, Write};
+use std::net::{IpAddr, TcpStream};
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+const LIMIT: Duration = Duration::from_secs(20);
+const MAX_ANSWER: usize = 1024 * 1024;
+
+/// A kept connection to the API server.
+pub struct Api {
+    stream: StreamOwned<ClientConnection, TcpStream>,
+}
+
+/// When a request was sent and when its answer had come.
+#[derive(Debug, Clone, Copy)]
+pub struct Moments {
+    /// Just before its first byte.
+    pub sent: Instant,
+    /// Just after the answer's last.
+    pub answered: Instant,
+}
+
+impl Cluster {
+    /// Connects to the API server as administrator.
+    ///
+    /// # Errors
+    /// When it does not answer.
+    pub fn api(&self) -> Result<Api> {
+        let network = self.network()?;
+        // A socket belongs to the namespace in which it was made, and a thread can enter another one alone.
+        let connecting = thread::spawn(move || -> Result<TcpStream> {
+            move_into_link_name_space(network.as_fd(), Some(LinkNameSpaceType::Network))?;
+            Ok(TcpStream::connect((CONTROL_PLANE, API_PORT))?)
+        });
+        let socket = connecting.join().map_err(|_| anyhow!("the connecting thread failed"))??;
+        socket.set_nodelay(true)?;
+        socket.set_read_timeout(Some(LIMIT))?;
+        let server = ServerName::from(IpAddr::from(CONTROL_PLANE));
+        let connection = ClientConnection::new(Arc::new(config(&self.layout)?), server)?;
+        Ok(Api { stream: StreamOwned::new(connection, socket) })
+    }
+}
+
+impl Api {
+    /// Changes an object by a JSON merge patch.
+    ///
+    /// # Errors
+    /// When the API server refuses it, with what it said.
+    pub fn merge_patch(&mut self, path: &str, patch: &serde_json::Value) -> Result<Moments> {
+        let body = patch.to_string();
+        let request = format!(
+            "PATCH {path} HTTP/1.1\r\nHost: kubernetes\r\nAccept: application/json\r\n\
+             Content-Type: application/merge-patch+json\r\nContent-Length: {}\r\n\r\n{body}",
+            body.len()
+        );
+        let sent = Instant::now();
+        self.stream.write_all(request.as_bytes())?;
+        self.stream.flush()?;
+        let answer = self.answer()?;
+        let answered = Instant::now();
+        ensure!(answer.starts_with("HTTP/1.1 200 "), "PATCH {path}: {answer}");
+        Ok(Moments { sent, answered })
+    }
+
+    fn answer(&mut self) -> Result<String> {
+        let mut answer = Vec::new();
+        let mut piece = [0u8; 16 * 1024];
+        while !is_whole(&answer) {
+            let length = self.stream.read(&mut piece).context("the API server's answer")?;
+            if length == 0 || answer.len() > MAX_ANSWER {
+                bail!("the API server's answer has no end: {}", String::from_utf8_lossy(&answer));
+            }
+            answer.extend_from_slice(piece.get(..length).unwrap_or_default());
+        }
+        Ok(String::from_utf8_lossy(&answer).into_owned())
+    }
+}
+
+/// Whether an answer has come to its end: by its length, or by its last chunk.
+fn is_whole(answer: &[u8]) -> bool {
+    let Some(end) = answer.windows(4).position(|window| window == b"\r\n\r\n") else { return false };
+    let head = String::from_utf8_lossy(answer.get(..end).unwrap_or_default()).to_ascii_lowercase();
+    let length =
+        head.lines().find_map(|line| line.strip_prefix("content-length:")?.trim().parse::<usize>().ok());
+    match length {
+        Some(length) => answer.len() >= end + 4 + length,
+        None => answer.ends_with(b"\r\n0\r\n\r\n"),
+    }
+}
+
+fn config(layout: &Layout) -> Result<ClientConfig> {
+    // A second installation of the provider in one process is no fault.
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    let read = |name: &str| fs::read(layout.pki(name)).with_context(|| format!("the cluster's {name}"));
+    let mut roots = RootCertStore::empty();
+    roots
+        .add(CertificateDer::from_pem_slice(&read("ca.crt")?).map_err(|error| anyhow!("ca.crt: {error}"))?)?;
+    let own =
+        CertificateDer::from_pem_slice(&read("admin.crt")?).map_err(|error| anyhow!("admin.crt: {error}"))?;
+    let key =
+        PrivateKeyDer::from_pem_slice(&read("admin.key")?).map_err(|error| anyhow!("admin.key: {error}"))?;
+    let mut config =
+        ClientConfig::builder().with_root_certificates(roots).with_client_auth_cert(vec![own], key)?;
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    Ok(config)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_ends_by_its_length_or_its_last_chunk() {
+        let sized = b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nabc";
+        assert!(is_whole(sized) && !is_whole(&sized[..sized.len() - 1]));
+        let chunked = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n";
+        assert!(is_whole(chunked) && !is_whole(&chunked[..chunked.len() - 2]));
+        assert!(!is_whole(b"HTTP/1.1 200 OK\r\n"));
+    }
+}

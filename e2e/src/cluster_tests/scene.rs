@@ -1,0 +1,247 @@
+//! Where a test is played: its namespaces, the workloads in them, and the pods from which it looks.
+
+use crate::cluster::Cluster;
+use crate::place::{Outcome, Place};
+use crate::see::{APP_IMAGE, See, text};
+use crate::terminal;
+use crate::wait::{self, Seen};
+use anyhow::{Context, Result, ensure};
+use serde_json::{Value, json};
+use std::net::SocketAddr;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+/// Far longer than a change takes to all proxies.
+const IN_FORCE: Duration = Duration::from_secs(30);
+/// The port of every server.
+pub const PORT: u16 = 8080;
+
+/// A test's namespaces and what is in them.
+pub struct Scene<'a> {
+    /// Eyes and hands.
+    pub see: See<'a>,
+    /// The test's own namespace; made by [`Scene::enrolled`] or [`Scene::not_enrolled`].
+    pub namespace: String,
+    made: Mutex<Vec<String>>,
+}
+
+/// A workload of a scene: a Deployment of servers.
+#[derive(Debug, Clone, Copy)]
+pub struct Workload<'w> {
+    /// Its name, its label `app`, and, when meshed, its service account.
+    pub name: &'w str,
+    /// How many pods.
+    pub replicas: u32,
+    /// The ports that it serves.
+    pub ports: &'w [u16],
+    /// Whether its pods have the sidecar.
+    pub meshed: bool,
+}
+
+impl<'w> Workload<'w> {
+    /// One meshed pod that serves [`PORT`].
+    #[must_use]
+    pub fn meshed(name: &'w str) -> Self {
+        Self { name, replicas: 1, ports: &[PORT], meshed: true }
+    }
+
+    /// One pod that has opted out.
+    #[must_use]
+    pub fn unmeshed(name: &'w str) -> Self {
+        Self { meshed: false, ..Self::meshed(name) }
+    }
+
+    fn manifest(&self, namespace: &str) -> Value {
+        let mut labels = json!({"app": self.name});
+        if let (false, Some(labels)) = (self.meshed, labels.as_object_mut()) {
+            labels.insert("cinch.dev/inject".to_owned(), json!("disabled"));
+        }
+        let listed = self.ports.iter().map(u16::to_string).collect::<Vec<_>>().join(",");
+        let ports: Vec<Value> = self.ports.iter().map(|port| json!({"containerPort": port})).collect();
+        let ready = json!({"httpGet": {"path": "/ready", "port": self.ports.first()}, "periodSeconds": 1});
+        let container = json!({"name": "app", "image": APP_IMAGE, "ports": ports, "readinessProbe": ready,
+            "args": ["serve", "--ports", listed, "--drain", "0s"]});
+        json!({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": self.name, "namespace": namespace},
+            "spec": {"replicas": self.replicas, "selector": {"matchLabels": {"app": self.name}},
+                "template": {"metadata": {"labels": labels},
+                    "spec": {"terminationGracePeriodSeconds": 2, "containers": [container]}}}})
+    }
+}
+
+/// The namespace of a test, from its name.
+pub fn namespace_of(test: &str) -> String {
+    let words: String = test
+        .chars()
+        .map(|letter| if letter.is_ascii_alphanumeric() { letter.to_ascii_lowercase() } else { '-' })
+        .collect();
+    format!("test-{}", words.split('-').filter(|word| !word.is_empty()).collect::<Vec<_>>().join("-"))
+}
+
+impl<'a> Scene<'a> {
+    /// An empty scene for a test.
+    pub fn new(cluster: &'a Cluster, test: &str) -> Self {
+        Self { see: See { cluster }, namespace: namespace_of(test), made: Mutex::default() }
+    }
+
+    /// Makes the test's namespace, enrolled, with these workloads ready in it.
+    pub fn enrolled(&self, workloads: &[Workload<'_>]) -> Result<()> {
+        self.enrolled_besides(&self.namespace, workloads)
+    }
+
+    /// Makes one more enrolled namespace with workloads.
+    pub fn enrolled_besides(&self, namespace: &str, workloads: &[Workload<'_>]) -> Result<()> {
+        self.make(namespace, true)?;
+        self.run_in(namespace, workloads)
+    }
+
+    /// Makes the test's namespace, not enrolled yet.
+    pub fn not_enrolled(&self) -> Result<()> {
+        self.make(&self.namespace, false)
+    }
+
+    /// Enrols the test's namespace.
+    pub fn enrol(&self) -> Result<()> {
+        self.see.kubectl(&["label", "namespace", &self.namespace, "cinch.dev/mesh=enabled"]).map(drop)
+    }
+
+    fn make(&self, namespace: &str, enrolled: bool) -> Result<()> {
+        self.made.lock().unwrap_or_else(PoisonError::into_inner).push(namespace.to_owned());
+        let mut labels = json!({"cinch-e2e": "test"});
+        if let (true, Some(labels)) = (enrolled, labels.as_object_mut()) {
+            labels.insert("cinch.dev/mesh".to_owned(), json!("enabled"));
+        }
+        let own = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace, "labels": labels}});
+        // Without plaintext it would be promoted within seconds, in the midst of the test.
+        let posture = json!({"apiVersion": "cinch.dev/v1alpha1", "kind": "Posture",
+            "metadata": {"name": "mesh", "namespace": namespace}, "spec": {"promotion": "Paused"}});
+        self.see
+            .apply(&json!({"apiVersion": "v1", "kind": "List", "items": [own, posture]}).to_string())
+            .map(drop)
+    }
+
+    /// Runs workloads in the test's namespace and waits until they are ready.
+    pub fn run(&self, workloads: &[Workload<'_>]) -> Result<()> {
+        self.run_in(&self.namespace, workloads)
+    }
+
+    fn run_in(&self, namespace: &str, workloads: &[Workload<'_>]) -> Result<()> {
+        if workloads.is_empty() {
+            return Ok(());
+        }
+        let items: Vec<Value> = workloads.iter().map(|workload| workload.manifest(namespace)).collect();
+        self.see.apply(&json!({"apiVersion": "v1", "kind": "List", "items": items}).to_string())?;
+        workloads
+            .iter()
+            .try_for_each(|workload| self.see.rolled_out(namespace, &format!("deployment/{}", workload.name)))
+    }
+
+    /// The pods of a workload.
+    pub fn places(&self, namespace: &str, workload: &str) -> Result<Vec<Place>> {
+        let pods = self.see.pods(namespace, &format!("app={workload}"))?;
+        ensure!(!pods.is_empty(), "{namespace}/{workload} has no pod");
+        pods.iter().map(|pod| Place::of(self.see.cluster, pod)).collect()
+    }
+
+    /// The first pod of a workload of the test's namespace.
+    pub fn place(&self, workload: &str) -> Result<Place> {
+        self.places(&self.namespace, workload)?.into_iter().next().context("no pod")
+    }
+
+    /// Where a workload of the test's namespace listens: its first pod.
+    pub fn server(&self, workload: &str) -> Result<SocketAddr> {
+        Ok(SocketAddr::new(self.place(workload)?.address, PORT))
+    }
+
+    /// Applies an object of `security.istio.io` to the test's namespace; what kubectl said, warnings included.
+    pub fn policy(&self, kind: &str, name: &str, spec: Value) -> Result<String> {
+        self.policy_with(kind, name, json!({}), spec)
+    }
+
+    /// As [`Scene::policy`], with annotations.
+    pub fn policy_with(&self, kind: &str, name: &str, annotations: Value, spec: Value) -> Result<String> {
+        let object = policy(kind, &self.namespace, name, annotations, spec);
+        let said = self.see.apply(&object.to_string())?;
+        terminal::show(&format!(
+            "$ kubectl apply -f {name}.yaml    # {}\n{}",
+            object.get("spec").unwrap_or(&Value::Null),
+            said.trim()
+        ));
+        Ok(said)
+    }
+
+    /// Deletes such an object.
+    pub fn without_policy(&self, kind: &str, name: &str) -> Result<()> {
+        self.see.kubectl(&["delete", kind, name, "-n", &self.namespace]).map(drop)
+    }
+
+    /// Waits until a call comes to `wanted`.
+    pub fn until(&self, from: &Place, to: SocketAddr, wanted: &Outcome) -> Result<()> {
+        wait::until(&format!("a call of {} to {to} to be {wanted}", from.pod), IN_FORCE, || {
+            let outcome = from.ask(to);
+            Ok(if outcome == *wanted { Seen::Done(()) } else { Seen::Not(outcome.to_string()) })
+        })
+    }
+
+    /// Some calls, which all come to `wanted`.
+    pub fn always(&self, from: &Place, to: SocketAddr, wanted: &Outcome) -> Result<()> {
+        for _ in 0..5 {
+            let outcome = from.ask(to);
+            ensure!(outcome == *wanted, "a call of {} to {to} came to {outcome}, not {wanted}", from.pod);
+        }
+        Ok(())
+    }
+
+    /// Asks for the deletion of everything that was made; that it comes to its end is looked at after all tests.
+    pub fn close(&self) -> Result<()> {
+        let made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut args = vec!["delete", "namespace", "--wait=false", "--ignore-not-found"];
+        args.extend(made.iter().map(String::as_str));
+        if made.is_empty() { Ok(()) } else { self.see.kubectl(&args).map(drop) }
+    }
+
+    /// What a person needs after a failure, of the test's own namespaces.
+    pub fn print_what_matters(&self) {
+        for namespace in self.made.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+            let kinds = "pods,postures,authorizationpolicies,peerauthentications,requestauthentications";
+            for args in [
+                ["get", kinds, "-n", namespace, "-o", "wide"],
+                [
+                    "get",
+                    "events",
+                    "-n",
+                    namespace,
+                    "--sort-by=.lastTimestamp",
+                    "--field-selector=type!=Normal",
+                ],
+            ] {
+                let said =
+                    self.see.attempt(&args).map_or_else(|error| format!("{error:#}"), |output| output.text());
+                terminal::show(&format!("$ kubectl {}\n{}", args.join(" "), said.trim_end()));
+            }
+            let pods = self.see.pods(namespace, "app").unwrap_or_default();
+            for pod in pods.iter().map(|pod| text(pod, "/metadata/name")) {
+                let logs = ["logs", "-n", namespace, &pod, "-c", "cinch-proxy", "--tail=8"];
+                let said =
+                    self.see.attempt(&logs).map_or_else(|error| format!("{error:#}"), |output| output.text());
+                terminal::show(&format!("--- {pod}\n{}", said.trim_end()));
+            }
+        }
+    }
+}
+
+/// An object of `security.istio.io`.
+#[must_use]
+pub fn policy(kind: &str, namespace: &str, name: &str, annotations: Value, spec: Value) -> Value {
+    json!({"apiVersion": "security.istio.io/v1", "kind": kind,
+        "metadata": {"name": name, "namespace": namespace, "annotations": annotations}, "spec": spec})
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_namespace_is_named_like_its_test() {
+        assert_eq!(namespace_of("policy: live labels"), "test-policy-live-labels");
+    }
+}

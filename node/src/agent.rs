@@ -1,0 +1,162 @@
+//! One request: from an accepted connection to its answer.
+
+use crate::host::Host;
+use crate::limit::Bucket;
+use crate::metrics::Metrics;
+use crate::names::PROXY_UID;
+use crate::netns::{self, Done};
+use crate::peer::examine;
+use crate::process::{Credentials, ProcessHandle};
+use crate::refusal::Refusal;
+use cinch_reason::Reason;
+use cinch_redirect::request::{Answer, MAX_REQUEST, Request};
+use cinch_redirect::{Exempt, RedirectConfig};
+use parking_lot::RwLock;
+use std::io;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
+use tokio::sync::Semaphore;
+use tokio::time::timeout;
+
+/// From the connection to the whole request: the sidecar sends it at once.
+const REQUEST_TIMEOUT: Duration = Duration::from_millis(500);
+/// A few bytes into an empty buffer.
+const ANSWER_TIMEOUT: Duration = Duration::from_millis(500);
+/// Visits of namespaces at a time: when a node starts, all its pods ask.
+const VISITS: usize = 16;
+
+/// What all requests share.
+pub struct Agent {
+    /// The node; what is wrong with it until it is known.
+    host: RwLock<Result<Arc<Host>, String>>,
+    visits: Semaphore,
+    metrics: Metrics,
+}
+
+/// What one pod's socket remembers between requests.
+#[derive(Debug)]
+pub struct Memory {
+    bucket: Bucket,
+    /// The last outcome, so that only changes are logged at a visible level.
+    last: Option<Result<Exempt, Refusal>>,
+}
+
+impl Default for Memory {
+    fn default() -> Self {
+        Self { bucket: Bucket::new(Instant::now()), last: None }
+    }
+}
+
+impl Agent {
+    /// An agent on a node that was looked at.
+    #[must_use]
+    pub fn new(host: Result<Host, String>, metrics: Metrics) -> Self {
+        Self { host: RwLock::new(host.map(Arc::new)), visits: Semaphore::new(VISITS), metrics }
+    }
+
+    /// What keeps the node from answering requests.
+    #[must_use]
+    pub fn fault(&self) -> Option<String> {
+        self.host.read().as_ref().err().cloned()
+    }
+
+    /// Its counters.
+    #[must_use]
+    pub fn metrics(&self) -> &Metrics {
+        &self.metrics
+    }
+
+    /// Serves one connection to the socket of the pod `uid`.
+    pub async fn serve(&self, mut stream: UnixStream, uid: &str, memory: &mut Memory) {
+        let begin = Instant::now();
+        let outcome = self.handle(&mut stream, uid, memory).await;
+        self.metrics
+            .answered(outcome.as_ref().map(|_| ()).map_err(|refusal| refusal.reason), begin.elapsed());
+        memory.note(uid, &outcome, begin.elapsed());
+        let answer = match &outcome {
+            Ok((Exempt::Cgroup { id, level }, _)) => Answer::Done { cgroup: *id, level: *level },
+            // No request leads to an exemption by user.
+            Ok((Exempt::User(_), _)) => return,
+            Err(refusal) => refusal.answer(),
+        };
+        let _ = timeout(ANSWER_TIMEOUT, stream.write_all(&answer.encode())).await;
+    }
+
+    async fn handle(
+        &self,
+        stream: &mut UnixStream,
+        uid: &str,
+        memory: &mut Memory,
+    ) -> Result<(Exempt, Done), Refusal> {
+        let unknown = |error: io::Error| Refusal::new(Reason::PeerUnknown, error.to_string());
+        // First, whoever it is: a socket that is closed with something unread in it resets the other end, which
+        // would lose the answer.
+        let request = read_request(stream).await;
+        let peer = stream.peer_cred().map_err(unknown)?;
+        // Before anything is looked up: the sidecar has its own user, and apps may not have it.
+        if peer.uid() != PROXY_UID {
+            let sentence = format!("the user {} asks; the sidecar is {PROXY_UID}", peer.uid());
+            return Err(Refusal::new(Reason::NotTheSidecar, sentence));
+        }
+        if !memory.bucket.take(Instant::now()) {
+            return Err(Refusal::new(Reason::AskedTooOften, "more than the sidecar ever asks"));
+        }
+        let request = request?;
+        let host = self.host.read().clone().map_err(|fault| Refusal::new(Reason::NodeUnsupported, fault))?;
+        let credentials = Credentials { process: peer.pid().unwrap_or(0), user: peer.uid() };
+        if credentials.process == 0 {
+            let sentence = "its process has no number here: a sandboxed runtime, or an agent without hostPID";
+            return Err(Refusal::new(Reason::PeerUnknown, sentence));
+        }
+        let handle = ProcessHandle::of_peer(stream, credentials).map_err(unknown)?;
+        let _visit = self.visits.acquire().await;
+        let sidecar = examine(&host, &handle, uid)?;
+        let config = RedirectConfig { exempt: sidecar.exempt, ..RedirectConfig::default() };
+        let done = netns::inside(sidecar.namespace, move || netns::set_and_prove(&config, request.nonce))
+            .await
+            .map_err(|error| {
+                Refusal::new(Reason::NodeUnsupported, format!("the pod's network namespace: {error}"))
+            })??;
+        Ok((sidecar.exempt, done))
+    }
+}
+
+async fn read_request(stream: &mut UnixStream) -> Result<Request, Refusal> {
+    let malformed =
+        |what: &dyn std::fmt::Display| Refusal::new(Reason::AgentRequestMalformed, what.to_string());
+    let read = async {
+        let mut bytes = Vec::with_capacity(MAX_REQUEST);
+        loop {
+            if let Some(request) = Request::decode(&bytes).map_err(|error| malformed(&error))? {
+                return Ok(request);
+            }
+            let mut limited = (&mut *stream).take(MAX_REQUEST as u64);
+            match limited.read_buf(&mut bytes).await {
+                Ok(0) => return Err(malformed(&"the connection ended before it was whole")),
+                Ok(_) => {}
+                Err(error) => return Err(malformed(&error)),
+            }
+        }
+    };
+    timeout(REQUEST_TIMEOUT, read).await.unwrap_or_else(|_| Err(malformed(&"it did not come in time")))
+}
+
+impl Memory {
+    fn note(&mut self, uid: &str, outcome: &Result<(Exempt, Done), Refusal>, took: Duration) {
+        let short = outcome.as_ref().map(|(exempt, _)| *exempt).map_err(Clone::clone);
+        let changed = self.last.as_ref() != Some(&short);
+        match outcome {
+            Ok((exempt, Done::Loaded)) if !changed => {
+                tracing::warn!(pod = uid, %exempt, ?took, "the redirect was gone and is set again");
+            }
+            Ok((exempt, done)) if changed => {
+                tracing::info!(pod = uid, %exempt, ?done, ?took, "redirect in force")
+            }
+            Err(refusal) if changed => tracing::warn!(pod = uid, %refusal, ?took, "refused"),
+            _ => tracing::debug!(pod = uid, ?outcome, ?took, "as before"),
+        }
+        self.last = Some(short);
+    }
+}

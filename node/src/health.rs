@@ -1,0 +1,88 @@
+//! Health and metrics over plain HTTP: `/healthz` (alive), `/readyz` (the kubelet has registered the driver and
+//! the node can do what is asked of it), `/metrics`.
+
+use crate::agent::Agent;
+use crate::csi::Registered;
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper::{Request, Response, StatusCode};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::TcpListener;
+use tokio::sync::{Semaphore, watch};
+
+/// A kubelet and a Prometheus or two.
+const MOST_CONNECTIONS: usize = 16;
+/// For a request's head.
+const LONGEST_HEAD: Duration = Duration::from_secs(10);
+
+/// What is asked about.
+#[derive(Clone)]
+pub struct Health {
+    /// The node's fault and the metrics.
+    pub agent: Arc<Agent>,
+    /// What the kubelet said.
+    pub registered: watch::Receiver<Registered>,
+}
+
+impl Health {
+    /// What keeps the agent from being ready.
+    #[must_use]
+    pub fn not_ready(&self) -> Option<String> {
+        match &*self.registered.borrow() {
+            None => return Some("the kubelet has not yet registered the driver".to_owned()),
+            Some(Err(error)) => return Some(format!("the kubelet did not register the driver: {error}")),
+            Some(Ok(())) => {}
+        }
+        self.agent.fault()
+    }
+
+    fn respond(&self, request: &Request<Incoming>) -> Response<Full<Bytes>> {
+        let (status, body) = match request.uri().path() {
+            "/healthz" => (StatusCode::OK, "ok".to_owned()),
+            "/readyz" => match self.not_ready() {
+                None => (StatusCode::OK, "ok".to_owned()),
+                Some(why) => (StatusCode::SERVICE_UNAVAILABLE, why),
+            },
+            "/metrics" => (StatusCode::OK, self.agent.metrics().text()),
+            _ => (StatusCode::NOT_FOUND, "healthz, readyz or metrics".to_owned()),
+        };
+        let mut response = Response::new(Full::new(Bytes::from(body)));
+        *response.status_mut() = status;
+        response
+    }
+}
+
+/// Serves until the process ends.
+pub async fn serve(listener: TcpListener, health: Health) {
+    let slots = Arc::new(Semaphore::new(MOST_CONNECTIONS));
+    loop {
+        let Ok((stream, _)) = listener.accept().await else {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            continue;
+        };
+        let Ok(slot) = Arc::clone(&slots).try_acquire_owned() else {
+            continue;
+        };
+        let health = health.clone();
+        tokio::spawn(async move {
+            let service = service_fn(move |request| {
+                let response = health.respond(&request);
+                async move { Ok::<_, Infallible>(response) }
+            });
+            let served = http1::Builder::new()
+                .timer(TokioTimer::new())
+                .header_read_timeout(LONGEST_HEAD)
+                .serve_connection(TokioIo::new(stream), service);
+            if let Err(error) = served.await {
+                tracing::debug!(%error, "health connection ended");
+            }
+            drop(slot);
+        });
+    }
+}

@@ -1,0 +1,69 @@
+//! What the agent counts, for Prometheus.
+
+use cinch_reason::Reason;
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::Registry;
+use std::sync::Arc;
+use std::time::Duration;
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Outcome {
+    reason: &'static str,
+}
+
+#[derive(Debug)]
+struct Inner {
+    registry: Registry,
+    requests: Family<Outcome, Counter>,
+    seconds: Histogram,
+    pods: Gauge,
+}
+
+/// All metrics and their registry; clones share them.
+#[derive(Debug, Clone)]
+pub struct Metrics(Arc<Inner>);
+
+impl Default for Metrics {
+    fn default() -> Self {
+        // From a proof alone to the two timeouts of a visit.
+        let buckets = [0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 1.0, 2.0, 5.0];
+        let requests = Family::<Outcome, Counter>::default();
+        let (seconds, pods) = (Histogram::new(buckets), Gauge::default());
+        let mut registry = Registry::with_prefix("cinch_node");
+        registry.register("requests", "Requests of pods by outcome; empty reason: done", requests.clone());
+        registry.register(
+            "request_seconds",
+            "Time from a request's connection to its answer",
+            seconds.clone(),
+        );
+        registry.register("pods", "Pods that have a socket", pods.clone());
+        Self(Arc::new(Inner { registry, requests, seconds, pods }))
+    }
+}
+
+impl Metrics {
+    /// Counts a request.
+    pub fn answered(&self, outcome: Result<(), Reason>, took: Duration) {
+        let reason = outcome.err().map_or("", |reason| reason.as_str());
+        self.0.requests.get_or_create(&Outcome { reason }).inc();
+        self.0.seconds.observe(took.as_secs_f64());
+    }
+
+    /// How many pods have a socket.
+    pub fn set_pods(&self, count: usize) {
+        self.0.pods.set(i64::try_from(count).unwrap_or(i64::MAX));
+    }
+
+    /// The page.
+    #[must_use]
+    pub fn text(&self) -> String {
+        let mut page = String::new();
+        // Writing to a string can't fail.
+        let _ = prometheus_client::encoding::text::encode(&mut page, &self.0.registry);
+        page
+    }
+}

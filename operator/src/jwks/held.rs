@@ -1,0 +1,259 @@
+//! What is known of each source of keys: when it is fetched, what is held, and what went wrong last. Pure; the
+//! room carries it out.
+
+use super::fault::Fault;
+use super::obtain::{KeySet, Origin};
+use super::schedule::{Schedule, Timing};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// Sources that one operator fetches, of 256 KiB at most each. Beyond them a fault is told.
+pub(super) const MOST_SOURCES: usize = 500;
+
+/// A source as RequestAuthentications name it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Wanted {
+    /// Where its keys are.
+    pub(super) origin: Origin,
+    /// How long a fetch may take.
+    pub(super) timeout: Duration,
+}
+
+/// How it stands with a source.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum KeyState {
+    /// The first fetch has not ended yet.
+    Pending,
+    /// Keys are held and fresh.
+    Held,
+    /// The last fetch failed.
+    Failed {
+        /// Why.
+        fault: Fault,
+        /// Keys of an earlier fetch are still in use.
+        keeps_old: bool,
+    },
+}
+
+#[derive(Debug)]
+struct Source {
+    wanted: Wanted,
+    schedule: Schedule,
+    running: bool,
+    tried: bool,
+    keys: Option<KeySet>,
+    fault: Option<Fault>,
+}
+
+/// All sources.
+#[derive(Debug, Default)]
+pub(super) struct Held {
+    sources: BTreeMap<Arc<str>, Source>,
+    /// Sources over the bound.
+    left_out: BTreeSet<Arc<str>>,
+}
+
+/// What ended a fetch changes.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Outcome {
+    /// Nobody wants the source any more.
+    Unwanted,
+    /// A new document is in force.
+    Changed(Arc<[u8]>),
+    /// The document is the one that was held.
+    Same,
+    /// It failed; what was held is still in force.
+    Failed,
+}
+
+impl Held {
+    /// Takes in which sources are wanted now; the names of those that are no longer.
+    pub(super) fn want(&mut self, wanted: BTreeMap<Arc<str>, Wanted>, now: Instant) -> Vec<Arc<str>> {
+        let gone: Vec<_> = self.sources.keys().filter(|name| !wanted.contains_key(*name)).cloned().collect();
+        for name in &gone {
+            self.sources.remove(name);
+        }
+        self.left_out.clear();
+        for (name, wanted) in wanted {
+            let room = self.sources.len() < MOST_SOURCES;
+            match self.sources.get_mut(&name) {
+                // The same name may have become an issuer's instead of a URI's.
+                Some(source) if source.wanted.origin == wanted.origin => {
+                    source.wanted.timeout = wanted.timeout;
+                }
+                Some(source) => *source = Source::new(wanted, now),
+                None if room => {
+                    self.sources.insert(name, Source::new(wanted, now));
+                }
+                None => {
+                    self.left_out.insert(name);
+                }
+            }
+        }
+        gone
+    }
+
+    /// Sources that are due, as many as `room` has; they count as running from now on.
+    pub(super) fn begin(&mut self, now: Instant, room: usize, timing: &Timing) -> Vec<(Arc<str>, Wanted)> {
+        let due =
+            self.sources.iter_mut().filter(|(_, source)| !source.running && source.schedule.due() <= now);
+        due.take(room)
+            .map(|(name, source)| {
+                source.running = true;
+                source.schedule.begin(now, timing);
+                (Arc::clone(name), source.wanted.clone())
+            })
+            .collect()
+    }
+
+    /// When the next one is due.
+    pub(super) fn next(&self) -> Option<Instant> {
+        self.sources.values().filter(|source| !source.running).map(|source| source.schedule.due()).min()
+    }
+
+    /// A fetch of `wanted` ended. `chance` is between 0 and 1.
+    pub(super) fn end(
+        &mut self,
+        name: &str,
+        wanted: &Wanted,
+        result: Result<KeySet, Fault>,
+        timing: &Timing,
+        (now, chance): (Instant, f64),
+    ) -> Outcome {
+        let source = self.sources.get_mut(name).filter(|source| source.wanted.origin == wanted.origin);
+        let Some(source) = source else { return Outcome::Unwanted };
+        source.running = false;
+        source.tried = true;
+        match result {
+            Ok(keys) => {
+                source.schedule.succeeded(now, keys.max_age, timing, chance);
+                source.fault = None;
+                let same = source.keys.as_ref().is_some_and(|held| held.document == keys.document);
+                let document = Arc::clone(&keys.document);
+                source.keys = Some(keys);
+                if same { Outcome::Same } else { Outcome::Changed(document) }
+            }
+            Err(fault) => {
+                source.schedule.failed(now, timing, chance);
+                source.fault = Some(fault);
+                Outcome::Failed
+            }
+        }
+    }
+
+    /// A token named the key `kid` of `name`. Whether that brings a fetch sooner.
+    pub(super) fn asked(&mut self, name: &str, kid: &str, now: Instant, timing: &Timing) -> bool {
+        let Some(source) = self.sources.get_mut(name) else { return false };
+        // A proxy may be a document behind.
+        let known = source.keys.as_ref().is_some_and(|keys| keys.ids.contains(kid));
+        !known && source.schedule.asked(now, timing)
+    }
+
+    /// How it stands with a source; `None` for one that nobody wants.
+    pub(super) fn state(&self, name: &str) -> Option<KeyState> {
+        if self.left_out.contains(name) {
+            return Some(KeyState::Failed { fault: Fault::TooMany(MOST_SOURCES), keeps_old: false });
+        }
+        let source = self.sources.get(name)?;
+        Some(match (&source.fault, &source.keys) {
+            (Some(fault), keys) => KeyState::Failed { fault: fault.clone(), keeps_old: keys.is_some() },
+            (None, Some(_)) => KeyState::Held,
+            (None, None) => KeyState::Pending,
+        })
+    }
+
+    /// Every source has been tried once.
+    pub(super) fn all_tried(&self) -> bool {
+        self.sources.values().all(|source| source.tried)
+    }
+
+    /// How many there are, and how many of them failed last.
+    pub(super) fn count(&self) -> (usize, usize) {
+        let failing = self.sources.values().filter(|source| source.fault.is_some()).count();
+        (self.sources.len() + self.left_out.len(), failing + self.left_out.len())
+    }
+}
+
+impl Source {
+    fn new(wanted: Wanted, now: Instant) -> Self {
+        Source { wanted, schedule: Schedule::new(now), running: false, tried: false, keys: None, fault: None }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TIMING: Timing = Timing { refresh: Duration::from_secs(1200), retry: Duration::from_secs(60) };
+
+    fn wanted(name: &str) -> (Arc<str>, Wanted) {
+        (name.into(), Wanted { origin: Origin::Uri(name.to_owned()), timeout: Duration::from_secs(5) })
+    }
+
+    fn keys(text: &str, ids: &[&str]) -> KeySet {
+        let ids = ids.iter().map(|id| (*id).to_owned()).collect();
+        KeySet { document: text.as_bytes().into(), ids, max_age: None }
+    }
+
+    fn ended(held: &mut Held, result: Result<KeySet, Fault>, now: Instant) -> Outcome {
+        let (name, wanted) = wanted("https://a/k");
+        held.end(&name, &wanted, result, &TIMING, (now, 0.5))
+    }
+
+    #[test]
+    fn the_last_good_keys_stay_in_force_when_a_fetch_fails() {
+        let (mut held, now) = (Held::default(), Instant::now());
+        assert!(held.want([wanted("https://a/k")].into(), now).is_empty());
+        assert_eq!(held.state("https://a/k"), Some(KeyState::Pending));
+        assert_eq!(held.begin(now, 8, &TIMING).len(), 1);
+        assert!(held.begin(now, 8, &TIMING).is_empty(), "it runs already");
+        assert_eq!(ended(&mut held, Ok(keys("1", &[])), now), Outcome::Changed((*b"1").into()));
+        assert_eq!(ended(&mut held, Ok(keys("1", &[])), now), Outcome::Same);
+        let fault = Fault::Unresolved("a".to_owned());
+        assert_eq!(ended(&mut held, Err(fault.clone()), now), Outcome::Failed);
+        assert_eq!(held.state("https://a/k"), Some(KeyState::Failed { fault, keeps_old: true }));
+        assert_eq!(held.count(), (1, 1));
+        assert_eq!(ended(&mut held, Ok(keys("1", &[])), now), Outcome::Same);
+        assert_eq!(held.state("https://a/k"), Some(KeyState::Held));
+    }
+
+    #[test]
+    fn a_source_that_nobody_wants_goes_and_what_comes_late_of_it_is_dropped() {
+        let (mut held, now) = (Held::default(), Instant::now());
+        held.want([wanted("https://a/k"), wanted("https://b/k")].into(), now);
+        held.begin(now, 8, &TIMING);
+        let gone = held.want([wanted("https://b/k")].into(), now);
+        assert_eq!(gone, [Arc::from("https://a/k")]);
+        assert_eq!(ended(&mut held, Ok(keys("1", &[])), now), Outcome::Unwanted);
+        assert_eq!(held.state("https://a/k"), None);
+    }
+
+    #[test]
+    fn only_a_key_that_is_not_held_brings_a_fetch() {
+        let (mut held, now) = (Held::default(), Instant::now());
+        held.want([wanted("https://a/k")].into(), now);
+        held.begin(now, 8, &TIMING);
+        ended(&mut held, Ok(keys("1", &["old"])), now);
+        let later = now + Duration::from_secs(100);
+        assert!(!held.asked("https://a/k", "old", later, &TIMING));
+        assert!(!held.asked("https://other/k", "new", later, &TIMING));
+        assert!(held.begin(later, 8, &TIMING).is_empty());
+        assert!(held.asked("https://a/k", "new", later, &TIMING));
+        assert_eq!(held.begin(later, 8, &TIMING).len(), 1);
+    }
+
+    #[test]
+    fn sources_beyond_the_bound_are_told_and_not_fetched() {
+        let (mut held, now) = (Held::default(), Instant::now());
+        let many = (0..=MOST_SOURCES).map(|number| wanted(&format!("https://a/{number:04}"))).collect();
+        held.want(many, now);
+        assert_eq!(held.begin(now, usize::MAX, &TIMING).len(), MOST_SOURCES);
+        let last = format!("https://a/{MOST_SOURCES:04}");
+        let fault = Fault::TooMany(MOST_SOURCES);
+        assert_eq!(held.state(&last), Some(KeyState::Failed { fault, keeps_old: false }));
+        let few = [wanted(&last)].into();
+        held.want(few, now);
+        assert_eq!(held.state(&last), Some(KeyState::Pending));
+    }
+}

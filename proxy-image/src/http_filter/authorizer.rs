@@ -1,0 +1,332 @@
+//! Requests against policies: the head of a request goes in, with what is known of its connection; whether it passes,
+//! as what, and why not comes out. Every decision is that of `cinch_policy`; here it only meets the filter.
+
+use super::metrics::{Answers, Kind};
+use super::tell;
+use crate::context::Context;
+use crate::inbound_policy::InboundPolicy;
+use crate::live::{Denial, Peer, Subject};
+use cinch_http::{Authorizer, Header, Patch, Refusal, RequestHead, RequestId, Status, Verdict};
+use cinch_policy::jwt::{Authenticated, HttpView, TokenRefusal};
+use cinch_policy::{
+    BadPath, Connection, Decision, PathNormalization, Readings, Report, Request, WorkloadPolicies,
+    no_providers, normalize,
+};
+use cinch_reason::Reason;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+/// Requests of one connection that are remembered for a moment: more than any connection has in flight.
+const REMEMBERED: usize = 1024;
+
+/// Decides about the requests of one connection.
+pub(super) struct RequestAuthorizer<'a> {
+    ctx: &'a Context,
+    subject: &'a Subject,
+    ends: (SocketAddr, SocketAddr),
+    policy: Arc<InboundPolicy>,
+    answers: Answers,
+    /// Told by the relay once it is known.
+    pub(super) protocol: &'static str,
+    /// Requests that carried a token, and when it was judged: that it runs out later ends nothing.
+    judged_at: Vec<(RequestId, u64)>,
+    /// Requests that we refused: they are counted already.
+    refused: Vec<RequestId>,
+    /// Why a request in flight is refused now.
+    again: Option<(RequestId, Denial)>,
+}
+
+/// A request that passes.
+struct Passed<'p, 'h> {
+    readings: Option<Readings<'h>>,
+    authenticated: Option<Authenticated<'p>>,
+}
+
+/// Why a request does not pass.
+enum Failed {
+    Path(BadPath),
+    Token(TokenRefusal),
+    Policy(Denial),
+}
+
+impl<'a> RequestAuthorizer<'a> {
+    pub(super) fn new(
+        ctx: &'a Context,
+        subject: &'a Subject,
+        from: SocketAddr,
+        policy: Arc<InboundPolicy>,
+    ) -> Self {
+        RequestAuthorizer {
+            ctx,
+            subject,
+            ends: (from, subject.destination),
+            policy,
+            answers: Answers::default(),
+            protocol: "http",
+            judged_at: Vec::new(),
+            refused: Vec::new(),
+            again: None,
+        }
+    }
+
+    /// From now on decides by `policy`.
+    pub(super) fn set_policy(&mut self, policy: Arc<InboundPolicy>) {
+        self.policy = policy;
+    }
+
+    fn peer(&self) -> Option<&'a str> {
+        match &self.subject.peer {
+            Peer::Unknown => None,
+            Peer::Proved(id) => Some(id.as_str()),
+        }
+    }
+
+    fn kind(&self) -> Kind {
+        Kind { protocol: self.protocol, is_mutual: self.peer().is_some() }
+    }
+
+    /// What policies say of a request at `now`, in seconds since 1970; `report` hears what is only reported.
+    fn judge<'p, 'h>(
+        &self,
+        policy: &'p InboundPolicy,
+        head: &RequestHead<'h>,
+        now: u64,
+        report: impl FnOnce(&Report<'_>),
+    ) -> Result<Passed<'p, 'h>, Failed> {
+        let Some(policies) = policy.policies.as_deref() else {
+            return Ok(Passed { readings: None, authenticated: None });
+        };
+        let readings = readings(policy.path_normalization, head).map_err(Failed::Path)?;
+        let request = Request {
+            connection: Connection::new(self.peer(), self.subject.source, self.subject.destination),
+            method: head.method,
+            paths: &readings,
+            host: head.authority,
+            headers: head.headers,
+            token: None,
+        };
+        if let Some(decision) = policies.custom(&request, &no_providers) {
+            return Err(Failed::Policy(policy.denial(&decision)));
+        }
+        let authenticated = match &policy.tokens {
+            None => None,
+            Some(tokens) => {
+                let view = HttpView { method: head.method, query: readings.query(), headers: head.headers };
+                let judged = tokens.authenticate(&self.ctx.http.tokens, &view, now);
+                Some(judged.map_err(Failed::Token)?)
+            }
+        };
+        let decision = authorize(policies, &request, authenticated.as_ref(), report);
+        if !decision.is_allowed() {
+            return Err(Failed::Policy(policy.denial(&decision)));
+        }
+        Ok(Passed { readings: Some(readings), authenticated })
+    }
+
+    /// When tokens are judged; the clock is read only where there are any to judge.
+    fn now(policy: &InboundPolicy) -> u64 {
+        if policy.tokens.is_none() {
+            return 0;
+        }
+        SystemTime::now().duration_since(UNIX_EPOCH).map_or(u64::MAX, |since| since.as_secs())
+    }
+
+    /// Counts and tells a refusal, and makes it the filter's.
+    fn refuse(&mut self, id: RequestId, head: &RequestHead<'_>, failed: Failed) -> Verdict {
+        let (refusal, denial, detail) = match failed {
+            Failed::Path(fault) => {
+                let refusal = Refusal::bad_request("the path can not be normalised");
+                (refusal, Denial::of(fault.reason()), fault.to_string())
+            }
+            Failed::Policy(denial) => (Refusal::forbidden(denial.reason), denial, String::new()),
+            Failed::Token(refusal) => {
+                if let Some(source) = &refusal.refetch {
+                    let kid = refusal.key_id.as_deref().unwrap_or_default();
+                    self.ctx.http.unknown_keys.ask(source, kid);
+                }
+                of_token(&refusal)
+            }
+        };
+        let request = tell::Told {
+            ends: self.ends,
+            peer: self.peer(),
+            method: head.method,
+            path: head.target.split(['?', '#']).next().unwrap_or_default(),
+        };
+        tell::denied(&self.ctx.metrics, self.kind(), refusal.status.code(), &denial, &request, &detail);
+        self.remember_refused(id);
+        Verdict::Refuse(refusal)
+    }
+
+    fn remember_refused(&mut self, id: RequestId) {
+        if self.refused.len() >= REMEMBERED {
+            self.refused.remove(0);
+        }
+        self.refused.push(id);
+    }
+
+    fn is_refused(&self, id: RequestId) -> bool {
+        self.refused.contains(&id)
+    }
+}
+
+fn of_token(refusal: &TokenRefusal) -> (Refusal, Denial, String) {
+    let reason = refusal.reason();
+    let answer = match refusal.status() {
+        403 => Refusal::forbidden(reason),
+        _ => Refusal::unauthorized(reason),
+    };
+    let rule = u32::try_from(refusal.rule).ok();
+    (answer, Denial { reason, policy: Some(refusal.policy.clone()), rule }, refusal.fault.to_string())
+}
+
+/// The path as policies read it. `*` (for OPTIONS) is none to normalise.
+fn readings<'h>(mode: PathNormalization, head: &RequestHead<'h>) -> Result<Readings<'h>, BadPath> {
+    normalize(mode, head.target)
+}
+
+/// DENY and ALLOW, on the headers that the app will get.
+fn authorize<'p>(
+    policies: &'p WorkloadPolicies,
+    request: &Request<'_>,
+    authenticated: Option<&Authenticated<'_>>,
+    report: impl FnOnce(&Report<'_>),
+) -> Decision<'p> {
+    let judge = |request: &Request<'_>| {
+        if policies.reports() {
+            report(&policies.report(request, &no_providers));
+        }
+        policies.authorize(request)
+    };
+    let Some(authenticated) = authenticated else { return judge(request) };
+    let token = authenticated.token.as_ref().map(|token| token.token());
+    if changes_headers(authenticated, request.headers) {
+        let headers = authenticated.forwarding.headers(request.headers);
+        return judge(&Request { headers: &headers, token, ..*request });
+    }
+    judge(&Request { token, ..*request })
+}
+
+fn changes_headers(authenticated: &Authenticated<'_>, headers: &[Header<'_>]) -> bool {
+    let forwarding = &authenticated.forwarding;
+    forwarding.added().next().is_some() || headers.iter().any(|(name, _)| !forwarding.keeps(name))
+}
+
+/// What is changed of a request that passes.
+///
+/// # Errors
+/// The refusal, when it can't be forwarded as it must be.
+fn patched(head: &RequestHead<'_>, passed: &Passed<'_, '_>, patch: &mut Patch) -> Result<(), &'static str> {
+    let Some(readings) = &passed.readings else { return Ok(()) };
+    let forwarding = passed.authenticated.as_ref().map(|authenticated| &authenticated.forwarding);
+    let sent = readings.query();
+    let query = match forwarding {
+        Some(forwarding) => forwarding.query(sent),
+        None => sent.map(Into::into),
+    };
+    if !is_target(head.target, readings.forward(), query.as_deref()) {
+        let target = match &query {
+            None => readings.forward().to_owned(),
+            Some(query) => format!("{}?{query}", readings.forward()),
+        };
+        patch.set_target(&target).map_err(|_| "the normalised path can not be forwarded")?;
+    }
+    let Some(forwarding) = forwarding else { return Ok(()) };
+    for (name, _) in head.headers.iter().filter(|(name, _)| !forwarding.keeps(name)) {
+        patch.remove(name).map_err(|_| "a field that carries a token can not be removed")?;
+    }
+    for (name, value) in forwarding.added() {
+        patch.set(name, value.as_bytes()).map_err(|_| "a claim of the token can not stand in a field")?;
+    }
+    Ok(())
+}
+
+/// Whether `target` is this path with this query, to the letter.
+fn is_target(target: &str, path: &str, query: Option<&str>) -> bool {
+    match (target.strip_prefix(path), query) {
+        (Some(rest), None) => rest.is_empty(),
+        (Some(rest), Some(query)) => rest.strip_prefix('?') == Some(query),
+        (None, _) => false,
+    }
+}
+
+impl Authorizer for RequestAuthorizer<'_> {
+    fn decide(&mut self, id: RequestId, head: &RequestHead<'_>, patch: &mut Patch) -> Verdict {
+        let policy = self.policy.clone();
+        let now = Self::now(&policy);
+        let (metrics, ends) = (&self.ctx.metrics, self.ends);
+        let passed = match self.judge(&policy, head, now, |report| tell::reported(metrics, report, ends)) {
+            Ok(passed) => passed,
+            Err(failed) => return self.refuse(id, head, failed),
+        };
+        if let Err(fault) = patched(head, &passed, patch) {
+            let refusal = Refusal::bad_request(fault);
+            self.refused(id, &refusal);
+            return Verdict::Refuse(refusal);
+        }
+        if passed.authenticated.is_some_and(|authenticated| authenticated.token.is_some())
+            && self.judged_at.len() < REMEMBERED
+        {
+            self.judged_at.push((id, now));
+        }
+        Verdict::Forward
+    }
+
+    fn decide_again(&mut self, id: RequestId, head: &RequestHead<'_>) -> Verdict {
+        let policy = self.policy.clone();
+        let judged_at = self.judged_at.iter().find(|(of, _)| *of == id).map(|(_, at)| *at);
+        let now = judged_at.unwrap_or_else(|| Self::now(&policy));
+        let failed = match self.judge(&policy, head, now, |_| ()) {
+            Ok(_) => return Verdict::Forward,
+            Err(failed) => failed,
+        };
+        let (refusal, denial, _) = match failed {
+            Failed::Path(fault) => {
+                let refusal = Refusal::bad_request("the path can not be normalised");
+                (refusal, Denial::of(fault.reason()), String::new())
+            }
+            Failed::Policy(denial) => (Refusal::forbidden(denial.reason), denial, String::new()),
+            Failed::Token(refusal) => of_token(&refusal),
+        };
+        self.again = Some((id, denial));
+        Verdict::Refuse(refusal)
+    }
+
+    fn is_guarded(&self, name: &str) -> bool {
+        let asked = self.policy.policies.as_ref().is_some_and(|policies| policies.asks_header(name));
+        asked || self.policy.tokens.as_ref().is_some_and(|tokens| tokens.minds_header(name))
+    }
+
+    fn refused(&mut self, id: RequestId, refusal: &Refusal) {
+        if self.is_refused(id) {
+            return;
+        }
+        let denial = match self.again.take() {
+            Some((of, denial)) if of == id => denial,
+            _ => Denial::of(refusal.reason),
+        };
+        let request = tell::Told { ends: self.ends, peer: self.peer(), method: "", path: "" };
+        let status = refusal.status.code();
+        tell::denied(&self.ctx.metrics, self.kind(), status, &denial, &request, refusal.fault);
+        if matches!(refusal.status, Status::RequestTimeout) {
+            self.ctx.metrics.count_limit("http.head_timeout");
+        } else if refusal.reason == Reason::Overloaded {
+            self.ctx.metrics.count_limit("http");
+        }
+        self.remember_refused(id);
+    }
+
+    fn answered(&mut self, id: RequestId, status: u16) {
+        if self.is_refused(id) {
+            return;
+        }
+        let kind = self.kind();
+        self.answers.count(&self.ctx.metrics.http, kind, status);
+    }
+
+    fn finished(&mut self, id: RequestId) {
+        self.refused.retain(|of| *of != id);
+        self.judged_at.retain(|(of, _)| *of != id);
+    }
+}

@@ -1,0 +1,440 @@
+//! The copy of a connection with the HTTP filter in its middle. As the plain copy ([`crate::copy::relay`]) it keeps
+//! back-pressure, half-closes and resets; what comes of either side goes through the filter first.
+
+use super::authorizer::RequestAuthorizer;
+use super::protocol::Protocol;
+use super::shared::Held;
+use super::timer::Timer;
+use super::wires::{Both, Buffers, Delivery, Io, Send, with_buffers};
+use crate::context::Context as ProxyContext;
+use crate::copy::{End, Failure, Observer, Side, Which};
+use crate::inbound_policy::InboundPolicy;
+use crate::live::Registered;
+use cinch_http::{End as FilterEnd, Turn};
+use cinch_reason::Reason;
+use std::future::poll_fn;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+use tokio::sync::watch;
+
+/// Memory that only saves time is given back after so much quiet.
+const QUIET: Duration = Duration::from_secs(5);
+/// After so many rounds others have their turn.
+const ROUNDS: usize = 64;
+
+/// A connection whose requests are judged one by one.
+pub struct Job<'a> {
+    /// The surroundings.
+    pub ctx: &'a ProxyContext,
+    /// The connection, judged and found to need HTTP.
+    pub registered: &'a Registered,
+    /// The client's address.
+    pub from: SocketAddr,
+    /// What was already read of the client.
+    pub early: Vec<u8>,
+}
+
+/// How a filtered connection ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ended {
+    /// As a plain copy would say it.
+    pub end: End,
+    /// The client said something.
+    pub spoke: bool,
+}
+
+/// Copies between `client` and `app` what the filter lets pass, until both directions have ended, a side fails, or
+/// the connection is cut. `observer` hears of bytes that reach the app, and of those that come from it.
+pub async fn relay(
+    client: &mut impl Side,
+    app: &mut impl Side,
+    job: Job<'_>,
+    observer: &mut impl Observer,
+) -> Ended {
+    let mut policy = job.ctx.policy.clone();
+    let current = policy.borrow_and_update().clone();
+    let Some(current) = current else {
+        return Ended { end: End::Cut(Reason::ControlUnreachable), spoke: !job.early.is_empty() };
+    };
+    let now = Instant::now();
+    let mut filtered = Filtered {
+        authorizer: RequestAuthorizer::new(job.ctx, job.registered.subject(), job.from, current),
+        protocol: Protocol::new(now + job.ctx.limits.http_first_byte),
+        held: Held::new(&job.ctx.http),
+        timer: Timer::default(),
+        busy_at: now,
+        quiet: false,
+        draining: false,
+        spoke: !job.early.is_empty(),
+        ended: Both::default(),
+        told: Both::default(),
+        leaving: None,
+        app_failed: false,
+        early: job.early,
+        policy,
+        registered: job.registered,
+        ctx: job.ctx,
+    };
+    let mut io = Io { client, app, observer };
+    let end = poll_fn(|cx| {
+        with_buffers(|buffers| match filtered.poll(cx, Instant::now(), &mut io, buffers) {
+            Ok(()) => Poll::Pending,
+            Err(end) => Poll::Ready(end),
+        })
+    })
+    .await;
+    Ended { end, spoke: filtered.spoke }
+}
+
+struct Filtered<'a> {
+    ctx: &'a ProxyContext,
+    registered: &'a Registered,
+    policy: watch::Receiver<Option<Arc<InboundPolicy>>>,
+    authorizer: RequestAuthorizer<'a>,
+    protocol: Protocol,
+    held: Held<'a>,
+    timer: Timer,
+    /// When bytes last moved, and whether memory was given back since.
+    busy_at: Instant,
+    quiet: bool,
+    draining: bool,
+    spoke: bool,
+    /// Who has ended its direction.
+    ended: Both,
+    /// Whom we have told that ours has ended.
+    told: Both,
+    /// The filter is done; until then what is left may go.
+    leaving: Option<Instant>,
+    /// The app's connection broke.
+    app_failed: bool,
+    early: Vec<u8>,
+}
+
+/// What has happened, as the filter hears it.
+#[derive(Clone, Copy)]
+enum Event<'a> {
+    Client(&'a [u8]),
+    ClientEnded,
+    App(&'a [u8]),
+    AppEnded,
+    Reevaluate,
+    Drain,
+    Wake,
+}
+
+/// The end of the connection stands as an error: it stops whatever is under way.
+type Step<T> = Result<T, End>;
+
+impl Filtered<'_> {
+    /// `Ok`: all that can be done now is done, and the task is woken when there is more.
+    fn poll<C: Side, A: Side, O: Observer>(
+        &mut self,
+        cx: &mut Context<'_>,
+        now: Instant,
+        io: &mut Io<'_, C, A, O>,
+        buffers: &mut Buffers,
+    ) -> Step<()> {
+        let polled = self.advance(cx, now, io, buffers);
+        if let Err(End::Failed(Which::Second, _)) = polled {
+            // Its last words may explain it: an answer before a reset. What then looks like its end is none: the
+            // kernel tells a reset only once.
+            self.app_failed = true;
+            while io.client.poll_flush(cx) == Poll::Ready(Ok(()))
+                && self.read_app(cx, now, io, buffers) == Ok(true)
+            {}
+        }
+        polled
+    }
+
+    fn advance<C: Side, A: Side, O: Observer>(
+        &mut self,
+        cx: &mut Context<'_>,
+        now: Instant,
+        io: &mut Io<'_, C, A, O>,
+        buffers: &mut Buffers,
+    ) -> Step<()> {
+        if let Some(reason) = io.observer.poll_cut(cx) {
+            return Err(End::Cut(reason));
+        }
+        self.outside_events(now, io, buffers)?;
+        for _ in 0..ROUNDS {
+            let flushed = self.flush(cx, io)?;
+            if self.leave(now, flushed, io)? {
+                self.timer.arm(self.leaving, cx);
+                return Ok(());
+            }
+            let mut moved = false;
+            if flushed == (Both { client: true, app: true }) {
+                moved |= self.read_client(cx, now, io, buffers)?;
+            }
+            if self.flush(cx, io)?.client {
+                moved |= self.read_app(cx, now, io, buffers)?;
+            }
+            if self.flush(cx, io)? == (Both { client: true, app: true }) && self.protocol.wants_turn() {
+                moved |= self.tell_both(Event::Client(&[]), now, io, buffers)?;
+            }
+            self.after_ends(cx, io)?;
+            if !self.held.now(self.protocol.held()) {
+                self.ctx.metrics.count_limit("http_held_bytes");
+                return Err(End::Cut(Reason::Overloaded));
+            }
+            if moved {
+                (self.busy_at, self.quiet) = (now, false);
+            } else if self.protocol.end().is_none() {
+                self.arm(cx);
+                return Ok(());
+            }
+        }
+        cx.waker().wake_by_ref();
+        Ok(())
+    }
+
+    /// What does not come from the two sides.
+    fn outside_events<C: Side, A: Side, O: Observer>(
+        &mut self,
+        now: Instant,
+        io: &mut Io<'_, C, A, O>,
+        buffers: &mut Buffers,
+    ) -> Step<()> {
+        if self.policy.has_changed().unwrap_or(false) {
+            let policy = self.policy.borrow_and_update().clone();
+            let Some(policy) = policy else { return Err(End::Cut(Reason::ControlUnreachable)) };
+            self.authorizer.set_policy(policy);
+            self.tell_both(Event::Reevaluate, now, io, buffers)?;
+        }
+        if !self.draining && self.registered.is_draining() {
+            self.draining = true;
+            self.tell_both(Event::Drain, now, io, buffers)?;
+        }
+        if self.timer.has_come(now) {
+            if self.protocol.deadline().is_some_and(|deadline| deadline <= now) {
+                self.tell_both(Event::Wake, now, io, buffers)?;
+            }
+            if !self.quiet && self.busy_at + QUIET <= now {
+                self.quiet = true;
+                self.protocol.shrink();
+            }
+        }
+        if !self.early.is_empty() {
+            let early = std::mem::take(&mut self.early);
+            self.tell_both(Event::Client(&early), now, io, buffers)?;
+        }
+        Ok(())
+    }
+
+    fn arm(&mut self, cx: &mut Context<'_>) {
+        let deadline = self.protocol.deadline();
+        let shrink = (!self.quiet).then(|| self.busy_at + QUIET);
+        let first = deadline.into_iter().chain(shrink).min();
+        self.timer.arm(first, cx);
+    }
+
+    /// Whether the filter is done; the connection is, once the last bytes have left.
+    fn leave<C: Side, A: Side, O: Observer>(
+        &mut self,
+        now: Instant,
+        flushed: Both,
+        io: &mut Io<'_, C, A, O>,
+    ) -> Step<bool> {
+        match self.protocol.end() {
+            None => return Ok(false),
+            Some(FilterEnd::Cut(reason)) => return Err(End::Cut(reason)),
+            Some(FilterEnd::Finished) => {}
+        }
+        if let Some(until) = self.leaving {
+            if flushed.client && flushed.app {
+                return Err(End::Finished);
+            }
+            if until <= now {
+                self.ctx.metrics.count_limit("http_flush");
+                return Err(End::Failed(Which::First, Failure::Reset));
+            }
+            return Ok(true);
+        }
+        self.leaving = Some(now + self.ctx.limits.http_flush);
+        if !std::mem::replace(&mut self.told.client, true) {
+            io.client.send(&[], true).map_err(|failure| End::Failed(Which::First, failure))?;
+        }
+        if !std::mem::replace(&mut self.told.app, true) {
+            io.app.send(&[], true).map_err(|failure| End::Failed(Which::Second, failure))?;
+        }
+        Ok(false)
+    }
+
+    /// Reads the client and tells the filter. Our own answers wait until it has been read.
+    fn read_client<C: Side, A: Side, O: Observer>(
+        &mut self,
+        cx: &mut Context<'_>,
+        now: Instant,
+        io: &mut Io<'_, C, A, O>,
+        buffers: &mut Buffers,
+    ) -> Step<bool> {
+        if self.ended.client || !self.protocol.wants_client() {
+            return Ok(false);
+        }
+        let Io { client, app, observer } = io;
+        let (mut failed, mut back) = (Ok(()), std::mem::take(&mut buffers.back));
+        let read = client.poll_forward(cx, &mut |bytes, fin| {
+            if failed.is_ok() {
+                let mut to_client = |bytes: &[u8], fin: bool| {
+                    back.keep(bytes, fin);
+                    Ok(())
+                };
+                let mut to_app = |bytes: &[u8], fin: bool| app.send(bytes, fin);
+                let events = events(bytes, fin, Event::Client, Event::ClientEnded);
+                for event in events {
+                    failed = failed.and_then(|()| {
+                        self.tell(event, now, (&mut to_client, &mut to_app), *observer, buffers).map(drop)
+                    });
+                }
+            }
+        });
+        let sent = back.send(*client);
+        buffers.back = back;
+        self.spoke |= matches!(&read, Poll::Ready(Ok(moved)) if moved.bytes > 0);
+        self.ended.client |= matches!(&read, Poll::Ready(Ok(moved)) if moved.fin);
+        failed?;
+        sent.map_err(|failure| End::Failed(Which::First, failure))?;
+        match read {
+            Poll::Pending => Ok(false),
+            Poll::Ready(Ok(_)) => Ok(true),
+            Poll::Ready(Err(failure)) => Err(End::Failed(Which::First, failure)),
+        }
+    }
+
+    /// Reads the app and tells the filter. What that makes of held requests waits until it has been read.
+    fn read_app<C: Side, A: Side, O: Observer>(
+        &mut self,
+        cx: &mut Context<'_>,
+        now: Instant,
+        io: &mut Io<'_, C, A, O>,
+        buffers: &mut Buffers,
+    ) -> Step<bool> {
+        if self.ended.app || !self.protocol.wants_app() {
+            return Ok(false);
+        }
+        let Io { client, app, observer } = io;
+        let (mut failed, mut back) = (Ok(()), std::mem::take(&mut buffers.back));
+        let read = app.poll_forward(cx, &mut |bytes, fin| {
+            if failed.is_ok() {
+                let mut to_client = |bytes: &[u8], fin: bool| client.send(bytes, fin);
+                let mut to_app = |bytes: &[u8], fin: bool| {
+                    back.keep(bytes, fin);
+                    Ok(())
+                };
+                for event in events(bytes, fin && !self.app_failed, Event::App, Event::AppEnded) {
+                    failed = failed.and_then(|()| {
+                        self.tell(event, now, (&mut to_client, &mut to_app), *observer, buffers).map(drop)
+                    });
+                }
+            }
+        });
+        let sent = back.send(*app);
+        buffers.back = back;
+        if let Poll::Ready(Ok(moved)) = &read {
+            self.ended.app |= moved.fin;
+            observer.moved(Which::Second, moved.bytes);
+        }
+        failed?;
+        match read {
+            Poll::Pending => Ok(false),
+            Poll::Ready(Err(failure)) => Err(End::Failed(Which::Second, failure)),
+            // An app that ends takes nothing more, and need not.
+            Poll::Ready(Ok(_)) if self.ended.app => Ok(true),
+            Poll::Ready(Ok(_)) => sent.map(|()| true).map_err(|failure| End::Failed(Which::Second, failure)),
+        }
+    }
+
+    /// Tells the filter of an event while neither side is being read.
+    fn tell_both<C: Side, A: Side, O: Observer>(
+        &mut self,
+        event: Event<'_>,
+        now: Instant,
+        io: &mut Io<'_, C, A, O>,
+        buffers: &mut Buffers,
+    ) -> Step<bool> {
+        let Io { client, app, observer } = io;
+        let mut to_client = |bytes: &[u8], fin: bool| client.send(bytes, fin);
+        let mut to_app = |bytes: &[u8], fin: bool| app.send(bytes, fin);
+        self.tell(event, now, (&mut to_client, &mut to_app), *observer, buffers)
+    }
+
+    /// Tells the filter of an event and sends what comes of it; says whether bytes went.
+    fn tell<O: Observer>(
+        &mut self,
+        event: Event<'_>,
+        now: Instant,
+        (to_client, to_app): (&mut Send<'_>, &mut Send<'_>),
+        observer: &mut O,
+        buffers: &mut Buffers,
+    ) -> Step<bool> {
+        let Buffers { output, joined, .. } = buffers;
+        let mut delivery = Delivery::new(to_client, to_app, observer, joined, &mut self.told);
+        let turn = Turn { now, authorizer: &mut self.authorizer, out: output };
+        let (protocol, limits) = (&mut self.protocol, &self.ctx.http.limits);
+        let deliver = &mut |input: &[u8], output: &mut _| delivery.deliver(input, output);
+        match event {
+            Event::Client(bytes) => protocol.client_data(bytes, limits, turn, deliver),
+            Event::ClientEnded => protocol.client_eof(turn, deliver),
+            Event::App(bytes) => protocol.app_data(bytes, turn, deliver),
+            Event::AppEnded => protocol.app_eof(turn, deliver),
+            Event::Reevaluate => protocol.reevaluate(turn, deliver),
+            Event::Drain => protocol.drain(turn, deliver),
+            Event::Wake => protocol.wake(turn, deliver),
+        }
+        let result = delivery.result();
+        self.authorizer.protocol = self.protocol.word();
+        result
+    }
+
+    /// Sends what is kept; says for which side nothing is.
+    fn flush<C: Side, A: Side, O: Observer>(
+        &self,
+        cx: &mut Context<'_>,
+        io: &mut Io<'_, C, A, O>,
+    ) -> Step<Both> {
+        let client = match io.client.poll_flush(cx) {
+            Poll::Ready(Err(failure)) => return Err(End::Failed(Which::First, failure)),
+            polled => polled.is_ready(),
+        };
+        let app = match io.app.poll_flush(cx) {
+            // Both directions have ended: what it did not want to read is no loss, and its answer may be on its way.
+            Poll::Ready(Err(_)) if self.ended.app && self.told.app => true,
+            Poll::Ready(Err(failure)) => return Err(End::Failed(Which::Second, failure)),
+            polled => polled.is_ready(),
+        };
+        Ok(Both { client, app })
+    }
+
+    /// A side whose direction has ended may still fail.
+    fn after_ends<C: Side, A: Side, O: Observer>(
+        &self,
+        cx: &mut Context<'_>,
+        io: &mut Io<'_, C, A, O>,
+    ) -> Step<()> {
+        if self.ended.client
+            && let Poll::Ready(failure) = io.client.poll_after_fin(cx)
+        {
+            return Err(End::Failed(Which::First, failure));
+        }
+        if self.ended.app
+            && let Poll::Ready(failure) = io.app.poll_after_fin(cx)
+        {
+            return Err(End::Failed(Which::Second, failure));
+        }
+        Ok(())
+    }
+}
+
+/// What one read says: bytes, an end, or both.
+fn events<'a>(
+    bytes: &'a [u8],
+    fin: bool,
+    data: impl FnOnce(&'a [u8]) -> Event<'a>,
+    end: Event<'a>,
+) -> impl Iterator<Item = Event<'a>> {
+    let data = (!bytes.is_empty()).then(|| data(bytes));
+    data.into_iter().chain(fin.then_some(end))
+}
