@@ -111,6 +111,9 @@ fn counted(mut command: Command, log: &Path) -> Result<(Counts, bool)> {
             skipped_themselves += 1;
             terminal::show(&format!("skipped {reason}"));
         }
+        if let Some((test, reason)) = ignored(trimmed) {
+            terminal::show(&format!("skipped {test}: {reason}"));
+        }
         if let Some(result) = result(trimmed) {
             counts.add(result);
         }
@@ -127,6 +130,12 @@ fn counted(mut command: Command, log: &Path) -> Result<(Counts, bool)> {
     counts.passed = counts.passed.saturating_sub(skipped_themselves);
     counts.skipped += skipped_themselves;
     Ok((counts, ok))
+}
+
+/// Reads `test name ... ignored, reason`: a test that its attribute keeps from being run.
+fn ignored(line: &str) -> Option<(&str, &str)> {
+    let (test, end) = line.strip_prefix("test ")?.split_once(" ... ignored")?;
+    Some((test, end.strip_prefix(", ").unwrap_or("no reason is given")))
 }
 
 /// Reads `test result: ok. 3 passed; 0 failed; 1 ignored; …`.
@@ -265,6 +274,13 @@ mod tests {
             "test result: FAILED. 12 passed; 2 failed; 3 ignored; 0 measured; 0 filtered out; finished in 1s";
         assert_eq!(result(line), Some(Counts { passed: 12, failed: 2, skipped: 3 }));
         assert_eq!(result("test cluster::tests::a ... ok"), None);
+    }
+
+    #[test]
+    fn an_ignored_test_is_told_with_its_reason() {
+        assert_eq!(ignored("test a::b ... ignored, needs a lake"), Some(("a::b", "needs a lake")));
+        assert_eq!(ignored("test a::b ... ignored"), Some(("a::b", "no reason is given")));
+        assert_eq!(ignored("test a::what_is_ignored ... ok"), None);
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! What a call costs: nothing in memory on the way that is allowed, and how much of the processor.
+//! What a call costs in memory on the way that is allowed: nothing.
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic, missing_docs, unsafe_code)]
 
 #[path = "h2_filter/codec.rs"]
@@ -162,21 +162,4 @@ fn an_allowed_call_allocates_nothing_patched_or_not() {
             assert!(round < 2 || COUNT.get() == before, "round {round}, patches: {patches}");
         }
     }
-}
-
-/// `cargo test --release -p cinch-http --test h2_cost -- --ignored --nocapture`
-#[test]
-#[ignore = "a figure, not a check"]
-fn time_of_a_call() {
-    let mut authorizer = Allow { patches: true };
-    let mut calls = Calls::new(&mut authorizer);
-    let rounds = 20_000;
-    let mut spent = std::time::Duration::ZERO;
-    for _ in 0..rounds {
-        calls.prepare();
-        let begun = Instant::now();
-        calls.feed(&mut authorizer);
-        spent += begun.elapsed();
-    }
-    println!("{} ns a call, request and answer", spent.as_nanos() / (16 * rounds));
 }
