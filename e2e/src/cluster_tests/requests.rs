@@ -47,11 +47,12 @@ pub fn by_method_and_path(scene: &Scene<'_>) -> Result<String> {
     let rule = json!({"from": [{"source": {"principals": [principal]}}],
         "to": [{"operation": {"methods": ["GET"], "paths": ["/hello*"], "ports": ["8080"]}}]});
     let selector = json!({"matchLabels": {"app": "api"}});
-    scene.policy(
+    let said = scene.policy(
         POLICY,
         "hello",
         json!({"selector": selector, "rules": [rule, {"to": [{"operation": {"ports": ["9090"]}}]}]}),
     )?;
+    let warning = policies::warned(&said, "this needs HTTP")?;
     let enforced = policies::enforced(&scene.see, POLICIES, &scene.namespace, "hello", 1)?;
     scene.see.shown(&["get", POLICIES, "-n", &scene.namespace])?;
     // It was open while no policy asked for HTTP, and its requests can't be told apart now: it ends.
@@ -89,7 +90,7 @@ pub fn by_method_and_path(scene: &Scene<'_>) -> Result<String> {
         &[("GET", "/hello", FORBIDDEN), ("GET", "/%68ello", FORBIDDEN), ("GET", "/hello/again", SERVED)],
     )?;
     Ok(format!(
-        "{enforced}; on one connection: {allowed}; bytes that are no HTTP: {garbage}; after one more DENY: {denied}"
+        "{warning}; {enforced}; on one connection: {allowed}; bytes that are no HTTP: {garbage}; after one more DENY: {denied}"
     ))
 }
 

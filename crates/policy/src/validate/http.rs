@@ -41,6 +41,16 @@ pub(super) fn seldom_reported(spec: &AuthorizationPolicySpec, enforcement: Enfor
     (!decides).then(|| format!("{field}: {reported}"))
 }
 
+/// The warning for an AuthorizationPolicy that decides on requests: on its ports nothing but HTTP passes any more, and
+/// nothing at all where a pod still runs a proxy that does not read HTTP.
+pub(super) fn needs_requests(spec: &AuthorizationPolicySpec, enforcement: Enforcement) -> Option<String> {
+    let field = spec.http_field()?;
+    let decides = enforcement == Enforcement::Enforced && !matches!(spec.action, Action::Audit);
+    let effect = "this needs HTTP: on the ports that it may decide on (all of them, unless the rule names ports) the \
+                  proxies cut connections that carry none, and a proxy without the feature http fails closed there";
+    decides.then(|| format!("{field}: {effect}"))
+}
+
 /// The warning for a RequestAuthentication: it can't say on which ports HTTP is spoken.
 pub(super) fn reads_every_port(spec: &RequestAuthenticationSpec) -> Option<String> {
     let effect =

@@ -1,7 +1,7 @@
 //! What is allowed and will surprise.
 
 use super::around::{PodFacts, Surroundings};
-use super::http::{http_field, named_ports, reads_every_port, seldom_reported};
+use super::http::{http_field, named_ports, needs_requests, reads_every_port, seldom_reported};
 use super::values::{each_value, of_value};
 use crate::authorization::{Action, AuthorizationPolicySpec, Rule};
 use crate::mesh::{MeshConfig, Workload};
@@ -133,6 +133,7 @@ fn of_authorization(
     let Ok(spec) = object.spec() else { return };
     let rules = spec.rules.as_deref().unwrap_or_default();
     warnings.extend(seldom_reported(spec, object.enforcement()));
+    warnings.extend(needs_requests(spec, object.enforcement()));
     for (number, rule) in rules.iter().enumerate() {
         of_rule(rule, number, spec.action, mesh, warnings);
     }

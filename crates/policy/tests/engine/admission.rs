@@ -323,11 +323,22 @@ fn surprises_are_said() {
         source(json!({"principals": ["cluster.local/ns/a/sa/b"]})),
         source(json!({"namespaces": ["a*b"]})),
         deny(operation(json!({"ports": ["80"]}))),
-        operation(json!({"methods": ["GET"]})),
-        deny(operation(json!({"paths": ["/a"], "ports": ["80"]}))),
     ] {
         assert_eq!(warnings(&silent, None), Vec::<String>::new(), "{silent}");
     }
+    for (object, field) in [
+        (operation(json!({"methods": ["GET"]})), "methods"),
+        (deny(operation(json!({"paths": ["/a"], "ports": ["80"]}))), "paths"),
+    ] {
+        assert_eq!(warnings(&object, None), [needs_http(field)], "{object}");
+    }
+}
+
+/// The warning for a policy that decides on requests, by the first field that does.
+fn needs_http(field: &str) -> String {
+    format!(
+        "spec.rules[0].to[0].operation.{field}: this needs HTTP: on the ports that it may decide on (all of them, unless the rule names ports) the proxies cut connections that carry none, and a proxy without the feature http fails closed there"
+    )
 }
 
 #[test]
@@ -347,7 +358,7 @@ fn a_dry_run_and_an_audit_that_need_http_say_when_they_are_reported() {
             ]
         );
     }
-    assert_eq!(of_action("DENY", None), Vec::<String>::new());
+    assert_eq!(of_action("DENY", None), [needs_http("methods")]);
 }
 
 #[test]
@@ -424,5 +435,5 @@ fn surprises_among_pods_are_said() {
     assert!(open("DISABLE")[0].contains("locked STRICT"), "{:?}", open("DISABLE"));
     assert_eq!(open("STRICT"), Vec::<String>::new());
     let http = warnings(&of_app("db", methods("80")), Some(&around));
-    assert_eq!(http, Vec::<String>::new());
+    assert_eq!(http, [needs_http("methods")]);
 }
