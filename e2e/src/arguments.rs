@@ -1,5 +1,6 @@
 //! The command line: what there is, and what each word means.
 
+use crate::bench;
 use crate::cluster::Options;
 use clap::{Args, Parser, Subcommand};
 use std::net::SocketAddr;
@@ -50,11 +51,21 @@ pub enum Command {
     },
     /// Build images again and bring them into a running cluster
     Reload {
-        /// operator, webhook, proxy or demo-app; all when not given
+        /// operator, webhook, node, proxy or demo-app; all when not given
         component: Option<String>,
         /// The cluster's name
         #[arg(long, default_value = "demo")]
         name: String,
+    },
+    /// Print figures of the redirect: what the sidecar adds to the start of a pod, by the node agent and by the init
+    /// container, and how 30 pods end while the agent is replaced
+    Figures {
+        /// Pairs of pods for each way
+        #[arg(long, default_value_t = 10)]
+        rounds: usize,
+        /// On this kept cluster instead of one of their own
+        #[arg(long)]
+        on: Option<String>,
     },
     /// Remove every trace of the clusters, and check that
     Down {
@@ -81,6 +92,18 @@ pub enum Command {
         /// For how long, each
         #[arg(long, default_value_t = 60)]
         seconds: u64,
+    },
+    /// Measure what the data path costs, beside bare proxies and Envoy: prints a table, writes JSON
+    Bench(BenchArguments),
+    /// Let traffic go on while pods, policies and certificates change; the exit status says whether nothing failed
+    /// and no proxy grew
+    Soak {
+        /// For how long
+        #[arg(long, default_value_t = 20)]
+        minutes: u64,
+        /// The name of the cluster, which is started for it and taken down after it
+        #[arg(long, default_value = "soak")]
+        name: String,
     },
     /// The first process of a namespace
     #[command(hide = true)]
@@ -125,6 +148,36 @@ pub enum Command {
         /// Its SPIFFE ID.
         id: String,
     },
+}
+
+/// What to measure.
+#[derive(Args)]
+pub struct BenchArguments {
+    /// How often each peer has its turn
+    #[arg(long, default_value_t = 5)]
+    repetitions: u32,
+    /// Multiplies the time of every measurement
+    #[arg(long, default_value_t = 1.0)]
+    scale: f64,
+    /// Only these peers, with commas between
+    #[arg(long, value_delimiter = ',')]
+    peers: Vec<String>,
+    /// Only these workloads, with commas between
+    #[arg(long, value_delimiter = ',')]
+    workloads: Vec<String>,
+    /// Take cinch-proxy and cinch-load from this folder instead of building them
+    #[arg(long)]
+    programs: Option<PathBuf>,
+    /// Where the numbers are written
+    #[arg(long, default_value = "target/bench.json")]
+    output: PathBuf,
+}
+
+impl From<BenchArguments> for bench::Options {
+    fn from(arguments: BenchArguments) -> Self {
+        let BenchArguments { repetitions, scale, peers, workloads, programs, output } = arguments;
+        Self { repetitions, scale, peers, workloads, programs, output }
+    }
 }
 
 /// What cluster.

@@ -5,7 +5,7 @@ use crate::images;
 use crate::install::{self, install};
 use crate::prepare::prepare;
 use crate::terminal;
-use crate::{report, signals, story};
+use crate::{bench, cluster_tests, report, signals, soak, story};
 use anyhow::{Context, Result, bail};
 use std::fs;
 use std::path::Path;
@@ -37,6 +37,20 @@ pub fn up(options: &Options, bare: bool) -> Result<()> {
     root()?;
     let cluster = if bare { started(options, &[images::DEMO_APP])? } else { installed(options)? };
     finish(cluster, true)
+}
+
+/// Prints figures of the redirect, from the kept cluster `on` or from one of their own.
+///
+/// # Errors
+/// When a cluster can't be had, or something on it does not start or end.
+pub fn figures(rounds: usize, on: Option<&str>) -> Result<()> {
+    root()?;
+    if let Some(name) = on {
+        return cluster_tests::figures::run(&Cluster::attach(name, &prepare()?)?, rounds);
+    }
+    let cluster = installed(&Options { name: "figures".to_owned(), nodes: 1 })?;
+    cluster_tests::figures::run(&cluster, rounds)?;
+    finish(cluster, false)
 }
 
 /// Takes a cluster down, or all that no other run is using; says what was checked.
@@ -72,8 +86,8 @@ pub fn remove_abandoned(prefix: &str) -> Result<()> {
     cluster::abandoned(prefix).iter().try_for_each(cluster::down)
 }
 
-/// Builds the images again, of all components or of one, imports them into a kept cluster, and restarts the
-/// Deployments that run them.
+/// Builds the images again, of all components or of one, imports them into a kept cluster, and restarts what runs
+/// them; sidecars are their pods' own.
 ///
 /// # Errors
 /// When it does not compile or no cluster runs.
@@ -95,8 +109,37 @@ pub fn reload(name: &str, component: Option<&str>) -> Result<()> {
         cluster.kubectl_ok(&["rollout", "restart", "deployment", deployment, "-n", install::NAMESPACE])?;
         install::deployment_ready(&cluster, install::NAMESPACE, deployment, 2)?;
     }
+    if chosen.contains(&"cinch-node") {
+        cluster.kubectl_ok(&["rollout", "restart", install::AGENT, "-n", install::NAMESPACE])?;
+        install::agents_ready(&cluster)?;
+    }
     terminal::say(format_args!("reload: {} imported", chosen.join(", ")));
     Ok(())
+}
+
+/// Measures what the data path costs. Returns whether every request was answered.
+///
+/// # Errors
+/// When nothing can be measured here.
+pub fn bench(options: &bench::Options) -> Result<bool> {
+    root()?;
+    bench::run(options)
+}
+
+/// Lets traffic go on for so many minutes on a cluster of its own while everything around it changes. Returns
+/// whether nothing failed that should not, and no proxy grew.
+///
+/// # Errors
+/// When a cluster can't be had at all.
+pub fn soak(name: &str, minutes: u64) -> Result<bool> {
+    root()?;
+    let cluster = installed(&Options { name: name.to_owned(), nodes: 1 })?;
+    let held = soak::run(&cluster, minutes);
+    if !held.as_ref().is_ok_and(|held| *held) {
+        cluster.print_what_matters();
+    }
+    finish(cluster, false)?;
+    held
 }
 
 /// Writes the images as OCI layouts into a folder.

@@ -113,7 +113,8 @@ fn strip(binary: &Path, to: &Path) -> Result<PathBuf> {
 }
 
 /// The binaries that cargo's messages name.
-fn executables(messages: &str) -> Binaries {
+#[must_use]
+pub fn executables(messages: &str) -> Binaries {
     let parsed = messages.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
     let pair = |message: serde_json::Value| {
         let name = message.pointer("/target/name")?.as_str()?.to_owned();

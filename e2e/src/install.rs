@@ -10,6 +10,12 @@ use std::time::Duration;
 
 /// The namespace of the release.
 pub const NAMESPACE: &str = "cinch-system";
+/// The node agents.
+pub const AGENT: &str = "daemonset/cinch-node";
+/// Values with which the agents set the redirect, as they do by default.
+pub const AGENT_MODE: &str = "redirect.mode=agent,node.install=auto";
+/// Values with which init containers do. Pods of before still need the agents.
+pub const INIT_MODE: &str = "redirect.mode=init,node.install=always";
 /// The Deployments and how many replicas of each have to be ready.
 const DEPLOYMENTS: [(&str, u64); 2] = [("cinch-operator", 2), ("cinch-webhook", 2)];
 const READY: Duration = Duration::from_secs(180);
@@ -42,8 +48,51 @@ pub fn install(cluster: &Cluster, further: &[&str]) -> Result<()> {
     for (name, replicas) in DEPLOYMENTS {
         deployment_ready(cluster, NAMESPACE, name, replicas)?;
     }
-    terminal::say("install: operator and webhook have both replicas ready");
+    agents_ready(cluster)?;
+    terminal::say("install: operator and webhook have both replicas ready, and each node its agent");
     Ok(())
+}
+
+/// Switches the release to another way of setting redirects ([`AGENT_MODE`] or [`INIT_MODE`]), and waits until all of
+/// it is of the new mode.
+///
+/// # Errors
+/// When Helm fails or something does not become ready.
+pub fn redirect_by(cluster: &Cluster, values: &str) -> Result<()> {
+    let chart = repository()?.join("charts/cinch").display().to_string();
+    let output = cluster.helm(&[
+        "upgrade",
+        "cinch",
+        &chart,
+        "--namespace",
+        NAMESPACE,
+        "--reuse-values",
+        "--set-string",
+        values,
+    ])?;
+    if !output.ok() {
+        bail!("helm upgrade failed: {}", output.text().trim());
+    }
+    for (name, replicas) in DEPLOYMENTS {
+        deployment_ready(cluster, NAMESPACE, name, replicas)?;
+    }
+    agents_ready(cluster)?;
+    // The API server goes on asking one that ends over the connection that it has to it.
+    until("the webhooks of before to have ended", READY, || {
+        let found =
+            cluster.get_json(&["pods", "-n", NAMESPACE, "-l", "app.kubernetes.io/component=webhook"])?;
+        let all = found.get("items").and_then(serde_json::Value::as_array).map_or(0, Vec::len);
+        Ok(if all == 2 { Seen::Done(()) } else { Seen::Not(format!("{all} pods")) })
+    })
+}
+
+/// Waits until each node has its agent, in the newest template.
+///
+/// # Errors
+/// When one has none within 3 min.
+pub fn agents_ready(cluster: &Cluster) -> Result<()> {
+    let limit = format!("--timeout={}s", READY.as_secs());
+    cluster.kubectl_ok(&["rollout", "status", AGENT, "-n", NAMESPACE, &limit]).map(drop)
 }
 
 /// Waits until a Deployment has exactly `replicas` ready replicas of its newest template.

@@ -2,6 +2,7 @@
 
 mod arguments;
 mod ask;
+mod bench;
 mod capture;
 mod cluster;
 mod cluster_tests;
@@ -18,6 +19,7 @@ mod process;
 mod report;
 mod see;
 mod signals;
+mod soak;
 mod story;
 mod terminal;
 mod tests_of_all;
@@ -49,9 +51,12 @@ fn run(command: Command) -> Result<bool> {
         Command::Test { only, on } => return tests_of_all::run_only(&only, on.as_deref()),
         Command::Up { cluster, bare } => commands::up(&cluster.into(), bare)?,
         Command::Reload { component, name } => commands::reload(&name, component.as_deref())?,
+        Command::Figures { rounds, on } => commands::figures(rounds, on.as_deref())?,
         Command::Down { name } => commands::take_down(name.as_deref())?,
         Command::Images { folder } => commands::write_images(&folder)?,
         Command::Generate { check } => generate::run(check)?,
+        Command::Bench(options) => return commands::bench(&options.into()),
+        Command::Soak { minutes, name } => return commands::soak(&name, minutes),
         Command::Fuzz { target, seconds } => return fuzz::run(target.as_deref(), seconds),
         Command::Init { guarded, plan } => cluster::plan::init(&plan, guarded)?,
         Command::Forward { pid, target, port_file } => cluster::forward(pid, target, &port_file)?,

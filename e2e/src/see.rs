@@ -5,13 +5,25 @@ use crate::process::Output;
 use crate::terminal;
 use crate::wait::{self, Seen};
 use anyhow::{Context, Result, bail};
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::time::Duration;
 
 /// The image of every demo pod.
 pub const APP_IMAGE: &str = "cinch.local/cinch-demo-app:0.1.0";
 /// How long pods may take on a busy machine of two cores.
 pub const PODS: Duration = Duration::from_secs(180);
+
+/// What Pod Security `restricted` wants a pod to say of itself; it runs as `user`.
+#[must_use]
+pub fn restricted_pod(user: u32) -> Value {
+    json!({"runAsNonRoot": true, "runAsUser": user, "seccompProfile": {"type": "RuntimeDefault"}})
+}
+
+/// What it wants a container to say.
+#[must_use]
+pub fn restricted_container() -> Value {
+    json!({"allowPrivilegeEscalation": false, "capabilities": {"drop": ["ALL"]}})
+}
 
 /// Eyes and hands.
 #[derive(Clone, Copy)]
@@ -89,6 +101,28 @@ impl See<'_> {
         self.kubectl(&["rollout", "status", workload, "-n", namespace, &limit]).map(drop)
     }
 
+    /// Waits until a workload whose pods have its name in their label `app` has rolled out and all of them have the
+    /// sidecar. One without is deleted, so that its controller makes another: where nothing requires the sidecar, the
+    /// API server stores a pod that a busy webhook did not see in time, and this is not about that.
+    pub fn meshed(&self, namespace: &str, kind: &str, name: &str) -> Result<()> {
+        wait::until(&format!("every pod of {namespace}/{name} to have the sidecar"), PODS, || {
+            self.rolled_out(namespace, &format!("{kind}/{name}"))?;
+            let pods = self.pods(namespace, &format!("app={name}"))?;
+            let missed: Vec<String> =
+                pods.iter().filter(|pod| !is_meshed(pod)).map(|pod| text(pod, "/metadata/name")).collect();
+            for pod in &missed {
+                terminal::show(&format!("{namespace}/{pod} has no sidecar and is deleted"));
+                self.kubectl(&["delete", "pod", pod, "-n", namespace, "--wait=false"])?;
+            }
+            let all = !pods.is_empty() && missed.is_empty();
+            Ok(if all {
+                Seen::Done(())
+            } else {
+                Seen::Not(format!("{} pods, without: {missed:?}", pods.len()))
+            })
+        })
+    }
+
     /// The Posture of a namespace.
     pub fn posture(&self, namespace: &str) -> Result<Value> {
         self.json(&["posture", "mesh", "-n", namespace])
@@ -121,6 +155,13 @@ impl See<'_> {
         let pods = self.pods(namespace, selector)?;
         Ok(pods.iter().map(|pod| text(pod, "/status/podIP")).filter(|ip| !ip.is_empty()).collect())
     }
+}
+
+/// Whether a pod has the sidecar, whoever sets its redirect.
+#[must_use]
+pub fn is_meshed(pod: &Value) -> bool {
+    let init = pod.pointer("/spec/initContainers").and_then(Value::as_array);
+    init.into_iter().flatten().any(|container| text(container, "/name") == "cinch-proxy")
 }
 
 /// The string at a JSON pointer, or nothing.

@@ -2,14 +2,16 @@
 
 use crate::host::Host;
 use crate::limit::Bucket;
+use crate::look::{Subject, look};
 use crate::metrics::Metrics;
 use crate::names::PROXY_UID;
 use crate::netns::{self, Done};
-use crate::peer::examine;
+use crate::peer::{Sidecar, examine};
 use crate::process::{Credentials, ProcessHandle};
 use crate::refusal::Refusal;
 use cinch_reason::Reason;
 use cinch_redirect::request::{Answer, MAX_REQUEST, Request};
+use cinch_redirect::sighting::Sightings;
 use cinch_redirect::{Exempt, RedirectConfig};
 use parking_lot::RwLock;
 use std::io;
@@ -33,6 +35,14 @@ pub struct Agent {
     host: RwLock<Result<Arc<Host>, String>>,
     visits: Semaphore,
     metrics: Metrics,
+}
+
+/// What came of a request that was not refused.
+#[derive(Debug)]
+struct Success {
+    exempt: Exempt,
+    done: Done,
+    sightings: Option<Sightings>,
 }
 
 /// What one pod's socket remembers between requests.
@@ -76,9 +86,11 @@ impl Agent {
             .answered(outcome.as_ref().map(|_| ()).map_err(|refusal| refusal.reason), begin.elapsed());
         memory.note(uid, &outcome, begin.elapsed());
         let answer = match &outcome {
-            Ok((Exempt::Cgroup { id, level }, _)) => Answer::Done { cgroup: *id, level: *level },
+            Ok(Success { exempt: Exempt::Cgroup { id, level }, sightings, .. }) => {
+                Answer::Done { cgroup: *id, level: *level, sightings: sightings.clone() }
+            }
             // No request leads to an exemption by user.
-            Ok((Exempt::User(_), _)) => return,
+            Ok(Success { exempt: Exempt::User(_), .. }) => return,
             Err(refusal) => refusal.answer(),
         };
         let _ = timeout(ANSWER_TIMEOUT, stream.write_all(&answer.encode())).await;
@@ -89,7 +101,7 @@ impl Agent {
         stream: &mut UnixStream,
         uid: &str,
         memory: &mut Memory,
-    ) -> Result<(Exempt, Done), Refusal> {
+    ) -> Result<Success, Refusal> {
         let unknown = |error: io::Error| Refusal::new(Reason::PeerUnknown, error.to_string());
         // First, whoever it is: a socket that is closed with something unread in it resets the other end, which
         // would lose the answer.
@@ -113,13 +125,39 @@ impl Agent {
         let handle = ProcessHandle::of_peer(stream, credentials).map_err(unknown)?;
         let _visit = self.visits.acquire().await;
         let sidecar = examine(&host, &handle, uid)?;
+        self.visit(host, sidecar, handle.id(), uid, request).await
+    }
+
+    /// Sets and proves the redirect, and looks at the pod where the request asks for it.
+    async fn visit(
+        &self,
+        host: Arc<Host>,
+        sidecar: Sidecar,
+        proxy: i32,
+        uid: &str,
+        request: Request,
+    ) -> Result<Success, Refusal> {
         let config = RedirectConfig { exempt: sidecar.exempt, ..RedirectConfig::default() };
-        let done = netns::inside(sidecar.namespace, move || netns::set_and_prove(&config, request.nonce))
-            .await
-            .map_err(|error| {
-                Refusal::new(Reason::NodeUnsupported, format!("the pod's network namespace: {error}"))
-            })??;
-        Ok((sidecar.exempt, done))
+        let outbound_port = config.outbound_port;
+        let subject = Subject { uid: uid.to_owned(), proxy, group: sidecar.group, outbound_port };
+        let metrics = self.metrics.clone();
+        let work = move || {
+            let done = netns::set_and_prove(&config, request.nonce)?;
+            let sightings = request.look.then(|| metrics.looked(|| look(&host, &subject)));
+            Ok((done, sightings))
+        };
+        let (done, looked) = netns::inside(sidecar.namespace, work).await.map_err(|error| {
+            Refusal::new(Reason::NodeUnsupported, format!("the pod's network namespace: {error}"))
+        })??;
+        let sightings = match looked {
+            Some(Err(error)) => {
+                tracing::debug!(pod = uid, %error, "what passes by the proxy could not be seen");
+                None
+            }
+            Some(Ok(sightings)) => Some(sightings),
+            None => None,
+        };
+        Ok(Success { exempt: sidecar.exempt, done, sightings })
     }
 }
 
@@ -144,14 +182,14 @@ async fn read_request(stream: &mut UnixStream) -> Result<Request, Refusal> {
 }
 
 impl Memory {
-    fn note(&mut self, uid: &str, outcome: &Result<(Exempt, Done), Refusal>, took: Duration) {
-        let short = outcome.as_ref().map(|(exempt, _)| *exempt).map_err(Clone::clone);
+    fn note(&mut self, uid: &str, outcome: &Result<Success, Refusal>, took: Duration) {
+        let short = outcome.as_ref().map(|success| success.exempt).map_err(Clone::clone);
         let changed = self.last.as_ref() != Some(&short);
         match outcome {
-            Ok((exempt, Done::Loaded)) if !changed => {
+            Ok(Success { exempt, done: Done::Loaded, .. }) if !changed => {
                 tracing::warn!(pod = uid, %exempt, ?took, "the redirect was gone and is set again");
             }
-            Ok((exempt, done)) if changed => {
+            Ok(Success { exempt, done, .. }) if changed => {
                 tracing::info!(pod = uid, %exempt, ?done, ?took, "redirect in force")
             }
             Err(refusal) if changed => tracing::warn!(pod = uid, %refusal, ?took, "refused"),

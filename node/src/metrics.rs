@@ -1,18 +1,25 @@
 //! What the agent counts, for Prometheus.
 
 use cinch_reason::Reason;
+use cinch_redirect::sighting::{Sightings, Way};
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
+use std::io;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Outcome {
     reason: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Passed {
+    way: &'static str,
 }
 
 #[derive(Debug)]
@@ -21,6 +28,9 @@ struct Inner {
     requests: Family<Outcome, Counter>,
     seconds: Histogram,
     pods: Gauge,
+    looks: Histogram,
+    failed_looks: Counter,
+    sightings: Family<Passed, Counter>,
 }
 
 /// All metrics and their registry; clones share them.
@@ -33,6 +43,8 @@ impl Default for Metrics {
         let buckets = [0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 1.0, 2.0, 5.0];
         let requests = Family::<Outcome, Counter>::default();
         let (seconds, pods) = (Histogram::new(buckets), Gauge::default());
+        let looks = Histogram::new([0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.02, 0.1, 0.5, 2.0]);
+        let (failed_looks, sightings) = (Counter::default(), Family::<Passed, Counter>::default());
         let mut registry = Registry::with_prefix("cinch_node");
         registry.register("requests", "Requests of pods by outcome; empty reason: done", requests.clone());
         registry.register(
@@ -41,7 +53,10 @@ impl Default for Metrics {
             seconds.clone(),
         );
         registry.register("pods", "Pods that have a socket", pods.clone());
-        Self(Arc::new(Inner { registry, requests, seconds, pods }))
+        registry.register("look_seconds", "Time of a look at what passes by a pod's proxy", looks.clone());
+        registry.register("looks_failed", "Looks that the kernel refused", failed_looks.clone());
+        registry.register("bypass_sightings", "What looks have seen pass by a proxy", sightings.clone());
+        Self(Arc::new(Inner { registry, requests, seconds, pods, looks, failed_looks, sightings }))
     }
 }
 
@@ -51,6 +66,25 @@ impl Metrics {
         let reason = outcome.err().map_or("", |reason| reason.as_str());
         self.0.requests.get_or_create(&Outcome { reason }).inc();
         self.0.seconds.observe(took.as_secs_f64());
+    }
+
+    /// Times a look and counts what it has seen.
+    ///
+    /// # Errors
+    /// Those of `look`.
+    pub fn looked(&self, look: impl FnOnce() -> io::Result<Sightings>) -> io::Result<Sightings> {
+        let begin = Instant::now();
+        let seen = look();
+        self.0.looks.observe(begin.elapsed().as_secs_f64());
+        match &seen {
+            Err(_) => drop(self.0.failed_looks.inc()),
+            Ok(list) => {
+                for sighting in &list.seen {
+                    self.0.sightings.get_or_create(&Passed { way: word(sighting.way) }).inc();
+                }
+            }
+        }
+        seen
     }
 
     /// How many pods have a socket.
@@ -65,5 +99,14 @@ impl Metrics {
         // Writing to a string can't fail.
         let _ = prometheus_client::encoding::text::encode(&mut page, &self.0.registry);
         page
+    }
+}
+
+fn word(way: Way) -> &'static str {
+    match way {
+        Way::Outbound => "outbound",
+        Way::Inbound => "inbound",
+        Way::UdpPeer => "udp_peer",
+        Way::UdpListener => "udp_listener",
     }
 }

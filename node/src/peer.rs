@@ -26,6 +26,8 @@ pub struct Sidecar {
     pub namespace: File,
     /// The cgroup of its container.
     pub exempt: Exempt,
+    /// That cgroup's path, from the root of the hierarchy.
+    pub group: String,
 }
 
 /// Examines the process `peer`, which asks over the socket of the pod `uid`.
@@ -59,11 +61,11 @@ pub fn examine(host: &Host, peer: &ProcessHandle, uid: &str) -> Result<Sidecar, 
     if !peer.is_alive() {
         return Err(Refusal::new(Reason::PeerUnknown, "the process that asks has ended"));
     }
-    Ok(Sidecar { namespace, exempt: Exempt::Cgroup { id, level: container.level } })
+    Ok(Sidecar { namespace, exempt: Exempt::Cgroup { id, level: container.level }, group: container.path })
 }
 
 /// A process may have as many mounts as it likes; those of a container are a few kilobytes.
-fn read(path: &Path) -> io::Result<String> {
+pub(crate) fn read(path: &Path) -> io::Result<String> {
     let mut text = String::new();
     let read = File::open(path)?.take(LONGEST_FILE).read_to_string(&mut text)?;
     if read as u64 == LONGEST_FILE { Err(io::ErrorKind::FileTooLarge.into()) } else { Ok(text) }

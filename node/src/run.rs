@@ -7,6 +7,7 @@ use crate::metrics::Metrics;
 use crate::netns::join_root_cgroups;
 use crate::pods::Pods;
 use crate::serve::{KubeletPaths, serve};
+use crate::sockets::{Protocol, sockets};
 use anyhow::{Context, Result};
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
@@ -45,6 +46,9 @@ pub fn run(settings: Settings) -> Result<()> {
     match &host {
         Ok(Host { cgroup_root, pods_directory, .. }) => {
             tracing::info!(?cgroup_root, ?pods_directory, "the node can redirect pods");
+            if let Err(error) = sockets(Protocol::Tcp) {
+                tracing::warn!(%error, "what passes by proxies can not be seen: the kernel does not list sockets");
+            }
         }
         Err(fault) => tracing::error!(%fault, "the node can not redirect pods: all requests will be refused"),
     }

@@ -173,7 +173,7 @@ async fn reason_at(target: &Path) -> std::io::Result<String> {
     let directory = fs::File::open(target)?;
     let mut stream =
         UnixStream::connect(format!("/proc/self/fd/{}/agent.sock", directory.as_raw_fd())).await?;
-    stream.write_all(&Request { nonce: 7 }.encode()).await?;
+    stream.write_all(&Request { nonce: 7, look: false }.encode()).await?;
     let mut bytes = Vec::new();
     stream.read_to_end(&mut bytes).await?;
     match Answer::decode(&bytes) {

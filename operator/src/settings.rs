@@ -175,11 +175,19 @@ pub struct ProxySettings {
     pub resources: serde_json::Value,
     /// Log filter of the sidecar; the webhook uses it.
     pub log: Option<String>,
+    /// What the sidecar is told about its work; the webhook uses it.
+    pub settings: serde_json::Value,
 }
 
 impl Default for ProxySettings {
     fn default() -> Self {
-        Self { report_interval: Duration::from_secs(10), resources: serde_json::Value::Null, log: None }
+        let nothing = serde_json::Value::Null;
+        Self {
+            report_interval: Duration::from_secs(10),
+            resources: nothing.clone(),
+            log: None,
+            settings: nothing,
+        }
     }
 }
 
@@ -201,7 +209,7 @@ impl Default for WebhookSettings {
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct RedirectSettings {
-    /// `init` or `agent`. Either way of injection counts as such, whichever new pods get.
+    /// `agent` or `init`. Either way of injection counts as such, whichever new pods get.
     pub mode: RedirectMode,
 }
 
@@ -209,11 +217,11 @@ pub struct RedirectSettings {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum RedirectMode {
-    /// The init container `cinch-init`.
-    #[default]
-    Init,
     /// The agent on the pod's node.
+    #[default]
     Agent,
+    /// The init container `cinch-init`.
+    Init,
 }
 
 /// The control port.
@@ -420,7 +428,7 @@ images: {proxy: "registry/cinch-proxy:0.1.0", allowed: ["registry/cinch-proxy:0.
 mesh: {cidrs: ["10.0.0.0/8", "fd00::/8"], trustDomainAliases: [old.example], pathNormalization: MERGE_SLASHES}
 jwks: {refreshInterval: 10m, retryInterval: 5s, timeout: 2s, allowedCIDRs: [10.3.0.0/16], allowHTTP: true, caFile: /etc/cinch/jwks-ca.pem}
 promotion: {default: Automatic, quietPeriod: 15s, probation: 1h, settle: 30s, maxConcurrent: 1, minInterval: 0s}
-proxy: {reportInterval: 10s, resources: {requests: {cpu: 10m, memory: 32Mi}, limits: {cpu: "2", memory: 128Mi}}}
+proxy: {reportInterval: 10s, settings: {limits: {handshakes: 8}}, resources: {requests: {cpu: 10m, memory: 32Mi}, limits: {cpu: "2", memory: 128Mi}}}
 webhook: {port: 10250}
 control: {port: 7443}
 "#;

@@ -22,6 +22,9 @@ pub fn redirected() -> OriginalDestination {
 /// Out of descriptors or memory: others must end first.
 const PAUSE: Duration = Duration::from_millis(50);
 
+/// Between two looks at whether connections are still open, once the drain has begun.
+const LOOK: Duration = Duration::from_millis(10);
+
 /// An accepted connection.
 #[derive(Debug)]
 pub struct Accepted {
@@ -35,8 +38,11 @@ pub struct Accepted {
     pub opening: OpenGauge,
 }
 
-/// Accepts until the drain begins, then what waits already (its client may have said all and be gone), and hands each connection to `serve`, which must not wait.
+/// Accepts until the drain has begun and no app connection is open any more (until then the app lives, and what it
+/// dials and is asked still counts), or the drain ends; then what waits already (its client may have said all and be
+/// gone). Hands each connection to `serve`, which must not wait.
 pub async fn accept(listener: TcpListener, ctx: &Context, mut serve: impl FnMut(Accepted)) {
+    socket::prepare_listener(&listener);
     let places = Arc::new(Semaphore::new(ctx.limits.connections));
     let mut take = |stream, from: SocketAddr| {
         let from = SocketAddr::new(from.ip().to_canonical(), from.port());
@@ -48,7 +54,7 @@ pub async fn accept(listener: TcpListener, ctx: &Context, mut serve: impl FnMut(
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
-            () = ctx.drain.cancelled() => break,
+            () = over(ctx) => break,
         };
         match accepted {
             Ok((stream, from)) => take(stream, from),
@@ -60,6 +66,14 @@ pub async fn accept(listener: TcpListener, ctx: &Context, mut serve: impl FnMut(
     }
     for (stream, from) in waiting(listener).take(ctx.limits.connections) {
         take(stream, from);
+    }
+}
+
+/// Returns when nothing more need be accepted. Looked at by the clock: the drain is short and comes once.
+async fn over(ctx: &Context) {
+    ctx.drain.cancelled().await;
+    while ctx.metrics.open_connections() > 0 && !ctx.end.is_cancelled() {
+        tokio::time::sleep(LOOK).await;
     }
 }
 

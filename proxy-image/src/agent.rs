@@ -2,7 +2,8 @@
 //! does in agent mode, before it dials anybody: until its own container is exempt, its dials lead back to itself.
 //!
 //! In goes the socket of the pod's volume; out comes, once, that the redirect is in force, and from then on an
-//! answer every half minute, so that a table that somebody flushed is set again and the evidence has an age.
+//! answer every half minute, and as soon as the outbound redirect is in doubt, so that a table that somebody flushed
+//! is set again and the evidence has an age. With these later answers comes what the agent saw pass by this proxy.
 
 use crate::evidence::Evidence;
 use crate::health::Readiness;
@@ -24,6 +25,8 @@ const FIRST_PAUSE: Duration = Duration::from_millis(20);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 /// Between questions once the redirect is in force.
 const INTERVAL: Duration = Duration::from_secs(30);
+/// At least so long between questions, however often the redirect is in doubt: the agent counts them.
+const SHORTEST_INTERVAL: Duration = Duration::from_secs(1);
 /// For one question. The agent gives the kernel 5 s for the table and its own dial twice 2 s.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(12);
 /// An agent that goes on refusing after this time will not change its mind: the process ends and says why. One
@@ -52,6 +55,15 @@ impl Trouble {
     }
 }
 
+/// What a question is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Purpose {
+    /// The redirect, as fast as can be: a start waits for it.
+    Redirect,
+    /// The redirect, and what passes by.
+    Look,
+}
+
 /// Who asks, and who is told.
 pub struct AgentClient {
     /// The socket in the pod's volume.
@@ -76,7 +88,7 @@ impl AgentClient {
         let mut told = None;
         let mut pause = FIRST_PAUSE;
         loop {
-            let trouble = match self.ask().await {
+            let trouble = match self.ask(Purpose::Redirect).await {
                 Ok(()) => {
                     tracing::info!(took = ?begin.elapsed(), "the node agent has set the redirect");
                     if told.is_some() {
@@ -106,8 +118,10 @@ impl AgentClient {
     pub async fn keep_asking(&self) {
         let mut told = None;
         loop {
-            sleep(INTERVAL).await;
-            let trouble = self.ask().await.err();
+            sleep(SHORTEST_INTERVAL).await;
+            // Whatever ends the wait, the next step is the same.
+            let _ = timeout(INTERVAL - SHORTEST_INTERVAL, self.evidence.outbound_in_doubt()).await;
+            let trouble = self.ask(Purpose::Look).await.err();
             if trouble != told {
                 match &trouble {
                     Some(trouble) => tracing::warn!("{}", trouble.message()),
@@ -119,15 +133,18 @@ impl AgentClient {
     }
 
     /// One question.
-    async fn ask(&self) -> Result<(), Trouble> {
-        let exchange = timeout(ANSWER_TIMEOUT, self.exchange()).await;
+    async fn ask(&self, purpose: Purpose) -> Result<(), Trouble> {
+        let exchange = timeout(ANSWER_TIMEOUT, self.exchange(purpose)).await;
         let answer = match exchange {
             Ok(answer) => answer.map_err(|error| Trouble::Unreachable(error.to_string()))?,
             Err(_) => return Err(Trouble::Unreachable("no answer came in time".to_owned())),
         };
         match answer {
-            Answer::Done { cgroup, level } => {
+            Answer::Done { cgroup, level, sightings } => {
                 tracing::debug!(cgroup, level, "redirect in force");
+                if let Some(sightings) = &sightings {
+                    self.evidence.note_look(sightings);
+                }
                 self.evidence.note_agent_proof();
                 self.readiness.set_redirected();
                 Ok(())
@@ -136,9 +153,10 @@ impl AgentClient {
         }
     }
 
-    async fn exchange(&self) -> io::Result<Answer> {
+    async fn exchange(&self, purpose: Purpose) -> io::Result<Answer> {
         let mut stream = UnixStream::connect(&self.socket).await?;
-        stream.write_all(&Request { nonce: self.evidence.boot_id() }.encode()).await?;
+        let request = Request { nonce: self.evidence.boot_id(), look: purpose == Purpose::Look };
+        stream.write_all(&request.encode()).await?;
         let mut bytes = Vec::with_capacity(MAX_ANSWER);
         loop {
             let invalid = |error| io::Error::new(ErrorKind::InvalidData, error);
@@ -155,6 +173,7 @@ impl AgentClient {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use cinch_redirect::sighting::{Sighting, Sightings, Way};
     use std::collections::VecDeque;
     use tokio::net::UnixListener;
 
@@ -175,17 +194,17 @@ mod tests {
         })
     }
 
-    /// An agent that gives these answers, one to each connection, and returns the numbers that it was asked with.
-    async fn agent(client: &AgentClient, answers: Vec<Vec<u8>>) -> tokio::task::JoinHandle<Vec<u64>> {
+    /// An agent that gives these answers, one to each connection, and returns what it was asked.
+    async fn agent(client: &AgentClient, answers: Vec<Vec<u8>>) -> tokio::task::JoinHandle<Vec<Request>> {
         let listener = UnixListener::bind(&client.socket).unwrap();
         let mut answers = VecDeque::from(answers);
         tokio::spawn(async move {
             let mut asked = Vec::new();
             while let Some(answer) = answers.pop_front() {
                 let (mut stream, _) = listener.accept().await.unwrap();
-                let mut request = vec![0; 14];
+                let mut request = vec![0; 15];
                 stream.read_exact(&mut request).await.unwrap();
-                asked.push(Request::decode(&request).unwrap().unwrap().nonce);
+                asked.push(Request::decode(&request).unwrap().unwrap());
                 stream.write_all(&answer).await.unwrap();
             }
             asked
@@ -197,7 +216,7 @@ mod tests {
     }
 
     fn done() -> Vec<u8> {
-        Answer::Done { cgroup: 7, level: 5 }.encode()
+        Answer::Done { cgroup: 7, level: 5, sightings: None }.encode()
     }
 
     fn last_words(client: &AgentClient) -> String {
@@ -214,7 +233,7 @@ mod tests {
         assert!(client.readiness.missing().contains(&Reason::AgentPending));
         assert_eq!(client.evidence.agent_proof_age(), None);
         client.first().await.unwrap();
-        assert_eq!(agent.await.unwrap(), [client.evidence.boot_id(); 4]);
+        assert_eq!(agent.await.unwrap(), [Request { nonce: client.evidence.boot_id(), look: false }; 4]);
         assert!(!client.readiness.missing().contains(&Reason::AgentPending));
         assert!(client.evidence.agent_proof_age().is_some());
         assert_eq!(last_words(&client), "", "what is mended is not told");
@@ -253,6 +272,36 @@ mod tests {
         let agent = agent(&client, vec![done()]).await;
         asking.await.unwrap().unwrap();
         agent.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_redirect_in_doubt_is_asked_for_at_once_and_what_passes_by_is_reported() {
+        let directory = tempfile::tempdir().unwrap();
+        let client = client(&directory);
+        let sighting = Sighting {
+            way: Way::Outbound,
+            peer: Some([10, 0, 0, 9].into()),
+            port: 443,
+            process: "curl".into(),
+            container: "app".into(),
+        };
+        let sightings = Some(Sightings { seen: vec![sighting], more: 0 });
+        let agent = agent(&client, vec![Answer::Done { cgroup: 7, level: 5, sightings }.encode()]).await;
+        let asking = tokio::spawn({
+            let client = client.clone();
+            async move { client.keep_asking().await }
+        });
+        client.evidence.note_outbound_failure();
+        // Half a minute would be the end of it otherwise.
+        let asked = timeout(Duration::from_secs(20), agent).await.unwrap().unwrap();
+        assert_eq!(asked, [Request { nonce: client.evidence.boot_id(), look: true }]);
+        while client.evidence.report(1, false).bypass.is_empty() {
+            sleep(FIRST_PAUSE).await;
+        }
+        asking.abort();
+        let report = client.evidence.report(1, false);
+        assert_eq!((report.bypass.len(), report.bypass[0].process.as_str()), (1, "curl"));
+        assert!(report.bypass_look_age_ms.is_some() && client.evidence.agent_proof_age().is_some());
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! The file of `cinch-proxy run --config`: everything that a control plane would say, for benches, tests and
 //! machines outside of a cluster. In goes YAML, out come checked settings, or the name of what is wrong.
 
-use cinch_identity::{SpiffeId, TrustDomain};
+use crate::tuning::{Tuning, record_layer};
+use cinch_identity::{RecordLayer, SpiffeId, TrustDomain};
 use cinch_policy::{Mode, PathNormalization};
 use ipnet::IpNet;
 use serde::{Deserialize, Deserializer, de};
@@ -38,7 +39,7 @@ pub struct Config {
     pub workload: Workload,
     /// Own certificate.
     pub identity: IdentityFiles,
-    /// Where to listen.
+    /// Where to listen; absent: as in a pod, on IPv4 and, where there is one, IPv6.
     #[serde(default)]
     pub listen: Listen,
     /// Declared protocols of the app's ports; others are undeclared.
@@ -52,6 +53,13 @@ pub struct Config {
     /// Who is meshed; everybody else is dialled as he is.
     #[serde(default)]
     pub peers: Vec<Peer>,
+    /// Who seals the records of tunnels: `in-place` (the default) or `rustls`; the same as `settings.records`, and
+    /// before it.
+    #[serde(default, deserialize_with = "some_record_layer")]
+    pub records: Option<RecordLayer>,
+    /// What an installation may say about the proxies' work, as in pods.
+    #[serde(default)]
+    pub settings: Tuning,
 }
 
 /// Whom policies may select.
@@ -89,6 +97,9 @@ pub struct Listen {
     /// Where connections to the app are redirected to.
     #[serde(default = "inbound")]
     pub inbound: SocketAddr,
+    /// The file does not say: on the addresses of both families, as in a pod.
+    #[serde(skip)]
+    pub both_families: bool,
 }
 
 fn outbound() -> SocketAddr {
@@ -101,7 +112,7 @@ fn inbound() -> SocketAddr {
 
 impl Default for Listen {
     fn default() -> Self {
-        Self { outbound: outbound(), inbound: inbound() }
+        Self { outbound: outbound(), inbound: inbound(), both_families: true }
     }
 }
 
@@ -159,6 +170,10 @@ fn strict() -> Mode {
     Mode::Strict
 }
 
+fn some_record_layer<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<RecordLayer>, D::Error> {
+    record_layer(deserializer).map(Some)
+}
+
 fn trust_domain<'de, D: Deserializer<'de>>(deserializer: D) -> Result<TrustDomain, D::Error> {
     TrustDomain::parse(&String::deserialize(deserializer)?).map_err(de::Error::custom)
 }
@@ -195,7 +210,9 @@ impl Config {
     }
 
     fn parse(yaml: &str) -> Result<Self, String> {
-        let config: Self = serde_saphyr::from_str(yaml).map_err(|error| error.to_string())?;
+        let mut config: Self = serde_saphyr::from_str(yaml).map_err(|error| error.to_string())?;
+        config.settings.records = config.records.unwrap_or(config.settings.records);
+        config.settings.check().map_err(|error| format!("settings: {error}"))?;
         if let Some(nameless) = config.peers.iter().find(|peer| peer.meshed && peer.identity.is_none()) {
             return Err(format!("peers: {} is meshed and has no identity", nameless.address));
         }
@@ -222,6 +239,8 @@ listen: {outbound: "127.0.0.1:15001", inbound: "0.0.0.0:15006"}
 ports: {8080: http, 8082: tcp}
 mesh: {trustDomain: cluster.local, pathNormalization: SAFE}
 policies: [policies.yaml]
+records: rustls
+settings: {limits: {handshakes: 8, drainTimeout: 1s}}
 peers:
 - {address: 10.77.0.2, identity: "spiffe://cluster.local/ns/default/sa/server", meshed: true}
 - {address: 10.78.1.2/16, meshed: false}
@@ -232,6 +251,8 @@ peers:
         let config = Config::parse(COMPLETE).unwrap();
         assert_eq!(config.ports.get(&8080), Some(&Protocol::Http));
         assert_eq!(config.peers[0].address.to_string(), "10.77.0.2/32");
+        assert_eq!(config.settings.records, RecordLayer::Rustls);
+        assert_eq!(config.settings.limits.handshakes, 8);
         assert_eq!(config.peers[1].address.to_string(), "10.78.0.0/16");
         assert_eq!(
             (config.mesh.trust_domain.as_str(), config.peers[0].mode),
@@ -245,7 +266,8 @@ peers:
             "workload: {namespace: a, serviceAccount: b}\nidentity: {certificateChain: a, privateKey: b, trustBundle: c}\nports: {}\nmesh: {trustDomain: t}\npolicies: []\npeers: []",
         )
         .unwrap();
-        assert_eq!(config.listen.inbound.port(), 15006);
+        assert_eq!((config.listen.inbound.port(), config.listen.both_families), (15006, true));
+        assert_eq!(config.settings, Tuning::default());
     }
 
     #[test]
@@ -255,6 +277,10 @@ peers:
             ("ports:", "portz:", "portz"),
             ("8082: tcp", "8082: udp", "udp"),
             ("8082: tcp", "70000: tcp", "70000"),
+            ("records: rustls", "records: kernel", "kernel"),
+            ("handshakes: 8", "handshake: 8", "handshake"),
+            ("handshakes: 8", "handshakes: 0", "limits.handshakes"),
+            ("drainTimeout: 1s", "drainTimeout: 1", "drainTimeout"),
             ("pathNormalization: SAFE", "pathNormalization: MAYBE", "MAYBE"),
             ("10.78.1.2/16", "10.78.1.2/40", "10.78.1.2/40"),
             ("spiffe://cluster.local/ns/default/sa/server", "server", "server"),

@@ -7,7 +7,7 @@ use crate::http_filter;
 use crate::limits::Limits;
 use crate::live::Live;
 use crate::path_metrics::PathMetrics;
-use cinch_identity::{SpiffeId, Svid, TrustBundle};
+use cinch_identity::{RecordLayer, SpiffeId, Svid, TrustBundle};
 use cinch_policy::Mode;
 use cinch_reason::Reason;
 use futures::future::BoxFuture;
@@ -16,6 +16,7 @@ use std::future::Future;
 use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -40,6 +41,8 @@ pub struct Credentials {
     pub bundle: Arc<TrustBundle>,
     /// The server side of tunnels: ALPN `cinch/1`, client certificate required.
     pub tunnel_server: Arc<rustls::ServerConfig>,
+    /// Who seals the records of tunnels.
+    pub records: RecordLayer,
 }
 
 impl fmt::Debug for Credentials {
@@ -74,6 +77,8 @@ pub enum Destination {
     PassThrough,
     /// One of these.
     Endpoints(Arc<[Endpoint]>),
+    /// One of these: that which took the last connection, unless that was longer ago.
+    Sticky(Arc<[Endpoint]>, Duration),
     /// The connection may not be made.
     Refuse(Reason),
 }
@@ -84,6 +89,11 @@ pub trait Discovery: Send + Sync {
     fn resolve(&self, to: SocketAddr) -> Pin<Box<dyn Future<Output = Destination> + Send + '_>>;
     /// Drops the record of `to`, because a peer there proved another identity: the next `resolve` asks anew.
     fn forget(&self, to: SocketAddr);
+    /// Whether any destination still leads to `endpoint`. Idle tunnels to one that is gone are of no use to anybody.
+    fn leads_to(&self, endpoint: SocketAddr) -> bool {
+        let _ = endpoint;
+        true
+    }
 }
 
 /// Serves the ports that nobody listens on.
@@ -114,7 +124,8 @@ pub struct Context {
     pub http: Arc<http_filter::Shared>,
     /// Named limits.
     pub limits: Limits,
-    /// Cancelled when the proxy shall end: listeners stop, tunnels drain, open connections finish.
+    /// Cancelled when the proxy shall end: tunnels drain, open connections finish, and listeners stop when none is
+    /// left.
     pub drain: CancellationToken,
     /// Cancelled at the end of the drain: what is open then is cut short.
     pub end: CancellationToken,

@@ -14,14 +14,16 @@ use tokio::net::TcpStream;
 
 /// Bytes read at a time: a multiple of the tunnel's payload, about the point from which more no longer pays.
 pub const READ: usize = 4 * cinch_tunnel::MAX_PAYLOAD;
+/// The same as records: so a tunnel that is read in time is read in whole ones.
+pub(crate) const SEALED: usize = 4 * (cinch_tunnel::MAX_FRAME + cinch_record::OVERHEAD);
 
 thread_local! {
     static SCRATCH: Cell<Option<Box<[u8]>>> = const { Cell::new(None) };
 }
 
-/// Lends the thread's buffer of [`READ`] bytes, so that connections own none.
+/// Lends the thread's buffer of [`SEALED`] bytes, so that connections own none.
 pub fn with_scratch<R>(work: impl FnOnce(&mut [u8]) -> R) -> R {
-    let mut scratch = SCRATCH.take().unwrap_or_else(|| vec![0; READ].into_boxed_slice());
+    let mut scratch = SCRATCH.take().unwrap_or_else(|| vec![0; SEALED].into_boxed_slice());
     let result = work(&mut scratch);
     SCRATCH.set(Some(scratch));
     result
@@ -73,6 +75,9 @@ pub trait Side {
     /// # Errors
     /// When this side can't go on.
     fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Failure>>;
+
+    /// Does what was put off in the hope that the connection ends first: from now on its copy waits.
+    fn rest(&mut self, _cx: &mut Context<'_>) {}
 }
 
 /// Which of the two sides.
@@ -101,12 +106,14 @@ pub trait Observer {
     fn moved(&mut self, from: Which, bytes: usize);
     /// Whether the connection must end now; arranges to be woken when that changes.
     fn poll_cut(&mut self, cx: &mut Context<'_>) -> Option<Reason>;
+    /// The relay is over.
+    fn ended(&mut self, _end: End) {}
 }
 
 /// Copies both ways until both directions have ended, a side fails, or the observer cuts.
 pub async fn relay(first: &mut impl Side, second: &mut impl Side, observer: &mut impl Observer) -> End {
     let (mut up, mut down) = (Way::default(), Way::default());
-    poll_fn(|cx| {
+    let end = poll_fn(|cx| {
         if let Some(reason) = observer.poll_cut(cx) {
             return Poll::Ready(End::Cut(reason));
         }
@@ -133,11 +140,15 @@ pub async fn relay(first: &mut impl Side, second: &mut impl Side, observer: &mut
                 return Poll::Ready(End::Finished);
             }
             if !up_moved && !down_moved {
+                first.rest(cx);
+                second.rest(cx);
                 return Poll::Pending;
             }
         }
     })
-    .await
+    .await;
+    observer.ended(end);
+    end
 }
 
 fn failed(origin: Origin, source: Which, failure: Failure) -> Poll<End> {
@@ -220,6 +231,9 @@ pub struct TcpSide {
     fin: bool,
     /// Its own direction has ended, and ours has.
     ended: (bool, bool),
+    /// Our FIN was not sent: its own direction has ended too, so that to close the connection says it as well, and
+    /// one system call does for two.
+    owes_fin: bool,
     /// Found after bytes that had to be delivered first. The kernel tells it only once.
     found: Option<Found>,
 }
@@ -234,7 +248,15 @@ impl TcpSide {
     /// Takes a connection over.
     #[must_use]
     pub fn new(stream: TcpStream) -> TcpSide {
-        TcpSide { stream, kept: Vec::new(), sent: 0, fin: false, ended: (false, false), found: None }
+        TcpSide {
+            stream,
+            kept: Vec::new(),
+            sent: 0,
+            fin: false,
+            ended: (false, false),
+            owes_fin: false,
+            found: None,
+        }
     }
 
     /// The connection itself.
@@ -272,7 +294,10 @@ impl TcpSide {
 
     fn finish(&mut self) {
         self.ended.1 = true;
-        socket::finish(&self.stream);
+        self.owes_fin = self.ended.0;
+        if !self.owes_fin {
+            socket::finish(&self.stream);
+        }
     }
 
     fn poll_read(&mut self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
@@ -332,6 +357,7 @@ impl Side for TcpSide {
             return Poll::Ready(result);
         }
         with_scratch(|scratch| {
+            let scratch = scratch.get_mut(..READ).unwrap_or_default();
             let count = match self.poll_read(cx, scratch) {
                 Poll::Pending => return Poll::Pending,
                 Poll::Ready(Err(_)) => return Poll::Ready(Err(Failure::Reset)),
@@ -389,6 +415,12 @@ impl Side for TcpSide {
             self.finish();
         }
         Poll::Ready(Ok(()))
+    }
+
+    fn rest(&mut self, _cx: &mut Context<'_>) {
+        if std::mem::take(&mut self.owes_fin) {
+            socket::finish(&self.stream);
+        }
     }
 }
 

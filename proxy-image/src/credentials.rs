@@ -4,7 +4,7 @@
 use crate::context::Credentials;
 use bytes::Bytes;
 use cinch_control::v1;
-use cinch_identity::{ClientCertificate, IdentityError, KeyPair, SpiffeId, Svid, TrustBundle, TrustDomain};
+use cinch_identity::{IdentityError, KeyPair, RecordLayer, SpiffeId, Svid, TrustBundle, TrustDomain};
 use cinch_reason::Reason;
 use rustls_pki_types::CertificateDer;
 use std::sync::Arc;
@@ -63,15 +63,22 @@ pub fn is_current(credentials: &Credentials) -> bool {
 pub struct CredentialStore {
     sender: watch::Sender<Option<Arc<Credentials>>>,
     generation: AtomicU64,
+    records: RecordLayer,
 }
 
 impl Default for CredentialStore {
     fn default() -> Self {
-        Self { sender: watch::Sender::new(None), generation: AtomicU64::new(0) }
+        Self::new(RecordLayer::default())
     }
 }
 
 impl CredentialStore {
+    /// An empty store for tunnels whose records are sealed by `records`.
+    #[must_use]
+    pub fn new(records: RecordLayer) -> Self {
+        Self { sender: watch::Sender::new(None), generation: AtomicU64::new(0), records }
+    }
+
     /// A view that sees every change.
     #[must_use]
     pub fn subscribe(&self) -> watch::Receiver<Option<Arc<Credentials>>> {
@@ -110,12 +117,12 @@ impl CredentialStore {
     }
 
     fn publish(&self, generation: u64, svid: Arc<Svid>, bundle: TrustBundle) -> Result<(), CredentialError> {
-        let alpn = [cinch_tunnel::ALPN];
+        let records = self.records;
         let tunnel_server =
-            cinch_identity::server_config(&svid, &bundle, ClientCertificate::Required, &alpn)?;
+            cinch_identity::tunnel_server_config(&svid, &bundle, cinch_tunnel::ALPN, records)?;
         let bundle_version = bundle.version();
-        let credentials =
-            Credentials { generation, bundle_version, svid, bundle: Arc::new(bundle), tunnel_server };
+        let bundle = Arc::new(bundle);
+        let credentials = Credentials { generation, bundle_version, svid, bundle, tunnel_server, records };
         self.sender.send_replace(Some(Arc::new(credentials)));
         Ok(())
     }

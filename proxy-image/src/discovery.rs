@@ -64,6 +64,8 @@ struct State {
     /// Entries by their last use.
     order: BTreeMap<u64, SocketAddr>,
     clock: u64,
+    /// How many destinations lead to an endpoint.
+    led_to: HashMap<SocketAddr, usize>,
     /// `None` while there is no stream: then all entries are asked for at once when there is one.
     changes: Option<Vec<Change>>,
     /// More changes came than were fetched: the stream must begin anew.
@@ -112,8 +114,13 @@ impl RecordCache {
         let Some(address) = record.address.as_ref().and_then(socket_address) else { return };
         let destination = destination_of(record);
         let mut state = self.state.lock();
-        if let Some(entry) = state.entries.get_mut(&address) {
-            entry.record = Some(destination);
+        let State { entries, led_to, .. } = &mut *state;
+        if let Some(entry) = entries.get_mut(&address) {
+            // The new ones first: one that stays must not be gone in between.
+            count(led_to, &destination);
+            if let Some(before) = entry.record.replace(destination) {
+                discount(led_to, &before);
+            }
             if let Some(waiters) = entry.waiters.take() {
                 waiters.notify_waiters();
             }
@@ -202,6 +209,9 @@ impl State {
         if let Some((_, oldest)) = self.order.pop_first()
             && let Some(entry) = self.entries.remove(&oldest)
         {
+            if let Some(record) = &entry.record {
+                discount(&mut self.led_to, record);
+            }
             if let Some(waiters) = entry.waiters {
                 waiters.notify_waiters();
             }
@@ -244,12 +254,39 @@ impl Discovery for RecordCache {
     fn forget(&self, to: SocketAddr) {
         let to = SocketAddr::new(to.ip().to_canonical(), to.port());
         let mut state = self.state.lock();
-        if let Some(entry) = state.entries.get_mut(&to)
-            && entry.record.take().is_some()
-        {
+        if let Some(record) = state.entries.get_mut(&to).and_then(|entry| entry.record.take()) {
+            discount(&mut state.led_to, &record);
             state.note(Change::Unsubscribe(to), self.capacity);
             state.note(Change::Subscribe(to), self.capacity);
             self.changed.notify_one();
+        }
+    }
+
+    fn leads_to(&self, endpoint: SocketAddr) -> bool {
+        self.state.lock().led_to.contains_key(&endpoint)
+    }
+}
+
+fn endpoints_of(destination: &Destination) -> &[Endpoint] {
+    match destination {
+        Destination::Endpoints(endpoints) | Destination::Sticky(endpoints, _) => endpoints,
+        Destination::PassThrough | Destination::Refuse(_) => &[],
+    }
+}
+
+fn count(led_to: &mut HashMap<SocketAddr, usize>, destination: &Destination) {
+    for endpoint in endpoints_of(destination) {
+        *led_to.entry(endpoint.address).or_default() += 1;
+    }
+}
+
+fn discount(led_to: &mut HashMap<SocketAddr, usize>, destination: &Destination) {
+    for endpoint in endpoints_of(destination) {
+        if let Some(count) = led_to.get_mut(&endpoint.address) {
+            *count -= 1;
+            if *count == 0 {
+                led_to.remove(&endpoint.address);
+            }
         }
     }
 }
@@ -288,7 +325,10 @@ fn destination_of(record: v1::Record) -> Destination {
             if usable.is_empty() && announced > 0 {
                 return Destination::Refuse(Reason::DestinationUnknown);
             }
-            Destination::Endpoints(usable)
+            match record.affinity_seconds {
+                0 => Destination::Endpoints(usable),
+                seconds => Destination::Sticky(usable, Duration::from_secs(seconds.into())),
+            }
         }
     }
 }

@@ -2,13 +2,16 @@
 //! comes the cumulative report for the operator. The table of sources is bounded; what falls out of it stays in
 //! the totals, so a scanner can blur names but never hide that plaintext was served.
 
+use crate::bypass::Bypass;
 use cinch_control::v1;
+use cinch_redirect::sighting::Sightings;
 use parking_lot::Mutex;
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
+use tokio::sync::Notify;
 
 /// The age of what never happened, on the wire.
 const NEVER: u64 = u64::MAX;
@@ -64,6 +67,9 @@ pub struct Evidence {
     inbound_proof: AtomicU64,
     outbound_proof: AtomicU64,
     agent_proof: AtomicU64,
+    bypass: Mutex<Bypass>,
+    /// Told when the outbound redirect does not show itself.
+    doubt: Notify,
 }
 
 impl Evidence {
@@ -78,6 +84,8 @@ impl Evidence {
             inbound_proof: AtomicU64::new(0),
             outbound_proof: AtomicU64::new(0),
             agent_proof: AtomicU64::new(0),
+            bypass: Mutex::default(),
+            doubt: Notify::new(),
         }
     }
 
@@ -100,6 +108,29 @@ impl Evidence {
     /// The node agent has found the redirect in force and proved it by a dial of its own.
     pub fn note_agent_proof(&self) {
         self.agent_proof.store(self.stamp(), Ordering::Relaxed);
+    }
+
+    /// Takes what the node agent saw pass by this proxy.
+    pub fn note_look(&self, found: &Sightings) {
+        for new in self.bypass.lock().note(found, Instant::now()) {
+            let (way, peer, port) = (new.way, new.peer, new.port);
+            let (process, container) = (&*new.process, &*new.container);
+            if way.is_tcp() {
+                tracing::warn!(?way, ?peer, port, process, container, "a connection passes by the proxy");
+            } else {
+                tracing::info!(?way, ?peer, port, process, container, "UDP passes by the proxy");
+            }
+        }
+    }
+
+    /// The proxy's own dial did not come back: whoever can set the redirect again should.
+    pub fn note_outbound_failure(&self) {
+        self.doubt.notify_one();
+    }
+
+    /// Returns at the next [`Evidence::note_outbound_failure`], or at once after one that nobody has heard.
+    pub async fn outbound_in_doubt(&self) {
+        self.doubt.notified().await;
     }
 
     /// How long ago the node agent last said so.
@@ -176,7 +207,7 @@ impl Evidence {
         let mut table = self.table.lock();
         table.sequence += 1;
         let sources = table.sources.iter().map(|(key, source)| to_source(key, source, now)).collect();
-        v1::Evidence {
+        let mut report = v1::Evidence {
             boot_id: self.boot_id,
             sequence: table.sequence,
             uptime_ms: millis(now.duration_since(self.started)),
@@ -187,7 +218,10 @@ impl Evidence {
             r#final: final_report,
             policy_version,
             sources_dropped: table.dropped,
-        }
+            ..v1::Evidence::default()
+        };
+        self.bypass.lock().report(&mut report, now);
+        report
     }
 }
 

@@ -24,6 +24,14 @@ struct Source {
     present: usize,
 }
 
+/// A turn among those of one address; the next one's when dropped.
+#[derive(Debug)]
+pub struct Turn {
+    // In this order: the turn is the next one's before the source may be forgotten.
+    own: OwnedSemaphorePermit,
+    presence: Presence,
+}
+
 /// A place; free again when dropped.
 #[derive(Debug)]
 pub struct Pass {
@@ -54,15 +62,16 @@ impl Gate {
 
     /// Waits at most `limit` for a place. `None`: there is none, or too many wait already.
     pub async fn enter(self: &Arc<Self>, source: IpAddr, limit: Duration) -> Option<Pass> {
+        let both = async { self.queue(source, limit).await?.enter(limit).await };
+        tokio::time::timeout(limit, both).await.ok()?
+    }
+
+    /// Waits at most `limit` for a turn among those of `source`, which keeps nobody else from anything. `None`: as
+    /// [`Gate::enter`].
+    pub async fn queue(self: &Arc<Self>, source: IpAddr, limit: Duration) -> Option<Turn> {
         let (own, presence) = self.announce(source.to_canonical())?;
-        let places = self.places.clone();
-        tokio::time::timeout(limit, async move {
-            let own = own.acquire_owned().await.ok()?;
-            let place = places.acquire_owned().await.ok()?;
-            Some(Pass { _place: place, _own: own, _presence: presence })
-        })
-        .await
-        .ok()?
+        let own = tokio::time::timeout(limit, own.acquire_owned()).await.ok()?.ok()?;
+        Some(Turn { own, presence })
     }
 
     fn announce(self: &Arc<Self>, source: IpAddr) -> Option<(Arc<Semaphore>, Presence)> {
@@ -78,6 +87,15 @@ impl Gate {
         }
         entry.present += 1;
         Some((entry.places.clone(), Presence { gate: self.clone(), source }))
+    }
+}
+
+impl Turn {
+    /// Waits at most `limit` for a place among those of all addresses.
+    pub async fn enter(self, limit: Duration) -> Option<Pass> {
+        let places = self.presence.gate.places.clone();
+        let place = tokio::time::timeout(limit, places.acquire_owned()).await.ok()?.ok()?;
+        Some(Pass { _place: place, _own: self.own, _presence: self.presence })
     }
 }
 
@@ -126,6 +144,18 @@ mod tests {
         drop(held);
         assert!(waiter.await.unwrap());
         assert!(gate.sources.lock().is_empty(), "nobody is remembered");
+    }
+
+    #[tokio::test]
+    async fn a_turn_takes_no_place_and_leads_to_one() {
+        let gate = Gate::new(1, 1, 8);
+        let turn = gate.queue(ip(1), WAIT).await.unwrap();
+        assert!(gate.queue(ip(1), WAIT).await.is_none(), "it is another's turn");
+        let held = gate.enter(ip(2), WAIT).await.unwrap();
+        assert!(turn.enter(WAIT).await.is_none(), "the place is taken");
+        drop(held);
+        assert!(gate.queue(ip(1), WAIT).await.unwrap().enter(WAIT).await.is_some());
+        assert!(gate.sources.lock().is_empty());
     }
 
     #[tokio::test]

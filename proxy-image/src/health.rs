@@ -8,6 +8,7 @@ use crate::credentials::is_current;
 use crate::evidence::Evidence;
 use crate::http::{self, Request};
 use crate::metrics::Metrics;
+use crate::path_metrics::PathMetrics;
 use crate::probes::ProbeTable;
 use cinch_reason::Reason;
 use futures::FutureExt;
@@ -21,8 +22,8 @@ use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::sync::{Semaphore, mpsc, watch};
 
-/// Connections to the virtual ports that are served at once; more are closed.
-const MAX_CONNECTIONS: usize = 64;
+/// The name of the limit of their connections.
+const LIMIT: &str = "probe_connections";
 /// From the first byte to the end of a request's head, and again for the answer.
 const IO_TIMEOUT: Duration = Duration::from_secs(5);
 /// A proof is good for this many intervals of the self-test, so that one lost round is no outage.
@@ -127,13 +128,18 @@ impl Readiness {
 type Arrival = (u16, std::net::TcpStream, SocketAddr);
 
 /// Takes connections from the data side to the control side.
-pub struct Doorway(mpsc::Sender<Arrival>);
+pub struct Doorway {
+    arrivals: mpsc::Sender<Arrival>,
+    path: Arc<PathMetrics>,
+}
 
 impl VirtualPorts for Doorway {
     fn serve(&self, port: u16, stream: TcpStream, peer: SocketAddr) -> BoxFuture<'static, ()> {
         // A full queue or a broken socket closes the connection: a probe that fails is tried again.
-        if let Ok(stream) = stream.into_std() {
-            let _ = self.0.try_send((port, stream, peer));
+        if let Ok(stream) = stream.into_std()
+            && self.arrivals.try_send((port, stream, peer)).is_err()
+        {
+            self.path.count_limit(LIMIT);
         }
         std::future::ready(()).boxed()
     }
@@ -149,21 +155,26 @@ pub struct VirtualServer {
     pub pod: Option<IpAddr>,
     /// For `/metrics`.
     pub metrics: Arc<Metrics>,
+    /// So many connections are served at once; more are closed.
+    pub connections: usize,
+    /// Counts those.
+    pub path: Arc<PathMetrics>,
 }
 
 impl VirtualServer {
     /// The doorway, and the task that serves what comes through it.
     pub fn open(self) -> (Doorway, impl Future<Output = ()> + Send + 'static) {
-        let (sender, mut arrivals) = mpsc::channel::<Arrival>(MAX_CONNECTIONS);
+        let (sender, mut arrivals) = mpsc::channel::<Arrival>(self.connections);
+        let places = Arc::new(Semaphore::new(self.connections));
+        let doorway = Doorway { arrivals: sender, path: self.path.clone() };
         let server = Arc::new(self);
-        let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
         let serve = async move {
             while let Some((port, stream, _peer)) = arrivals.recv().await {
-                let (Ok(stream), Ok(place)) =
-                    (TcpStream::from_std(stream), places.clone().try_acquire_owned())
-                else {
+                let Ok(place) = places.clone().try_acquire_owned() else {
+                    server.path.count_limit(LIMIT);
                     continue;
                 };
+                let Ok(stream) = TcpStream::from_std(stream) else { continue };
                 let server = server.clone();
                 tokio::spawn(async move {
                     server.answer(port, stream).await;
@@ -171,7 +182,7 @@ impl VirtualServer {
                 });
             }
         };
-        (Doorway(sender), serve)
+        (doorway, serve)
     }
 
     async fn answer(&self, port: u16, mut stream: TcpStream) {
@@ -244,20 +255,32 @@ mod tests {
         assert_eq!(readiness.missing(), [CertificatePending]);
     }
 
-    async fn ask(port: u16, request: &str) -> String {
+    /// A server of the ports with room for so many connections.
+    fn server(connections: usize) -> VirtualServer {
         let (readiness, evidence, _policy) = readiness();
-        let server = VirtualServer {
+        VirtualServer {
             readiness: readiness.clone(),
             probes: ProbeTable::default(),
             pod: Some(IpAddr::from([127, 0, 0, 1])),
             metrics: Arc::new(Metrics::new(evidence, readiness, &Default::default(), &Default::default())),
-        };
-        let (doorway, serve) = server.open();
-        tokio::spawn(serve);
+            connections,
+            path: Arc::default(),
+        }
+    }
+
+    /// A client whose connection has gone through the doorway.
+    async fn connect(doorway: &Doorway, port: u16) -> TcpStream {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let mut client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
         let (stream, peer) = listener.accept().await.unwrap();
         doorway.serve(port, stream, peer).await;
+        client
+    }
+
+    async fn ask(port: u16, request: &str) -> String {
+        let (doorway, serve) = server(64).open();
+        tokio::spawn(serve);
+        let mut client = connect(&doorway, port).await;
         client.write_all(request.as_bytes()).await.unwrap();
         let mut answer = String::new();
         client.read_to_string(&mut answer).await.unwrap();
@@ -265,11 +288,40 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn more_connections_than_permitted_are_closed_and_counted_and_those_inside_are_answered() {
+        let server = server(2);
+        let path = server.path.clone();
+        let (doorway, serve) = server.open();
+        tokio::spawn(serve);
+        let mut inside = Vec::new();
+        for _ in 0..2 {
+            inside.push(connect(&doorway, HEALTH_PORT).await);
+            tokio::task::yield_now().await;
+        }
+        let mut late = connect(&doorway, HEALTH_PORT).await;
+        let mut answer = String::new();
+        assert!(matches!(late.read_to_string(&mut answer).await, Ok(0) | Err(_)));
+        let mut page = String::new();
+        let mut registry = prometheus_client::registry::Registry::default();
+        path.register(&mut registry);
+        prometheus_client::encoding::text::encode(&mut page, &registry).unwrap();
+        assert!(page.contains("limit_refusals_total{limit=\"probe_connections\"} 1"), "{page}");
+        for mut client in inside {
+            client.write_all(b"GET /ready HTTP/1.1\r\n\r\n").await.unwrap();
+            answer.clear();
+            client.read_to_string(&mut answer).await.unwrap();
+            assert!(answer.starts_with("HTTP/1.1 503 "), "{answer}");
+        }
+    }
+
+    #[tokio::test]
     async fn the_ports_answer_what_they_are_for_and_nothing_else() {
         let ready = ask(HEALTH_PORT, "GET /ready HTTP/1.1\r\n\r\n").await;
         assert!(ready.starts_with("HTTP/1.1 503 ") && ready.contains("PolicyPending"), "{ready}");
         let metrics = ask(METRICS_PORT, "GET /metrics HTTP/1.1\r\n\r\n").await;
-        assert!(metrics.contains("cinch_resident_memory_bytes"), "{metrics}");
+        for name in ["cinch_resident_memory_bytes ", "cinch_open_descriptors ", "cinch_max_descriptors "] {
+            assert!(metrics.contains(name), "{name} is not in {metrics}");
+        }
         for (port, request, status) in [
             (HEALTH_PORT, "GET /metrics HTTP/1.1\r\n\r\n", 404),
             (METRICS_PORT, "GET /ready HTTP/1.1\r\n\r\n", 404),

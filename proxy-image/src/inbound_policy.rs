@@ -1,9 +1,11 @@
 //! What the inbound side enforces: made from the control plane's message or from files, read by the data path.
 
+use crate::config::Protocol;
 use crate::http_filter::Tokens;
 use crate::live::Denial;
 use cinch_policy::{Decision, PathNormalization, PortModes, WorkloadPolicies};
 use cinch_reason::Reason;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// What the inbound side enforces, as one version.
@@ -19,6 +21,13 @@ pub struct InboundPolicy {
     pub tokens: Option<Arc<Tokens>>,
     /// Policies (`namespace/name`) that this version could not use as they are meant, and why they refuse.
     pub unusable: Vec<(Arc<str>, Reason)>,
+    /// What ports are declared to speak; others are undeclared.
+    pub declared: BTreeMap<u16, Protocol>,
+    /// What is reported of connections that are not read as HTTP, where that is less than `policies` would: what needs
+    /// requests would mislead there.
+    pub reports: Option<Arc<WorkloadPolicies>>,
+    /// `policies` decide nothing: they are tried or reported, so no request may be other than without them.
+    pub only_reports: bool,
     /// The namespace carries the lock.
     pub locked: bool,
     /// How policies read paths.
@@ -38,10 +47,19 @@ impl InboundPolicy {
             policies: None,
             tokens: None,
             unusable: Vec::new(),
+            declared: BTreeMap::new(),
+            reports: None,
+            only_reports: false,
             locked: false,
             path_normalization: PathNormalization::default(),
             nack: String::new(),
         }
+    }
+
+    /// Whether connections to `port` are read as HTTP whatever policy needs: for metrics and logs of requests.
+    #[must_use]
+    pub fn speaks_http(&self, port: u16) -> bool {
+        self.declared.get(&port).is_some_and(|protocol| *protocol != Protocol::Tcp)
     }
 
     /// A denial as it is counted and told.

@@ -2,7 +2,9 @@
 //! plaintext where that is allowed, evidence of it, and refusals with their reason.
 
 pub mod accept;
+pub mod access_log;
 pub mod agent;
+pub mod bypass;
 pub mod config;
 pub mod context;
 pub mod control;
@@ -33,5 +35,7 @@ pub mod settings;
 pub mod sniff;
 pub mod socket;
 pub mod standalone;
+pub mod telemetry;
+pub mod tuning;
 pub mod tunnel_io;
 pub mod workload_policy;

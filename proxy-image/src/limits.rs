@@ -1,10 +1,17 @@
 //! Every bound of the data path, by name. Nothing in the proxy grows without one, and each refusal is counted
-//! under the limit's name.
+//! under the limit's name. In come the settings' `limits:` (all optional), out come bounds that fit each other.
 
-use std::time::Duration;
+use crate::path_metrics::PathMetrics;
+use crate::tuning::{TuningError, duration};
+use parking_lot::Mutex;
+use serde::{Deserialize, Deserializer};
+use std::collections::BTreeMap;
+use std::io;
+use std::time::{Duration, Instant};
 
-/// The bounds of the data path. Times are per step, counts per process.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// The bounds of the data path. Times are per step, counts per process. In settings the names are in camel case.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Limits {
     /// TLS handshakes under way at once, for each side.
     pub handshakes: usize,
@@ -13,12 +20,16 @@ pub struct Limits {
     /// Connections that wait for a place to shake hands.
     pub handshakes_waiting: usize,
     /// From a peer's first byte to the end of the handshake, and from there to its first OPEN.
+    #[serde(deserialize_with = "duration")]
     pub handshake_timeout: Duration,
     /// From a tunnel's OPEN to its OPENED, as the client sees it: policy and the connect to the app.
+    #[serde(deserialize_with = "duration")]
     pub open_timeout: Duration,
     /// To connect to an app or another destination.
+    #[serde(deserialize_with = "duration")]
     pub connect_timeout: Duration,
     /// A client that is silent so long on a PERMISSIVE port is taken to wait for the server's first word.
+    #[serde(deserialize_with = "duration")]
     pub silence: Duration,
     /// App connections and tunnels open at once, for each side.
     pub connections: usize,
@@ -27,21 +38,36 @@ pub struct Limits {
     /// Idle tunnels that the pool holds in all.
     pub idle_tunnels: usize,
     /// How long a client keeps an idle tunnel.
+    #[serde(deserialize_with = "duration")]
     pub client_idle: Duration,
     /// How long a server keeps an idle tunnel: longer than clients, so that they close first and no OPEN meets
     /// a closing tunnel.
+    #[serde(deserialize_with = "duration")]
     pub server_idle: Duration,
     /// A tunnel older than this takes no further connection.
+    #[serde(deserialize_with = "duration")]
     pub tunnel_age: Duration,
     /// How long a draining server waits for the client to close, and a reset stream for its answer.
+    #[serde(deserialize_with = "duration")]
     pub settle: Duration,
+    /// How long open connections may take to end once the proxy was told to. When there are none, nothing is
+    /// waited for: a Job ends as fast as without a sidecar.
+    #[serde(deserialize_with = "duration")]
+    pub drain_timeout: Duration,
+    /// Destinations that discovery remembers.
+    pub destinations: usize,
+    /// Connections of probes and of metrics at once.
+    pub probe_connections: usize,
     /// Sources of plaintext that evidence names.
     pub evidence_sources: usize,
     /// Bounds of one connection that is read as HTTP.
+    #[serde(deserialize_with = "http")]
     pub http: cinch_http::Limits,
     /// Such a connection says its first bytes within this time, or it is closed.
+    #[serde(deserialize_with = "duration")]
     pub http_first_byte: Duration,
     /// How long the last bytes of such a connection may take to leave once it is over.
+    #[serde(deserialize_with = "duration")]
     pub http_flush: Duration,
     /// Bytes of heads that all such connections hold together.
     pub http_held_bytes: usize,
@@ -64,11 +90,214 @@ impl Default for Limits {
             server_idle: Duration::from_secs(45),
             tunnel_age: Duration::from_secs(3600),
             settle: Duration::from_secs(2),
+            drain_timeout: Duration::from_secs(5),
+            destinations: 10_000,
+            probe_connections: 64,
             evidence_sources: 4096,
             http: cinch_http::Limits::default(),
             http_first_byte: Duration::from_secs(10),
             http_flush: Duration::from_secs(60),
             http_held_bytes: 32 * 1024 * 1024,
         }
+    }
+}
+
+/// The bounds of HTTP as settings say them; the crate that keeps them reads no settings.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+struct HttpLimits {
+    head_bytes: usize,
+    head_fields: usize,
+    trailer_bytes: usize,
+    pipelined: usize,
+    #[serde(deserialize_with = "duration")]
+    head_timeout: Duration,
+    #[serde(deserialize_with = "duration")]
+    idle_timeout: Duration,
+    #[serde(deserialize_with = "duration")]
+    linger: Duration,
+    discard_bytes: usize,
+    answer_bytes: usize,
+    streams: u32,
+}
+
+impl Default for HttpLimits {
+    fn default() -> Self {
+        let cinch_http::Limits {
+            head_bytes,
+            head_fields,
+            trailer_bytes,
+            pipelined,
+            head_timeout,
+            idle_timeout,
+            linger,
+            discard_bytes,
+            answer_bytes,
+            streams,
+        } = cinch_http::Limits::default();
+        HttpLimits {
+            head_bytes,
+            head_fields,
+            trailer_bytes,
+            pipelined,
+            head_timeout,
+            idle_timeout,
+            linger,
+            discard_bytes,
+            answer_bytes,
+            streams,
+        }
+    }
+}
+
+fn http<'de, D: Deserializer<'de>>(deserializer: D) -> Result<cinch_http::Limits, D::Error> {
+    let said = HttpLimits::deserialize(deserializer)?;
+    Ok(cinch_http::Limits {
+        head_bytes: said.head_bytes,
+        head_fields: said.head_fields,
+        trailer_bytes: said.trailer_bytes,
+        pipelined: said.pipelined,
+        head_timeout: said.head_timeout,
+        idle_timeout: said.idle_timeout,
+        linger: said.linger,
+        discard_bytes: said.discard_bytes,
+        answer_bytes: said.answer_bytes,
+        streams: said.streams,
+    })
+}
+
+/// The longest time that any limit may say: more than a day is meant as "never", which nothing here can be.
+const LONGEST: Duration = Duration::from_secs(24 * 3600);
+/// The shortest: below it the clock of timers is too coarse.
+const SHORTEST: Duration = Duration::from_millis(1);
+
+impl Limits {
+    /// Whether a proxy can work with these bounds.
+    ///
+    /// # Errors
+    /// The first field that is out of its bounds or contradicts another.
+    pub fn check(&self) -> Result<(), TuningError> {
+        let counts = self.counts().into_iter().find(|(_, value, low, high)| value < low || value > high);
+        if let Some((field, value, low, high)) = counts {
+            return Err(wrong(field, format!("{value} is not between {low} and {high}")));
+        }
+        let times = self.times().into_iter().find(|(_, time)| *time < SHORTEST || *time > LONGEST);
+        if let Some((field, time)) = times {
+            return Err(wrong(field, format!("{time:?} is not between {SHORTEST:?} and 24h")));
+        }
+        if self.client_idle >= self.server_idle {
+            return Err(wrong(
+                "clientIdle",
+                "it must be shorter than serverIdle: who dials closes first".to_owned(),
+            ));
+        }
+        Ok(())
+    }
+
+    /// Each count with the least and the most that it may be.
+    fn counts(&self) -> [(&'static str, usize, usize, usize); 17] {
+        const MANY: usize = 1 << 20;
+        const BYTES: usize = 1 << 30;
+        let http = &self.http;
+        [
+            ("handshakes", self.handshakes, 1, MANY),
+            ("handshakesPerSource", self.handshakes_per_source, 1, MANY),
+            // One source may have a quarter of them.
+            ("handshakesWaiting", self.handshakes_waiting, 4, MANY),
+            ("connections", self.connections, 1, MANY),
+            ("idleTunnelsPerPeer", self.idle_tunnels_per_peer, 0, MANY),
+            ("idleTunnels", self.idle_tunnels, 0, MANY),
+            ("destinations", self.destinations, 16, MANY),
+            ("probeConnections", self.probe_connections, 1, MANY),
+            ("evidenceSources", self.evidence_sources, 1, MANY),
+            ("httpHeldBytes", self.http_held_bytes, 64 * 1024, BYTES),
+            ("http.headBytes", http.head_bytes, 1024, 1024 * 1024),
+            ("http.headFields", http.head_fields, 8, cinch_http::Limits::MAX_FIELDS),
+            ("http.trailerBytes", http.trailer_bytes, 0, 1024 * 1024),
+            ("http.pipelined", http.pipelined, 1, 1024),
+            ("http.discardBytes", http.discard_bytes, 0, BYTES),
+            ("http.answerBytes", http.answer_bytes, 1024, BYTES),
+            ("http.streams", usize::try_from(http.streams).unwrap_or(usize::MAX), 1, MANY),
+        ]
+    }
+
+    fn times(&self) -> [(&'static str, Duration); 14] {
+        [
+            ("handshakeTimeout", self.handshake_timeout),
+            ("openTimeout", self.open_timeout),
+            ("connectTimeout", self.connect_timeout),
+            ("silence", self.silence),
+            ("clientIdle", self.client_idle),
+            ("serverIdle", self.server_idle),
+            ("tunnelAge", self.tunnel_age),
+            ("settle", self.settle),
+            ("drainTimeout", self.drain_timeout),
+            ("httpFirstByte", self.http_first_byte),
+            ("httpFlush", self.http_flush),
+            ("http.headTimeout", self.http.head_timeout),
+            ("http.idleTimeout", self.http.idle_timeout),
+            ("http.linger", self.http.linger),
+        ]
+    }
+}
+
+fn wrong(field: &'static str, problem: String) -> TuningError {
+    TuningError::Limit { field, problem }
+}
+
+/// At most one line for each limit in this time; the count of what was refused since the last is in it.
+const BETWEEN_LINES: Duration = Duration::from_secs(10);
+
+/// When each limit last had its line, and how often it refused since.
+static TOLD: Mutex<Told> = Mutex::new(Told(BTreeMap::new()));
+
+/// Tells the log that `limit`, by its name in metrics, has refused something. Floods cost a counter only.
+pub fn tell(limit: &'static str) {
+    let refused = TOLD.lock().note(limit, Instant::now());
+    if let Some(refused) = refused {
+        tracing::warn!(limit, refused, "a limit refuses connections or requests (proxy.settings.limits)");
+    }
+}
+
+/// Counts an app or endpoint that did not take a connection within `connect_timeout`.
+pub fn note_connect(metrics: &PathMetrics, error: &io::Error) {
+    if error.kind() == io::ErrorKind::TimedOut {
+        metrics.count_limit("connect_timeout");
+    }
+}
+
+#[derive(Debug)]
+struct Told(BTreeMap<&'static str, (Instant, u64)>);
+
+impl Told {
+    /// How many refusals a line should tell of now, if one is due.
+    fn note(&mut self, limit: &'static str, now: Instant) -> Option<u64> {
+        let Some((last, since)) = self.0.get_mut(limit) else {
+            self.0.insert(limit, (now, 0));
+            return Some(1);
+        };
+        *since += 1;
+        if now.saturating_duration_since(*last) < BETWEEN_LINES {
+            return None;
+        }
+        *last = now;
+        Some(std::mem::take(since))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_limit_has_a_line_in_ten_seconds_that_counts_what_was_refused() {
+        let (mut told, start) = (Told(BTreeMap::new()), Instant::now());
+        assert_eq!(told.note("handshakes", start), Some(1), "the first is told at once");
+        for _ in 0..1000 {
+            assert_eq!(told.note("handshakes", start + Duration::from_secs(9)), None);
+        }
+        assert_eq!(told.note("connections", start), Some(1), "another limit has its own line");
+        assert_eq!(told.note("handshakes", start + Duration::from_secs(10)), Some(1001));
+        assert_eq!(told.note("handshakes", start + Duration::from_secs(20)), Some(1));
     }
 }

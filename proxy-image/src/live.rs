@@ -90,10 +90,24 @@ pub fn judge(policy: &InboundPolicy, subject: &Subject) -> Result<Pass, Denial> 
     }
 }
 
-/// What AUDIT policies and dry runs say of a connection that is being opened; `None` where there are none.
+/// As [`judge`], for a connection that is being opened. On a port that is declared to speak HTTP it is read as such
+/// from its first byte on; one that was open when that was declared goes on as it is.
+///
+/// # Errors
+/// As [`judge`].
+pub fn judge_new(policy: &InboundPolicy, subject: &Subject) -> Result<Pass, Denial> {
+    match judge(policy, subject)? {
+        Pass::Plain(_) if policy.speaks_http(subject.destination.port()) => Ok(Pass::Http),
+        pass => Ok(pass),
+    }
+}
+
+/// What AUDIT policies and dry runs say of a connection that is being opened and not read as HTTP; `None` where there
+/// are none.
 #[must_use]
 pub fn report<'p>(policy: &'p InboundPolicy, subject: &Subject) -> Option<Report<'p>> {
-    let policies = policy.policies.as_ref().filter(|policies| policies.reports())?;
+    let policies = policy.reports.as_ref().or(policy.policies.as_ref());
+    let policies = policies.filter(|policies| policies.reports())?;
     let peer = match &subject.peer {
         Peer::Unknown => None,
         Peer::Proved(id) => Some(id.as_str()),
@@ -239,6 +253,7 @@ impl Drop for Registered {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Protocol;
     use cinch_policy::{
         AuthorizationPolicy, Enforcement, MeshConfig, ObjectName, PolicyObject, PortModes, Workload,
         WorkloadPolicies,
@@ -301,6 +316,25 @@ mod tests {
         assert!(http.denial().is_none() && !http.is_draining());
         live.drain();
         assert!(http.is_draining());
+    }
+
+    #[test]
+    fn a_declared_port_is_read_from_the_start_and_what_is_open_goes_on_as_it_is() {
+        let mut declared = policy(Mode::Permissive, &[]);
+        declared.declared = [(80, Protocol::Grpc), (81, Protocol::Tcp)].into();
+        let to = |port: u16| Subject { destination: ([10, 0, 0, 1], port).into(), ..subject(proved()) };
+        assert_eq!(judge_new(&declared, &to(80)), Ok(Pass::Http));
+        for port in [81, 82] {
+            assert_eq!(judge_new(&declared, &to(port)), Ok(Pass::Plain(Reason::AllowedByDefault)));
+        }
+        let live = Arc::new(Live::default());
+        let open = live.register(to(80));
+        live.review(&declared);
+        assert!(open.denial().is_none());
+        // A declaration opens nothing.
+        let strict = InboundPolicy { declared: declared.declared, ..policy(Mode::Strict, &[]) };
+        let plaintext = Subject { peer: Peer::Unknown, ..to(80) };
+        assert_eq!(judge_new(&strict, &plaintext).unwrap_err().reason, Reason::StrictPlaintext);
     }
 
     #[tokio::test]

@@ -8,12 +8,15 @@ use std::process::ExitCode;
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
-/// One arena, because one thread does nearly all the work, and memory goes back to the system within a second.
+/// One arena, because one thread does nearly all the work. Memory goes back to the system within a second or two,
+/// by a thread of the allocator's own: else nothing goes back once nothing happens, and a proxy is idle most of the
+/// time.
 // SAFETY: jemalloc reads this symbol once, as a pointer to a string that ends with NUL; that is what a reference
 // to an array of bytes is, and nothing else defines the name.
 #[allow(unsafe_code)]
 #[unsafe(export_name = "_rjem_malloc_conf")]
-pub static MALLOC_CONF: &[u8; 47] = b"narenas:1,dirty_decay_ms:1000,muzzy_decay_ms:0\0";
+pub static MALLOC_CONF: &[u8; 95] =
+    b"narenas:1,dirty_decay_ms:1000,muzzy_decay_ms:0,background_thread:true,max_background_threads:1\0";
 
 #[derive(Parser)]
 #[command(name = "cinch-proxy", about = "The sidecar proxy of Cinch", disable_version_flag = true)]

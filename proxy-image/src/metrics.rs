@@ -4,7 +4,7 @@ use crate::discovery::DiscoveryMetrics;
 use crate::evidence::Evidence;
 use crate::health::Readiness;
 use crate::path_metrics::PathMetrics;
-use crate::process::resident_bytes;
+use crate::process::{descriptor_limit, open_descriptors, resident_bytes};
 use prometheus_client::encoding::text;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::gauge::Gauge;
@@ -37,10 +37,14 @@ pub struct ControlMetrics {
 /// The page.
 pub struct Metrics {
     registry: Registry,
+    /// With Istio's names, which have another prefix.
+    istio: Registry,
     evidence: Arc<Evidence>,
     readiness: Arc<Readiness>,
     ready: Gauge,
     memory: Gauge,
+    descriptors: Gauge,
+    descriptor_limit: Gauge,
     inbound_proof: Gauge,
     outbound_proof: Gauge,
     agent_proof: Gauge,
@@ -58,11 +62,16 @@ impl Metrics {
         let mut registry = Registry::with_prefix("cinch");
         path.register(&mut registry);
         control.register(&mut registry);
+        let mut istio = Registry::with_prefix("istio");
+        path.telemetry.register_istio(&mut istio);
         let this = Self {
+            istio,
             evidence,
             readiness,
             ready: Gauge::default(),
             memory: Gauge::default(),
+            descriptors: Gauge::default(),
+            descriptor_limit: Gauge::default(),
             inbound_proof: Gauge::default(),
             outbound_proof: Gauge::default(),
             agent_proof: Gauge::default(),
@@ -71,6 +80,9 @@ impl Metrics {
         let r = &mut registry;
         r.register("ready", "1 when nothing is missing", this.ready.clone());
         r.register_with_unit("resident_memory", "Memory in use", Unit::Bytes, this.memory.clone());
+        r.register("open_descriptors", "File descriptors in use", this.descriptors.clone());
+        let help = "File descriptors that the process may have: the system's hard limit";
+        r.register("max_descriptors", help, this.descriptor_limit.clone());
         let (inbound, outbound) = (this.inbound_proof.clone(), this.outbound_proof.clone());
         let help = "Age of the last proof that the redirect works; -1: never proved";
         r.register_with_unit("inbound_redirect_proof_age", help, Unit::Seconds, inbound);
@@ -85,12 +97,16 @@ impl Metrics {
     pub fn render(&self) -> String {
         self.ready.set(i64::from(self.readiness.missing().is_empty()));
         self.memory.set(i64::try_from(resident_bytes()).unwrap_or(i64::MAX));
+        self.descriptors.set(i64::try_from(open_descriptors()).unwrap_or(i64::MAX));
+        let limit = descriptor_limit().unwrap_or_default();
+        self.descriptor_limit.set(i64::try_from(limit).unwrap_or(i64::MAX));
         self.inbound_proof.set(seconds(self.evidence.inbound_proof_age()));
         self.outbound_proof.set(seconds(self.evidence.outbound_proof_age()));
         self.agent_proof.set(seconds(self.evidence.agent_proof_age()));
         let mut page = String::new();
         // Writing to a string can't fail.
-        let _ = text::encode(&mut page, &self.registry);
+        let _ = text::encode_registry(&mut page, &self.registry)
+            .and_then(|()| text::encode(&mut page, &self.istio));
         page
     }
 }

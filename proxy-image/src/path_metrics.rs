@@ -1,7 +1,11 @@
 //! Metrics of the data path: handles that count, and their registration. Connections look their handles up once,
 //! when they open.
 
+use crate::access_log::AccessLog;
+use crate::copy::End;
 use crate::http_filter::HttpMetrics;
+use crate::live::Denial;
+use crate::telemetry::{ConnectionRecord, Telemetry};
 use cinch_reason::Reason;
 use parking_lot::Mutex;
 use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder};
@@ -181,9 +185,17 @@ pub struct PathMetrics {
     pub limit_refusals: Family<LimitLabels, Counter>,
     /// Requests of connections that are read as HTTP.
     pub http: HttpMetrics,
+    /// The same by Istio's names, and the access log.
+    pub telemetry: Telemetry,
 }
 
 impl PathMetrics {
+    /// Nothing counted yet; requests and connections are told to `log`.
+    #[must_use]
+    pub fn with_log(log: AccessLog) -> Self {
+        PathMetrics { telemetry: Telemetry::with_log(log), ..PathMetrics::default() }
+    }
+
     /// Registers every handle, under the prefix that `registry` has.
     pub fn register(&self, registry: &mut Registry) {
         let r = registry;
@@ -243,6 +255,7 @@ impl PathMetrics {
         );
         r.register("limit_refusals", "Refusals by a limit, by its name", self.limit_refusals.clone());
         self.http.register(r);
+        self.telemetry.register_own(r);
     }
 
     /// Counts a refused connection.
@@ -290,8 +303,21 @@ impl PathMetrics {
         PolicyLabels { policy: "other".to_owned(), rule: String::new() }
     }
 
-    /// Counts a refusal by the limit called `name`.
+    /// App connections that are open or on their way to the other side: their client may have said all it wants to
+    /// and be gone.
+    #[must_use]
+    pub fn open_connections(&self) -> i64 {
+        let all = [Direction::Inbound, Direction::Outbound].into_iter().flat_map(|direction| {
+            let transports = [Transport::Tunnel, Transport::Plaintext, Transport::Local];
+            transports.map(|transport| ConnectionLabels { direction, transport })
+        });
+        let open: i64 = all.map(|labels| self.connections_open.get_or_create(&labels).get()).sum();
+        open + self.connections_opening.get()
+    }
+
+    /// Counts a refusal by the limit called `name`, and tells the log now and then.
     pub fn count_limit(&self, name: &'static str) {
+        crate::limits::tell(name);
         self.limit_refusals.get_or_create(&LimitLabels { limit: Word(name) }).inc();
     }
 
@@ -332,6 +358,7 @@ impl PathMetrics {
         ConnectionMetrics {
             sent: self.sent_bytes.get_or_create_owned(&labels),
             received: self.received_bytes.get_or_create_owned(&labels),
+            record: None,
             _open: OpenGauge::new(self.connections_open.get_or_create_owned(&labels)),
         }
     }
@@ -340,11 +367,42 @@ impl PathMetrics {
 /// The handles of one app connection.
 #[derive(Debug)]
 pub struct ConnectionMetrics {
-    /// Bytes that the app sent.
-    pub sent: Counter,
-    /// Bytes that the app received.
-    pub received: Counter,
+    sent: Counter,
+    received: Counter,
+    /// `None` for one whose requests are told instead.
+    record: Option<Box<ConnectionRecord>>,
     _open: OpenGauge,
+}
+
+impl ConnectionMetrics {
+    /// From now on also counts and tells the connection as `record` has it.
+    #[must_use]
+    pub fn with_record(self, record: Option<Box<ConnectionRecord>>) -> Self {
+        ConnectionMetrics { record, ..self }
+    }
+
+    /// The app sent so many bytes.
+    pub fn count_sent(&self, bytes: usize) {
+        self.sent.inc_by(bytes as u64);
+        if let Some(record) = &self.record {
+            record.app_sent(bytes as u64);
+        }
+    }
+
+    /// The app received so many bytes.
+    pub fn count_received(&self, bytes: usize) {
+        self.received.inc_by(bytes as u64);
+        if let Some(record) = &self.record {
+            record.app_received(bytes as u64);
+        }
+    }
+
+    /// Says how the copy of the connection ended, and by what it was cut.
+    pub fn ended(&self, end: End, denial: Option<&Denial>) {
+        if let Some(record) = &self.record {
+            record.ended(end, denial);
+        }
+    }
 }
 
 /// One more of something open, until dropped.
@@ -395,7 +453,7 @@ mod tests {
         let mut registry = Registry::with_prefix("cinch");
         metrics.register(&mut registry);
         let open = metrics.connection(Direction::Inbound, Transport::Tunnel);
-        open.sent.inc_by(5);
+        open.count_sent(5);
         metrics.count_refused(Direction::Inbound, Reason::StrictPlaintext);
         metrics.count_limit("handshakes");
         let mut text = String::new();

@@ -4,7 +4,9 @@
 
 use std::io::{self, IsTerminal};
 use std::path::Path;
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::{LevelFilter, Targets};
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
 
 /// Where the kubelet reads why a container ended.
 pub const TERMINATION_LOG: &str = "/dev/termination-log";
@@ -12,16 +14,17 @@ pub const TERMINATION_LOG: &str = "/dev/termination-log";
 /// The kubelet shows no more of a termination message than this, in bytes.
 const TERMINATION_LIMIT: usize = 4096;
 
-/// Log lines go to standard error; `CINCH_LOG` filters them (`info` by default).
+/// Log lines go to standard error; `CINCH_LOG` filters them by level and module (`info` by default).
 pub fn start_logging() {
-    let filter = EnvFilter::try_from_env("CINCH_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
-    let lines = tracing_subscriber::fmt()
+    // Not `EnvFilter`: its regular expressions are a tenth of the program, for filters on fields that nobody sets.
+    let wanted = std::env::var("CINCH_LOG").ok().and_then(|filter| filter.parse::<Targets>().ok());
+    let filter = wanted.unwrap_or_else(|| Targets::new().with_default(LevelFilter::INFO));
+    let lines = tracing_subscriber::fmt::layer()
         .compact()
         .with_writer(io::stderr)
-        .with_ansi(io::stderr().is_terminal())
-        .with_env_filter(filter);
+        .with_ansi(io::stderr().is_terminal());
     // A second call (tests) keeps the first subscriber.
-    let _ = lines.try_init();
+    let _ = tracing_subscriber::registry().with(filter).with(lines).try_init();
 }
 
 /// Installs the cryptography that TLS uses by default.
@@ -30,13 +33,11 @@ pub fn install_crypto() {
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
 }
 
-/// Takes all file descriptors that the system allows, and keeps private keys out of core dumps and from
-/// other processes' debuggers.
+/// Keeps private keys out of core dumps and from other processes' debuggers.
 ///
 /// # Errors
 /// The system's error, which concerns only the hardening: the proxy works without it.
 pub fn harden() -> io::Result<()> {
-    raise_descriptor_limit()?;
     let none = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
     // SAFETY: `none` is a valid rlimit that lives through the call.
     check(unsafe { libc::setrlimit(libc::RLIMIT_CORE, &raw const none) })?;
@@ -44,13 +45,57 @@ pub fn harden() -> io::Result<()> {
     check(unsafe { libc::prctl(libc::PR_SET_DUMPABLE, 0, 0, 0, 0) })
 }
 
-fn raise_descriptor_limit() -> io::Result<()> {
+/// Descriptors that one app connection may hold: itself, and its tunnel or its way to the app.
+const DESCRIPTORS_PER_CONNECTION: u64 = 2;
+/// And what the process has besides.
+const OTHER_DESCRIPTORS: u64 = 256;
+
+/// Takes as many file descriptors as the system lets us have (the soft limit is raised to the hard one), and tells
+/// the log how many; when they are too few for `connections` on each side, that is said too. What then finds no
+/// descriptor waits to be accepted.
+pub fn raise_descriptor_limit(connections: usize) {
+    let before = descriptor_limit().unwrap_or_default();
+    if let Err(error) = set_descriptor_limit() {
+        tracing::warn!(%error, "the limit of file descriptors could not be raised");
+    }
+    let now = descriptor_limit().unwrap_or_default();
+    let both_sides = u64::try_from(connections).unwrap_or(u64::MAX).saturating_mul(2);
+    let enough = both_sides.saturating_mul(DESCRIPTORS_PER_CONNECTION).saturating_add(OTHER_DESCRIPTORS);
+    if now < enough {
+        tracing::warn!(before, now, enough, "fewer file descriptors than limits.connections may need");
+    } else {
+        tracing::info!(before, now, "file descriptors");
+    }
+}
+
+/// How many file descriptors the process may have.
+///
+/// # Errors
+/// As `getrlimit(2)`.
+pub fn descriptor_limit() -> io::Result<u64> {
+    Ok(descriptor_limits()?.rlim_cur)
+}
+
+fn descriptor_limits() -> io::Result<libc::rlimit> {
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
     // SAFETY: `limit` is valid for writes and not aliased.
     check(unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) })?;
+    Ok(limit)
+}
+
+fn set_descriptor_limit() -> io::Result<()> {
+    let mut limit = descriptor_limits()?;
     limit.rlim_cur = limit.rlim_max;
     // SAFETY: `limit` is a valid rlimit that lives through the call.
     check(unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) })
+}
+
+/// How many file descriptors the process has now; 0 where /proc does not say.
+#[must_use]
+pub fn open_descriptors() -> u64 {
+    let listed = std::fs::read_dir("/proc/self/fd").map_or(0, Iterator::count);
+    // The one that lists them is none of them.
+    u64::try_from(listed).unwrap_or(u64::MAX).saturating_sub(1)
 }
 
 fn check(result: i32) -> io::Result<()> {
@@ -95,6 +140,17 @@ mod tests {
         assert_eq!(text.len(), 4096);
         write_termination_message(file.path(), "short");
         assert_eq!(std::fs::read_to_string(file.path()).unwrap(), "short");
+    }
+
+    #[test]
+    fn file_descriptors_are_raised_to_the_hard_limit_and_counted() {
+        raise_descriptor_limit(16);
+        let limits = descriptor_limits().unwrap();
+        assert_eq!(limits.rlim_cur, limits.rlim_max);
+        assert_eq!(descriptor_limit().unwrap(), limits.rlim_max);
+        let files: Vec<_> = (0..64).map(|_| tempfile::tempfile().unwrap()).collect();
+        assert!(open_descriptors() >= 64, "{}", open_descriptors());
+        drop(files);
     }
 
     #[test]

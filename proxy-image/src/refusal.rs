@@ -1,13 +1,15 @@
-//! Every refusal leaves a count by its reason and, as long as there are few, a line in the log. A flood of them
-//! costs counters only.
+//! Every refusal leaves a count by its reason and an entry in the access log, which loses no denial. Where there is no
+//! access log, the proxy's own has a line instead, as long as there are few.
 
+use crate::access_log::{Ends, Entry, Ruling};
 use crate::live::Denial;
 use crate::path_metrics::{Direction, PathMetrics};
+use crate::telemetry::{Telemetry, flags};
 use cinch_policy::Report;
 use cinch_reason::Reason;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// Lines per second; more of them tell nothing new.
 const LINES: u64 = 10;
@@ -26,7 +28,13 @@ pub fn refused(
     detail: &str,
 ) {
     metrics.count_refused(direction, reason);
-    if may_tell() {
+    let telemetry = &metrics.telemetry;
+    let ends = match direction {
+        Direction::Inbound => telemetry.inbound(from, to, None),
+        Direction::Outbound => telemetry.outbound(from, to, None),
+    };
+    tell_connection(telemetry, ends, &Denial::of(reason), detail);
+    if tells_itself(metrics) {
         tracing::info!(%reason, ?direction, %from, %to, detail, "connection refused");
     }
 }
@@ -41,7 +49,9 @@ pub fn denied(
 ) {
     metrics.count_refused(Direction::Inbound, denial.reason);
     count_denial(metrics, denial);
-    if may_tell() {
+    let telemetry = &metrics.telemetry;
+    tell_connection(telemetry, telemetry.inbound(from, to, peer), denial, "");
+    if tells_itself(metrics) {
         let Denial { reason, policy, rule } = denial;
         let (policy, peer) = (policy.as_deref().unwrap_or_default(), peer.unwrap_or_default());
         tracing::info!(%reason, policy, rule, peer, %from, %to, "connection denied");
@@ -54,7 +64,7 @@ pub fn cut(metrics: &PathMetrics, reason: Reason, denial: Option<&Denial>, from:
     if let Some(denial) = denial {
         count_denial(metrics, denial);
     }
-    if may_tell() {
+    if tells_itself(metrics) {
         let policy = denial.and_then(|denial| denial.policy.as_deref()).unwrap_or_default();
         let rule = denial.and_then(|denial| denial.rule);
         tracing::info!(%reason, policy, rule, %from, %to, "connection cut");
@@ -65,9 +75,38 @@ pub fn cut(metrics: &PathMetrics, reason: Reason, denial: Option<&Denial>, from:
 pub fn broken(metrics: &PathMetrics, from: SocketAddr, to: SocketAddr) {
     let reason = Reason::TunnelBroken;
     metrics.count_cut(Direction::Outbound, reason);
-    if may_tell() {
+    if tells_itself(metrics) {
         tracing::info!(%reason, %from, %to, "connection cut");
     }
+}
+
+/// Tells the access log of an inbound connection that was read as HTTP and cut while no request was under way.
+pub(crate) fn tell_cut(
+    telemetry: &Telemetry,
+    (from, to): (SocketAddr, SocketAddr),
+    peer: Option<&str>,
+    denial: &Denial,
+) {
+    tell_connection(telemetry, telemetry.inbound(from, to, peer), denial, "");
+}
+
+/// Tells the access log of a connection that was refused.
+fn tell_connection(telemetry: &Telemetry, ends: Ends<'_>, denial: &Denial, detail: &str) {
+    let Denial { reason, policy, rule } = denial;
+    let decision = flags::decision(*reason);
+    let ruling = Ruling { decision, reason: *reason, policy: policy.as_ref(), rule: *rule, detail };
+    let entry = Entry {
+        ends,
+        head: None,
+        code: 0,
+        grpc: None,
+        flags: flags::of_refusal(*reason),
+        ruling: Some(ruling),
+        received: 0,
+        sent: 0,
+        duration: Duration::ZERO,
+    };
+    telemetry.log().tell(&entry, false);
 }
 
 fn count_denial(metrics: &PathMetrics, denial: &Denial) {
@@ -94,6 +133,11 @@ pub fn reported(metrics: &PathMetrics, report: &Report<'_>, (from, to): (SocketA
             tracing::info!(reason = %report.would.reason, policy, rule = report.would.rule, %from, %to, "with its dry runs enforced, the connection would be denied");
         }
     }
+}
+
+/// Whether the proxy's own log has a line about a refusal: where no access log tells of it.
+pub(crate) fn tells_itself(metrics: &PathMetrics) -> bool {
+    !metrics.telemetry.log().is_on() && may_tell()
 }
 
 /// Whether this second still has room for a line.

@@ -5,24 +5,27 @@
 //! ready when the rest is there.
 //! End (SIGTERM): no new connections, tunnels drain, open connections finish within a bound, the last report.
 
+use crate::access_log::AccessLog;
 use crate::agent::{AgentClient, REFUSED_FOR_GOOD};
 use crate::config::Config;
 use crate::context::{Context, InboundPolicy};
 use crate::control::{Control, trust};
 use crate::credentials::{CredentialStore, is_current};
-use crate::discovery::{DEFAULT_CAPACITY, RecordCache};
+use crate::discovery::RecordCache;
 use crate::evidence::Evidence;
 use crate::health::{Doorway, Readiness, VirtualServer};
 use crate::limits::Limits;
 use crate::listeners::Listeners;
 use crate::live::Live;
 use crate::metrics::{ControlMetrics, Metrics};
-use crate::path_metrics::{ConnectionLabels, Direction, PathMetrics, Transport};
+use crate::path_metrics::PathMetrics;
 use crate::probes::ProbeTable;
 use crate::settings::PodSettings;
 use crate::standalone::{self, StaticPeers};
+use crate::tuning::Tuning;
 use crate::{http_filter, process, selftest};
 use anyhow::{Context as _, Result, anyhow};
+use cinch_identity::SpiffeId;
 use cinch_reason::Reason;
 use cinch_redirect::RedirectConfig;
 use parking_lot::Mutex;
@@ -38,9 +41,6 @@ use tokio_util::sync::CancellationToken;
 
 /// Without a certificate after this time the process ends and says why: the kubelet hides what probes answer.
 const FIRST_CERTIFICATE: Duration = Duration::from_secs(20);
-/// How long open connections may take to end after SIGTERM. When there are none, nothing is waited for: a Job
-/// ends as fast as without a sidecar.
-const DRAIN: Duration = Duration::from_secs(5);
 /// How long idle tunnels may take to close, and the data path to end.
 const GOODBYE: Duration = Duration::from_millis(200);
 /// How long the last report may take.
@@ -89,9 +89,14 @@ struct Parts {
 }
 
 impl Parts {
-    fn new() -> Self {
-        let limits = Limits::default();
-        let path_metrics = Arc::<PathMetrics>::default();
+    fn new(tuning: &Tuning) -> Self {
+        let limits = tuning.limits.clone();
+        process::raise_descriptor_limit(limits.connections);
+        let log = AccessLog::start(&tuning.access_log).unwrap_or_else(|error| {
+            tracing::error!(%error, "there will be no access log");
+            AccessLog::default()
+        });
+        let path_metrics = Arc::new(PathMetrics::with_log(log));
         Self {
             evidence: Arc::new(Evidence::new(limits.evidence_sources)),
             http: http_filter::Shared::new(&limits, &path_metrics),
@@ -103,6 +108,11 @@ impl Parts {
         }
     }
 
+    /// Says who the pod is, for metrics and the access log.
+    fn introduce(&self, identity: &SpiffeId) {
+        self.path_metrics.telemetry.set_own(identity.clone());
+    }
+
     /// The metrics page and the server of the virtual ports, which is started.
     fn open_ports(
         &self,
@@ -112,42 +122,48 @@ impl Parts {
         pod: Option<IpAddr>,
     ) -> Arc<Doorway> {
         let metrics = Metrics::new(self.evidence.clone(), readiness.clone(), &self.path_metrics, control);
-        let server = VirtualServer { readiness, probes, pod, metrics: Arc::new(metrics) };
+        let server = VirtualServer {
+            readiness,
+            probes,
+            pod,
+            metrics: Arc::new(metrics),
+            connections: self.limits.probe_connections,
+            path: self.path_metrics.clone(),
+        };
         let (doorway, serve) = server.open();
         tokio::spawn(serve);
         Arc::new(doorway)
     }
 
-    /// Those on their way to the other side too: their client may have said all it wants to and be gone.
-    fn open_connections(&self) -> i64 {
-        let all = [Direction::Inbound, Direction::Outbound].into_iter().flat_map(|direction| {
-            let transports = [Transport::Tunnel, Transport::Plaintext, Transport::Local];
-            transports.map(|transport| ConnectionLabels { direction, transport })
-        });
-        let open: i64 =
-            all.map(|labels| self.path_metrics.connections_open.get_or_create(&labels).get()).sum();
-        open + self.path_metrics.connections_opening.get()
-    }
-
     /// Ends the data path: politely, and little later than `bound`.
     async fn drain(&self, mut data: oneshot::Receiver<()>, bound: Duration) {
-        let begin = Instant::now();
+        let (begin, open) = (Instant::now(), self.path_metrics.open_connections());
         self.drain.cancel();
         let (mut ended, mut left) = (false, 1);
         while !ended && left > 0 && begin.elapsed() < bound {
-            while self.open_connections() > 0 && begin.elapsed() < bound {
+            while self.path_metrics.open_connections() > 0 && begin.elapsed() < bound {
                 sleep(Duration::from_millis(10)).await;
             }
             // What still drains now are idle tunnels, and what had to be accepted first.
             ended = timeout(GOODBYE, &mut data).await.is_ok();
-            left = self.open_connections();
+            left = self.path_metrics.open_connections();
         }
         if !ended && left > 0 {
             // Their ends must not look like complete ones.
             self.end.cancel();
             let _ = timeout(GOODBYE, data).await;
         }
-        tracing::info!(took = ?begin.elapsed(), left, "drained");
+        if left > 0 {
+            self.path_metrics.count_limit("drain_timeout");
+        }
+        tracing::info!(took = ?begin.elapsed(), open, left, "drained");
+    }
+}
+
+impl Drop for Parts {
+    /// The last lines of the access log are those that explain an end.
+    fn drop(&mut self) {
+        self.path_metrics.telemetry.log().close(GOODBYE);
     }
 }
 
@@ -180,7 +196,8 @@ async fn run_in_pod(settings: PodSettings) -> Result<()> {
     let mut termination = Termination::new()?;
     let ports = RedirectConfig::default();
     let listeners = Listeners::in_pod(ports.inbound_port, ports.outbound_port)?;
-    let parts = Parts::new();
+    let parts = Parts::new(&settings.tuning);
+    parts.introduce(&settings.identity);
     let control = Arc::new(pod_control(settings, &parts));
     let mut certificate = control.credentials.subscribe();
 
@@ -223,7 +240,7 @@ async fn run_in_pod(settings: PodSettings) -> Result<()> {
         error = missing_certificate(&control, &mut certificate, begin) => return Err(error),
         _ = &mut data => return Err(anyhow!("the data path ended")),
     }
-    parts.drain(data, DRAIN).await;
+    parts.drain(data, parts.limits.drain_timeout).await;
     control.finish.cancel();
     let _ = timeout(LAST_REPORT, stream).await;
     Ok(())
@@ -243,7 +260,7 @@ fn agent_client(control: &Control, parts: &Parts, socket: PathBuf) -> AgentClien
 
 fn pod_control(settings: PodSettings, parts: &Parts) -> Control {
     let metrics = ControlMetrics::default();
-    let credentials = CredentialStore::default();
+    let credentials = CredentialStore::new(settings.tuning.records);
     let policy = watch::Sender::new(None::<Arc<InboundPolicy>>);
     let readiness = Readiness::in_pod(parts.evidence.clone(), credentials.subscribe(), policy.subscribe());
     Control {
@@ -251,7 +268,7 @@ fn pod_control(settings: PodSettings, parts: &Parts) -> Control {
         credentials,
         policy,
         judged: parts.live.judged(),
-        records: Arc::new(RecordCache::new(DEFAULT_CAPACITY, metrics.discovery.clone())),
+        records: Arc::new(RecordCache::new(parts.limits.destinations, metrics.discovery.clone())),
         evidence: parts.evidence.clone(),
         unknown_keys: parts.http.unknown_keys.clone(),
         readiness: Arc::new(readiness),
@@ -303,10 +320,15 @@ fn start_standalone(path: &Path) -> Result<()> {
 
 async fn run_standalone(config: Config) -> Result<()> {
     let mut termination = Termination::new()?;
-    let listeners = Listeners::at(config.listen.inbound, config.listen.outbound)?;
-    let parts = Parts::new();
-    let credentials = Arc::new(CredentialStore::default());
+    let listen = &config.listen;
+    let listeners = match listen.both_families {
+        true => Listeners::in_pod(listen.inbound.port(), listen.outbound.port())?,
+        false => Listeners::at(listen.inbound, listen.outbound)?,
+    };
+    let parts = Parts::new(&config.settings);
+    let credentials = Arc::new(CredentialStore::new(config.settings.records));
     let (svid, bundle) = standalone::load_identity(&config)?;
+    parts.introduce(svid.id());
     let metrics = ControlMetrics::default();
     metrics.certificate_expiry.set(i64::try_from(svid.not_after()).unwrap_or(i64::MAX));
     credentials.install(svid, bundle)?;
@@ -335,17 +357,18 @@ async fn run_standalone(config: Config) -> Result<()> {
         () = termination.requested() => {}
         _ = &mut data => return Err(anyhow!("the data path ended")),
     }
-    parts.drain(data, DRAIN).await;
+    parts.drain(data, parts.limits.drain_timeout).await;
     Ok(())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::path_metrics::{Direction, Transport};
 
     #[tokio::test]
     async fn the_drain_waits_for_connections_on_their_way() {
-        let parts = Parts::new();
+        let parts = Parts::new(&Tuning::default());
         let (done, data) = oneshot::channel();
         let opening = parts.path_metrics.opening();
         let work = async {
@@ -367,7 +390,7 @@ mod tests {
     #[tokio::test]
     async fn what_is_open_at_the_end_of_the_drain_is_cut_and_nothing_else() {
         for open in [true, false] {
-            let parts = Parts::new();
+            let parts = Parts::new(&Tuning::default());
             let _open = open.then(|| parts.path_metrics.opening());
             let (_done, data) = oneshot::channel();
             parts.drain(data, Duration::from_millis(50)).await;

@@ -42,6 +42,7 @@ pub async fn run(evidence: Arc<Evidence>, mut interval: watch::Receiver<Duration
         let proved = prove_outbound(&evidence).await;
         if !proved {
             failures.inc();
+            evidence.note_outbound_failure();
         }
         if proved_before != Some(proved) {
             match proved {

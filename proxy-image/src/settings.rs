@@ -2,8 +2,11 @@
 //! name of the variable that is missing or wrong.
 
 use crate::probes::{ProbeError, ProbeTable};
+use crate::tuning::{Tuning, TuningError};
 use cinch_identity::{IdentityError, SpiffeId, TrustDomain};
-use cinch_injection::{AGENT_DIRECTORY, AGENT_SOCKET, REDIRECT_BY_AGENT, REDIRECT_VARIABLE};
+use cinch_injection::{
+    AGENT_DIRECTORY, AGENT_SOCKET, REDIRECT_BY_AGENT, REDIRECT_VARIABLE, SETTINGS_VARIABLE,
+};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
@@ -37,6 +40,9 @@ pub enum SettingsError {
     /// A way to set the redirect that this program does not know.
     #[error("CINCH_REDIRECT: {0:?} is no way to set the redirect")]
     Redirect(String),
+    /// The installation's settings.
+    #[error("CINCH_PROXY_SETTINGS: {0}")]
+    Tuning(#[from] TuningError),
     /// The declared probes.
     #[error("CINCH_PROBES: {0}")]
     Probes(#[from] ProbeError),
@@ -71,6 +77,8 @@ pub struct PodSettings {
     pub termination_log: PathBuf,
     /// The socket of the node agent, when the redirect is its to set.
     pub agent_socket: Option<PathBuf>,
+    /// What the installation says about the proxies' work.
+    pub tuning: Tuning,
 }
 
 impl PodSettings {
@@ -101,6 +109,7 @@ impl PodSettings {
             trust_directory: TRUST_DIRECTORY.into(),
             termination_log: crate::process::TERMINATION_LOG.into(),
             agent_socket: agent_socket(variable(REDIRECT_VARIABLE))?,
+            tuning: Tuning::parse(&variable(SETTINGS_VARIABLE).unwrap_or_default())?,
             namespace,
             trust_domain,
         })
@@ -163,6 +172,14 @@ mod tests {
     }
 
     #[test]
+    fn the_settings_of_the_installation_hold() {
+        assert_eq!(read(&complete()).unwrap().tuning, Tuning::default());
+        let mut with = complete();
+        with.insert("CINCH_PROXY_SETTINGS", r#"{"limits": {"handshakes": 3}}"#);
+        assert_eq!(read(&with).unwrap().tuning.limits.handshakes, 3);
+    }
+
+    #[test]
     fn each_missing_or_wrong_variable_is_named() {
         for name in complete().keys() {
             let mut less = complete();
@@ -176,6 +193,8 @@ mod tests {
             ("CINCH_OPERATOR_ID", "cinch-operator"),
             ("CINCH_PROBES", "{"),
             ("CINCH_REDIRECT", "agnet"),
+            ("CINCH_PROXY_SETTINGS", r#"{"records": "inplace"}"#),
+            ("CINCH_PROXY_SETTINGS", r#"{"limits": {"handshakes": 0}}"#),
         ];
         for (name, value) in wrong {
             let mut with = complete();

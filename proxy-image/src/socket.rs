@@ -1,11 +1,13 @@
 //! Options of TCP sockets, and the two ways to end a connection.
 
-use socket2::{SockRef, TcpKeepalive};
+use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 use std::io::{self, Read};
 use std::mem::MaybeUninit;
 use std::net::{Shutdown, SocketAddr};
+use std::ops::RangeInclusive;
+use std::sync::OnceLock;
 use std::time::Duration;
-use tokio::net::TcpStream;
+use tokio::net::{TcpListener, TcpStream};
 
 /// A peer is taken for gone after three unanswered probes, 10 s apart, that begin after 30 s of silence.
 fn keepalive() -> TcpKeepalive {
@@ -18,17 +20,20 @@ fn keepalive() -> TcpKeepalive {
 /// Unacknowledged bytes on a tunnel end it after this time: the peer's node is gone, and the app should know.
 const USER_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// For every connection: no waiting for more bytes, and a vanished peer is noticed. A socket that refuses an
-/// option is broken in a way that its next use will tell.
-pub fn prepare(stream: &TcpStream) {
-    let socket = SockRef::from(stream);
+/// For a listener: no waiting for more bytes, and a vanished peer is noticed. What it accepts inherits this, so
+/// that a connection costs no system call for it. A socket that refuses an option is broken in a way that its next
+/// use will tell.
+pub fn prepare_listener(listener: &TcpListener) {
+    prepare(&SockRef::from(listener));
+}
+
+fn prepare(socket: &SockRef<'_>) {
     let _ = socket.set_tcp_nodelay(true);
     let _ = socket.set_tcp_keepalive(&keepalive());
 }
 
-/// For tunnels, on top of [`prepare`].
+/// For tunnels, whose sockets are accepted or dialled here.
 pub fn prepare_tunnel(stream: &TcpStream) {
-    prepare(stream);
     let _ = SockRef::from(stream).set_tcp_user_timeout(Some(USER_TIMEOUT));
 }
 
@@ -64,19 +69,104 @@ pub fn is_quiet(stream: &TcpStream) -> bool {
     peeked.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
 }
 
-/// Dials `to`. A connection to itself (the kernel may pick the destination's port as source port, and TCP then
-/// connects the socket with itself) is as refused as the listener that isn't there.
+/// Dials `to`, over the network. A connection to itself (the kernel may pick the destination's port as source port,
+/// and TCP then connects the socket with itself) is as refused as the listener that isn't there.
 ///
 /// # Errors
 /// As `connect(2)`; `TimedOut` after `limit`.
 pub async fn connect(to: SocketAddr, limit: Duration) -> io::Result<TcpStream> {
-    let stream = tokio::time::timeout(limit, TcpStream::connect(to))
-        .await
-        .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
-    if stream.local_addr()? == stream.peer_addr()? {
+    let socket = socket(to)?;
+    prepare(&SockRef::from(&socket));
+    establish(socket, to, limit).await
+}
+
+/// Dials an app of the pod, at one of the pod's own addresses. As [`connect`], but nobody has to look whether the
+/// other side is still there: it is this kernel that would know.
+///
+/// # Errors
+/// As [`connect`].
+pub async fn connect_app(to: SocketAddr, limit: Duration) -> io::Result<TcpStream> {
+    let socket = socket(to)?;
+    let _ = socket.set_tcp_nodelay(true);
+    establish(socket, to, limit).await
+}
+
+fn socket(to: SocketAddr) -> io::Result<Socket> {
+    Socket::new(Domain::for_address(to), Type::STREAM.nonblocking(), Some(Protocol::TCP))
+}
+
+async fn establish(socket: Socket, to: SocketAddr, limit: Duration) -> io::Result<TcpStream> {
+    match socket.connect(&to.into()) {
+        Err(error) if error.raw_os_error() != Some(libc::EINPROGRESS) => return Err(error),
+        _ => {}
+    }
+    // Within one host the other side has answered before the call returns, though it says that it is in progress.
+    // Then nobody has to wait for the runtime to hear of it.
+    let is_there = socket.peer_addr().is_ok();
+    let stream = TcpStream::from_std(socket.into())?;
+    if !is_there {
+        // Boxed: most connections need it not at all, and none of them later.
+        Box::pin(tokio::time::timeout(limit, stream.writable()))
+            .await
+            .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
+        if let Some(error) = stream.take_error()? {
+            return Err(error);
+        }
+    }
+    if is_ephemeral(to.port()) && stream.local_addr()? == stream.peer_addr()? {
         abort(stream);
         return Err(io::ErrorKind::ConnectionRefused.into());
     }
-    prepare(&stream);
     Ok(stream)
+}
+
+/// Whether the kernel may pick `port` as a source port.
+fn is_ephemeral(port: u16) -> bool {
+    static RANGE: OnceLock<RangeInclusive<u16>> = OnceLock::new();
+    let read = || {
+        let text = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").ok()?;
+        let mut ends = text.split_whitespace().map(str::parse);
+        Some(ends.next()?.ok()?..=ends.next()?.ok()?)
+    };
+    RANGE.get_or_init(|| read().unwrap_or(0..=u16::MAX)).contains(&port)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIMIT: Duration = Duration::from_secs(5);
+
+    #[tokio::test]
+    async fn a_vanished_peer_is_noticed_on_accepted_and_on_dialled_connections() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        prepare_listener(&listener);
+        let dialled = connect(listener.local_addr().unwrap(), LIMIT).await.unwrap();
+        let (accepted, _) = listener.accept().await.unwrap();
+        for stream in [&dialled, &accepted] {
+            prepare_tunnel(stream);
+            let socket = SockRef::from(stream);
+            assert!(socket.tcp_nodelay().unwrap() && socket.keepalive().unwrap());
+            assert_eq!(socket.tcp_keepalive_time().unwrap(), Duration::from_secs(30));
+            assert_eq!(socket.tcp_keepalive_interval().unwrap(), Duration::from_secs(10));
+            assert_eq!(socket.tcp_keepalive_retries().unwrap(), 3);
+            assert_eq!(socket.tcp_user_timeout().unwrap(), Some(USER_TIMEOUT));
+        }
+    }
+
+    #[tokio::test]
+    async fn who_is_dialled_is_there_or_refuses() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        for dialled in [connect(address, LIMIT).await, connect_app(address, LIMIT).await] {
+            let dialled = dialled.unwrap();
+            let (accepted, _) = listener.accept().await.unwrap();
+            assert_eq!(accepted.peer_addr().unwrap(), dialled.local_addr().unwrap());
+            assert!(SockRef::from(&dialled).tcp_nodelay().unwrap());
+        }
+        drop(listener);
+        for refused in [connect(address, LIMIT).await, connect_app(address, LIMIT).await] {
+            assert_eq!(refused.unwrap_err().kind(), io::ErrorKind::ConnectionRefused);
+        }
+    }
 }

@@ -125,8 +125,9 @@ pub fn load_policy(config: &Config, version: u64) -> Result<InboundPolicy> {
     let policies = (!compiled.is_empty()).then(|| Arc::new(compiled));
     // Without a control plane nobody fetches key sets: rules hold their keys, or accept no token.
     let tokens = Tokens::of_workload(&mesh, &objects, &workload, []).map(Arc::new);
-    let path_normalization = config.mesh.path_normalization;
-    Ok(InboundPolicy { policies, tokens, path_normalization, ..InboundPolicy::of_modes(version, modes) })
+    let (path_normalization, declared) = (config.mesh.path_normalization, config.ports.clone());
+    let rest = InboundPolicy::of_modes(version, modes);
+    Ok(InboundPolicy { policies, tokens, path_normalization, declared, ..rest })
 }
 
 fn stamps(config: &Config) -> Vec<Option<(SystemTime, u64)>> {
@@ -257,6 +258,18 @@ spec:
         assert!(!allows(&policy, "client", 8080), "a rule with methods never allows what is no HTTP");
         let none = policy_of("").unwrap();
         assert_eq!((none.modes.mode(80), none.policies.is_none()), (cinch_policy::Mode::Permissive, true));
+    }
+
+    #[test]
+    fn ports_are_what_the_file_declares() {
+        let directory = tempfile::tempdir().unwrap();
+        let config = "workload: {namespace: a, serviceAccount: b}\nmesh: {trustDomain: t}\n\
+            identity: {certificateChain: a, privateKey: b, trustBundle: c}\n\
+            ports: {80: http, 81: http2, 82: grpc, 83: tcp}\n";
+        std::fs::write(directory.path().join("config.yaml"), config).unwrap();
+        let policy = load_policy(&Config::load(&directory.path().join("config.yaml")).unwrap(), 1).unwrap();
+        let speaking: Vec<u16> = (79..90).filter(|port| policy.speaks_http(*port)).collect();
+        assert_eq!(speaking, [80, 81, 82]);
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! From the control plane's `WorkloadPolicy` to what the inbound side enforces. Whatever can't be understood
 //! closes: a mode becomes STRICT, a policy refuses what it may decide on, and the operator is told why.
 
+use crate::config::Protocol;
 use crate::http_filter::Tokens;
 use crate::inbound_policy::InboundPolicy;
 use cinch_control::v1;
@@ -10,6 +11,7 @@ use cinch_policy::{
 };
 use cinch_reason::Reason;
 use serde_json::{Value, json};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 #[cfg(test)]
@@ -61,15 +63,18 @@ fn receive_with(message: v1::WorkloadPolicy, target: &Target, features: &[&str])
     let mut faults = Vec::new();
     let modes = modes(&message, &mut faults);
     let mesh = mesh(&message, target, &mut faults);
+    let declared = declared(&message);
     let mut parts = Parts { usable: Vec::new(), broken: Vec::new(), unusable: Vec::new() };
+    let mut misleading = Vec::new();
     let reads_http = message.policies.iter().any(|policy| !only_reports(policy) && asks_http(policy));
     for policy in &message.policies {
-        let part = read(policy, &mesh, target, features);
-        // Nobody's connection is read as HTTP, and so perhaps cut, for a policy that refuses nothing; and what is
-        // said of connections that are not read would mislead.
-        let misleads = only_reports(policy) && asks_http(policy) && !reads_http;
-        if !(misleads && matches!(part, Part::Usable(_))) {
-            parts.take(part, &mut faults);
+        match read(policy, &mesh, target, features) {
+            // Nobody's connection is read as HTTP, and so perhaps cut, for a policy that refuses nothing; and what is
+            // said of connections that are not read would mislead.
+            Part::Usable(object) if only_reports(policy) && asks_http(policy) && !reads_http => {
+                misleading.push(object);
+            }
+            part => parts.take(part, &mut faults),
         }
     }
     let workload = Workload { namespace: target.namespace.clone(), ..Workload::default() };
@@ -78,8 +83,14 @@ fn receive_with(message: v1::WorkloadPolicy, target: &Target, features: &[&str])
     let tokens = Tokens::of_workload(&mesh, &parts.usable, &workload, documents);
     let mut policies = WorkloadPolicies::compile(&mesh, &parts.usable, &workload);
     faults.extend(policies.faults().map(|(name, fault)| line(name, fault)));
-    for (name, fault) in parts.broken {
-        policies.close(&name, fault);
+    parts.close(&mut policies);
+    let mut reports = None;
+    if !declared.is_empty() && !misleading.is_empty() {
+        // Connections to declared ports are read anyway, so their requests can be reported on.
+        parts.usable.append(&mut misleading);
+        let mut of_requests = WorkloadPolicies::compile(&mesh, &parts.usable, &workload);
+        parts.close(&mut of_requests);
+        reports = Some(Arc::new(std::mem::replace(&mut policies, of_requests)));
     }
     InboundPolicy {
         version: message.version,
@@ -87,10 +98,27 @@ fn receive_with(message: v1::WorkloadPolicy, target: &Target, features: &[&str])
         policies: (!policies.is_empty()).then(|| Arc::new(policies)),
         tokens: tokens.map(Arc::new),
         unusable: parts.unusable,
+        declared,
+        reports,
+        only_reports: message.policies.iter().all(only_reports),
         locked: message.locked,
         path_normalization: mesh.path_normalization,
         nack: joined(&faults),
     }
+}
+
+/// A port or a protocol that we don't know declares nothing: that costs metrics, and nobody a connection.
+fn declared(message: &v1::WorkloadPolicy) -> BTreeMap<u16, Protocol> {
+    let known = |declared: &v1::DeclaredPort| {
+        let protocol = match declared.protocol() {
+            v1::Protocol::Http => Protocol::Http,
+            v1::Protocol::Http2 => Protocol::Http2,
+            v1::Protocol::Grpc => Protocol::Grpc,
+            v1::Protocol::Unspecified => return None,
+        };
+        Some((u16::try_from(declared.port).ok()?, protocol))
+    };
+    message.declared.iter().filter_map(known).collect()
 }
 
 /// Whether a policy decides nothing.
@@ -110,6 +138,12 @@ struct Parts {
 }
 
 impl Parts {
+    fn close(&self, policies: &mut WorkloadPolicies) {
+        for (name, fault) in &self.broken {
+            policies.close(name, fault.clone());
+        }
+    }
+
     fn take(&mut self, part: Part, faults: &mut Vec<String>) {
         match part {
             Part::Usable(object) => self.usable.push(object),

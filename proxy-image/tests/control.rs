@@ -276,6 +276,7 @@ fn record(port: u32) -> Say {
         version: 1,
         kind: v1::record::Kind::Endpoints as i32,
         endpoints: vec![endpoint],
+        affinity_seconds: 0,
     })
 }
 

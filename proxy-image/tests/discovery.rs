@@ -42,6 +42,7 @@ fn record(of: SocketAddr, identity: &str) -> v1::Record {
         version: 1,
         kind: v1::record::Kind::Endpoints as i32,
         endpoints: vec![endpoint],
+        affinity_seconds: 0,
     }
 }
 
@@ -133,6 +134,59 @@ async fn a_forgotten_record_is_asked_for_again() {
     cache.forget(at(1));
     assert_eq!(cache.changes().await.unwrap(), [Change::Unsubscribe(at(1)), Change::Subscribe(at(1))]);
     assert_eq!(cache.resolve(at(1)).await, REFUSED);
+}
+
+fn leads_to(cache: &RecordCache) -> Vec<u8> {
+    (0..=9).filter(|last| cache.leads_to(at(*last))).collect()
+}
+
+/// A record of `of` with endpoints at these addresses.
+fn behind(of: SocketAddr, endpoints: &[u8]) -> v1::Record {
+    let endpoint = |last: &u8| record(at(*last), WEB).endpoints.remove(0);
+    v1::Record { endpoints: endpoints.iter().map(endpoint).collect(), ..record(of, WEB) }
+}
+
+#[tokio::test]
+async fn an_endpoint_is_of_use_while_any_record_leads_to_it() {
+    let (cache, _) = cache(2);
+    let _ = cache.begin_stream();
+    for last in [1, 2] {
+        assert_eq!(cache.resolve(at(last)).await, REFUSED);
+    }
+    assert!(leads_to(&cache).is_empty());
+    cache.set_record(behind(at(1), &[5, 6]));
+    cache.set_record(behind(at(2), &[6, 7]));
+    assert_eq!(leads_to(&cache), [5, 6, 7]);
+    cache.set_record(behind(at(1), &[5]));
+    assert_eq!(leads_to(&cache), [5, 6, 7], "the other record leads to it still");
+    cache.set_record(behind(at(2), &[7]));
+    assert_eq!(leads_to(&cache), [5, 7]);
+    // The operator is away: what was said holds.
+    cache.end_stream();
+    assert_eq!(leads_to(&cache), [5, 7]);
+    cache.forget(at(1));
+    assert_eq!(leads_to(&cache), [7]);
+    cache.set_record(v1::Record { kind: v1::record::Kind::Unknown as i32, ..behind(at(2), &[7]) });
+    assert!(leads_to(&cache).is_empty());
+    cache.set_record(behind(at(2), &[7]));
+    // Others take the places of both.
+    for last in [3, 4] {
+        let asked = cache.resolve(at(last));
+        tokio::pin!(asked);
+        let _ = futures::poll!(asked.as_mut());
+    }
+    assert!(leads_to(&cache).is_empty());
+}
+
+#[tokio::test]
+async fn affinity_travels_with_the_record() {
+    let (cache, _) = cache(8);
+    assert_eq!(cache.resolve(at(1)).await, REFUSED);
+    cache.set_record(v1::Record { affinity_seconds: 60, ..record(at(1), WEB) });
+    let Destination::Sticky(endpoints, within) = cache.resolve(at(1)).await else { panic!("no affinity") };
+    assert_eq!((endpoints.len(), within), (1, Duration::from_secs(60)));
+    cache.set_record(v1::Record { affinity_seconds: 60, endpoints: Vec::new(), ..record(at(1), WEB) });
+    assert!(matches!(cache.resolve(at(1)).await, Destination::Sticky(endpoints, _) if endpoints.is_empty()));
 }
 
 #[tokio::test]

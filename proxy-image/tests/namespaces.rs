@@ -10,7 +10,7 @@ mod support;
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyUsagePurpose, SanType};
 use std::fs::Permissions;
 use std::io::{ErrorKind, Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
@@ -27,6 +27,10 @@ const CLIENT_IP: &str = "10.11.0.1";
 const SERVER_IP: &str = "10.11.0.2";
 /// The server's address towards the stranger.
 const SERVER_OTHER_IP: &str = "10.12.0.2";
+/// The same of the other family.
+const CLIENT_IP6: &str = "fd00:11::1";
+const SERVER_IP6: &str = "fd00:11::2";
+const SERVER_OTHER_IP6: &str = "fd00:12::2";
 
 /// Files that the proxies' user can read, with the program itself: a checkout need not be open to others.
 struct Files {
@@ -115,6 +119,7 @@ fn start(namespace: &Namespace, program: &Path, config: PathBuf) -> Proxy {
     let said = String::from_utf8(output.stdout).unwrap();
     assert!(said.starts_with("redirect in force and proved by a dial to 192.0.2.1:9"), "{said}");
     let mut command = Command::new(program);
+    command.stdout(std::fs::File::create(config.with_extension("log")).unwrap());
     command.arg("run").arg("--config").arg(config).uid(1507).gid(1507).stdin(Stdio::null());
     let proxy = Proxy(namespace.run(move || when_free(|| command.spawn())));
     let begin = Instant::now();
@@ -125,13 +130,16 @@ fn start(namespace: &Namespace, program: &Path, config: PathBuf) -> Proxy {
     proxy
 }
 
-fn link(a: &Namespace, b: &Namespace, devices: (&str, &str), addresses: (&str, &str)) {
+/// Connects two namespaces, with addresses of both families on either end and the default routes of `a` to `b`.
+fn link(a: &Namespace, b: &Namespace, devices: (&str, &str), v4: (&str, &str), v6: (&str, &str)) {
     a.ip(&format!("link add {} type veth peer name {} netns {}", devices.0, devices.1, b.thread()));
-    for (namespace, device, address) in [(a, devices.0, addresses.0), (b, devices.1, addresses.1)] {
+    for (namespace, device, v4, v6) in [(a, devices.0, v4.0, v6.0), (b, devices.1, v4.1, v6.1)] {
         namespace.ip(&format!("link set {device} up"));
-        namespace.ip(&format!("addr add {address}/24 dev {device}"));
+        namespace.ip(&format!("addr add {v4}/24 dev {device}"));
+        namespace.ip(&format!("addr add {v6}/64 dev {device} nodad"));
     }
-    a.ip(&format!("route replace default via {}", addresses.1));
+    a.ip(&format!("route replace default via {}", v4.1));
+    a.ip(&format!("-6 route replace default via {}", v6.1));
 }
 
 /// Copies every packet that crosses eth0 of `namespace`.
@@ -173,9 +181,9 @@ fn holds(packets: &Mutex<Vec<u8>>, marker: &[u8]) -> bool {
     packets.lock().unwrap().windows(marker.len()).any(|window| window == marker)
 }
 
-/// An app that echoes on port 8080 and counts what it was sent.
+/// An app that echoes on port 8080 of either family and counts what it was sent.
 fn echo(namespace: &Namespace) -> Arc<AtomicUsize> {
-    let listener = namespace.run(|| TcpListener::bind("0.0.0.0:8080").unwrap());
+    let listener = namespace.run(|| TcpListener::bind("[::]:8080").unwrap());
     let received = Arc::new(AtomicUsize::new(0));
     let count = received.clone();
     std::thread::spawn(move || {
@@ -220,25 +228,30 @@ struct Mesh {
     stranger: Namespace,
     received: Arc<AtomicUsize>,
     proxies: Vec<Proxy>,
-    _files: Files,
+    files: Files,
 }
 
 fn mesh(policy: &str) -> Mesh {
     let (client, server, stranger) = (Namespace::new(), Namespace::new(), Namespace::new());
-    link(&client, &server, ("eth0", "eth0"), (CLIENT_IP, SERVER_IP));
-    link(&stranger, &server, ("eth0", "eth1"), ("10.12.0.1", SERVER_OTHER_IP));
+    link(&client, &server, ("eth0", "eth0"), (CLIENT_IP, SERVER_IP), (CLIENT_IP6, SERVER_IP6));
+    let other = (("10.12.0.1", SERVER_OTHER_IP), ("fd00:12::1", SERVER_OTHER_IP6));
+    link(&stranger, &server, ("eth0", "eth1"), other.0, other.1);
     server.ip(&format!("route replace default via {CLIENT_IP}"));
+    server.ip(&format!("-6 route replace default via {CLIENT_IP6}"));
     let received = echo(&server);
     let files = Files::new();
     let policies = if policy.is_empty() { "" } else { "policies.yaml" };
     files.write("policies.yaml", policy);
-    let peer = format!(
-        "{{address: {SERVER_IP}, identity: \"spiffe://cluster.local/ns/default/sa/server\", meshed: true}}"
-    );
-    let configs = (files.config("client", "", &peer), files.config("server", policies, ""));
+    let peer = |address: &str| {
+        format!(
+            "{{address: \"{address}\", identity: \"spiffe://cluster.local/ns/default/sa/server\", meshed: true}}"
+        )
+    };
+    let peers = [peer(SERVER_IP), peer(SERVER_IP6)].join(", ");
+    let configs = (files.config("client", "", &peers), files.config("server", policies, ""));
     let proxies =
         vec![start(&client, &files.program(), configs.0), start(&server, &files.program(), configs.1)];
-    Mesh { client, server, stranger, received, proxies, _files: files }
+    Mesh { client, server, stranger, received, proxies, files }
 }
 
 #[test]
@@ -264,9 +277,11 @@ fn between_proxies_the_wire_is_sealed_and_strict_refuses_plaintext() {
         "cinch_connections_total{direction=\"inbound\",transport=\"tunnel\"} 3",
         "cinch_connections_refused_total{direction=\"inbound\",reason=\"StrictPlaintext\"} 1",
         "cinch_tunnel_handshakes_total{direction=\"inbound\",outcome=\"ok\"} ",
+        "istio_tcp_connections_opened_total{reporter=\"destination\",source_workload=\"client\",source_workload_namespace=\"default\",",
     ] {
         assert!(page.contains(line), "{line} is not in\n{page}");
     }
+    assert!(page.ends_with("# EOF\n") && page.matches("# EOF").count() == 1, "one page of OpenMetrics");
     assert!(
         mesh.stranger.run(|| get(format!("{SERVER_OTHER_IP}:15021"), "/ready")).starts_with("HTTP/1.1 200 ")
     );
@@ -282,6 +297,48 @@ fn between_proxies_the_wire_is_sealed_and_strict_refuses_plaintext() {
         assert!(proxy.0.wait().unwrap().success());
         assert!(begin.elapsed() < Duration::from_secs(1), "without connections the end is quick");
     }
+    let log = std::fs::read_to_string(mesh.files.directory.path().join("server.log")).unwrap();
+    let lines: Vec<serde_json::Value> = log.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    // Once `start` has dialled the listener itself to see whether it is there.
+    let denials: Vec<_> = lines.iter().filter(|line| line["reason"] != "DestinationRefused").collect();
+    assert_eq!(denials.len(), 1, "tunnels that passed are not told: {log}");
+    assert_eq!((&denials[0]["decision"], &denials[0]["reason"]), (&"deny".into(), &"StrictPlaintext".into()));
+}
+
+#[test]
+fn with_two_families_each_has_its_redirect_its_tunnels_and_its_refusals() {
+    need_namespaces!("with_two_families_each_has_its_redirect_its_tunnels_and_its_refusals");
+    let mesh = mesh(STRICT);
+    let wire = capture(&mesh.client);
+    // The same pod under both addresses, one after the other and again, over tunnels of their own.
+    for address in [SERVER_IP6, SERVER_IP, SERVER_IP6] {
+        let to = SocketAddr::new(address.parse().unwrap(), 8080).to_string();
+        assert_eq!(mesh.client.run(|| exchange(to)).unwrap(), MARKER, "{address}");
+    }
+    std::thread::sleep(Duration::from_millis(50));
+    assert!(!wire.lock().unwrap().is_empty() && !holds(&wire, MARKER), "the marker crossed the wire");
+    let received = mesh.received.load(Ordering::Relaxed);
+    for address in [SERVER_OTHER_IP6, SERVER_OTHER_IP] {
+        let to = SocketAddr::new(address.parse().unwrap(), 8080).to_string();
+        let refused = mesh.stranger.run(|| exchange(to)).unwrap_err();
+        assert!(matches!(refused.kind(), ErrorKind::ConnectionReset | ErrorKind::UnexpectedEof), "{refused}");
+    }
+    assert_eq!(mesh.received.load(Ordering::Relaxed), received, "no byte of it reached the app");
+    let page = mesh.stranger.run(|| get(format!("[{SERVER_OTHER_IP6}]:15020"), "/metrics"));
+    for line in [
+        "cinch_connections_total{direction=\"inbound\",transport=\"tunnel\"} 3",
+        "cinch_connections_refused_total{direction=\"inbound\",reason=\"StrictPlaintext\"} 2",
+        // One for each address: the second connection to the same one found its tunnel.
+        "cinch_tunnel_handshakes_total{direction=\"inbound\",outcome=\"ok\"} 2",
+    ] {
+        assert!(page.contains(line), "{line} is not in\n{page}");
+    }
+    // Nobody reaches the proxy's own listeners from outside, nor the app's address of loopback.
+    for port in [15001, 15006] {
+        let to = format!("[{SERVER_OTHER_IP6}]:{port}");
+        assert!(mesh.stranger.run(|| exchange(to)).is_err(), "{port}");
+    }
+    assert!(mesh.server.run(|| exchange("[::1]:8080".to_owned())).is_ok(), "own loopback is not captured");
 }
 
 #[test]

@@ -60,7 +60,7 @@ pub struct Images {
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct RedirectSettings {
-    /// `init` or `agent`.
+    /// `agent` or `init`.
     pub mode: RedirectMode,
 }
 
@@ -68,11 +68,11 @@ pub struct RedirectSettings {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum RedirectMode {
-    /// The init container `cinch-init`.
-    #[default]
-    Init,
     /// The agent on the pod's node.
+    #[default]
     Agent,
+    /// The init container `cinch-init`.
+    Init,
 }
 
 impl From<RedirectMode> for Redirect {
@@ -92,6 +92,9 @@ pub struct Proxy {
     pub resources: Option<ProxyResources>,
     /// Log filter.
     pub log: Option<String>,
+    /// What the proxy is told about its work; the proxy knows the shape, and the chart's schema has closed it.
+    #[serde(default)]
+    pub settings: serde_json::Map<String, serde_json::Value>,
 }
 
 /// Requests and limits of the sidecar.
@@ -163,6 +166,7 @@ impl Settings {
         Sidecar {
             allowed_images: self.images.allowed.clone(),
             log: self.proxy.log.clone(),
+            settings: settings_text(&self.proxy.settings),
             redirect: self.redirect.mode.into(),
             resources: Resources {
                 requests: own.requests.unwrap_or(usual.resources.requests),
@@ -183,6 +187,11 @@ impl Settings {
             path_normalization: self.mesh.path_normalization,
         }
     }
+}
+
+/// The same text for the same settings: every review of a pod must come to the same container.
+fn settings_text(settings: &serde_json::Map<String, serde_json::Value>) -> Option<String> {
+    (!settings.is_empty()).then(|| serde_json::Value::Object(settings.clone()).to_string())
 }
 
 #[cfg(test)]
@@ -221,11 +230,21 @@ control: {port: 7443}
     }
 
     #[test]
-    fn the_agent_sets_the_redirect_where_the_file_says_so() {
-        assert_eq!(Settings::parse(FILE).unwrap().sidecar().redirect, Redirect::Init);
-        let agent = format!("{FILE}redirect: {{mode: agent}}\n");
-        assert_eq!(Settings::parse(&agent).unwrap().sidecar().redirect, Redirect::Agent);
-        assert!(Settings::parse(&agent.replace("agent", "cni")).is_err());
+    fn settings_of_the_proxy_are_passed_on_as_they_are() {
+        assert_eq!(Settings::parse(FILE).unwrap().sidecar().settings, None);
+        let file = FILE.replace("proxy: {", "proxy: {settings: {}, ");
+        assert_eq!(Settings::parse(&file).unwrap().sidecar().settings, None);
+        let said = r#"{"limits":{"handshakes":8,"http":{"streams":50},"silence":"50ms"},"records":"rustls"}"#;
+        let file = FILE.replace("proxy: {", &format!("proxy: {{settings: {said}, "));
+        assert_eq!(Settings::parse(&file).unwrap().sidecar().settings.as_deref(), Some(said));
+    }
+
+    #[test]
+    fn the_agent_sets_the_redirect_unless_the_file_says_init() {
+        assert_eq!(Settings::parse(FILE).unwrap().sidecar().redirect, Redirect::Agent);
+        let init = format!("{FILE}redirect: {{mode: init}}\n");
+        assert_eq!(Settings::parse(&init).unwrap().sidecar().redirect, Redirect::Init);
+        assert!(Settings::parse(&init.replace("mode: init", "mode: cni")).is_err());
     }
 
     #[test]

@@ -45,7 +45,7 @@ async fn a_pod_is_injected() {
     let mut pod = review(|_| {})["request"]["object"].clone();
     json_patch::patch(&mut pod, &patch).unwrap();
     assert_eq!(pod["spec"]["serviceAccountName"], "db-statefulset");
-    assert_eq!(pod["spec"]["initContainers"][1]["name"], "cinch-proxy");
+    assert_eq!(pod["spec"]["initContainers"][0]["name"], "cinch-proxy");
     assert_eq!(server.state.metrics.reviews_with("injected", Reason::Injected), 1);
 }
 

@@ -28,6 +28,11 @@ app.kubernetes.io/name: {{ . }}
 {{ $allowed | uniq | toJson }}
 {{- end }}
 
+{{/* Not empty where the node agent is installed. */}}
+{{- define "cinch.node" -}}
+{{- if or (eq .Values.redirect.mode "agent") (eq .Values.node.install "always") }}yes{{ end -}}
+{{- end }}
+
 {{- define "cinch.rootNamespace" -}}
 {{ .Values.rootNamespace | default .Release.Namespace }}
 {{- end }}

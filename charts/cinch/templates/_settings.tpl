@@ -36,6 +36,7 @@ proxy:
   {{- with .Values.proxy.log }}
   log: {{ . | quote }}
   {{- end }}
+  settings: {{ .Values.proxy.settings | toJson }}
   resources:
     {{- range $class, $amounts := .Values.proxy.resources }}
     {{ $class }}:

@@ -35,6 +35,8 @@ pub enum Verb {
     Enroll(Enroll),
     /// Takes a namespace out of the mesh.
     Unenroll(Unenroll),
+    /// Checks that every part of Cinch is ready and which nodes can have meshed pods.
+    Check,
     /// Shows postures, what blocks them, and who sends plaintext.
     Status(Status),
     /// Takes the STRICT lock of a namespace away. Needs the verb relax and a reason.

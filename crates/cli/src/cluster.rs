@@ -5,13 +5,17 @@ use crate::arguments::Global;
 use anyhow::{Context, Result, bail};
 use cinch_api::Posture;
 use cinch_api::names::{CLI, OPERATOR, RELAX_REASON_ANNOTATION};
-use k8s_openapi::api::core::v1::Namespace;
+use cinch_injection::Redirect;
+use k8s_openapi::api::core::v1::{ConfigMap, Namespace};
 use kube::api::{Api, Patch, PatchParams};
 use kube::config::{Config, KubeConfigOptions};
 use kube::{Client, Resource};
+use serde::Deserialize;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 
+/// The ConfigMap that operator and webhook read, and its key.
+pub const SETTINGS: (&str, &str) = ("cinch-settings", "settings.yaml");
 /// Namespaces that are never meshed, besides the one of Cinch.
 const SYSTEM_NAMESPACES: [&str; 3] = ["kube-system", "kube-public", "kube-node-lease"];
 
@@ -93,6 +97,20 @@ impl Cluster {
         }
     }
 
+    /// Who sets the redirect of new pods, as the settings of the installation say; the usual one where there are
+    /// none or they may not be read.
+    ///
+    /// # Errors
+    /// When they can't be understood.
+    pub async fn redirect(&self) -> Result<Redirect> {
+        let found = match self.of::<ConfigMap>(&self.cinch).get_opt(SETTINGS.0).await {
+            Err(kube::Error::Api(status)) if status.code == 403 => None,
+            found => found?,
+        };
+        let text = found.and_then(|found| found.data?.remove(SETTINGS.1));
+        text.map_or(Ok(Redirect::default()), |text| redirect_of(&text))
+    }
+
     /// Fails with a sentence when Cinch is not installed where this program looks for it.
     ///
     /// # Errors
@@ -108,6 +126,29 @@ impl Cluster {
             );
         }
         Ok(())
+    }
+}
+
+/// Of the settings, who sets the redirect.
+fn redirect_of(settings: &str) -> Result<Redirect> {
+    #[derive(Deserialize)]
+    struct Settings {
+        #[serde(default)]
+        redirect: Mode,
+    }
+    #[derive(Default, Deserialize)]
+    struct Mode {
+        mode: Option<String>,
+    }
+    let settings: Settings = serde_saphyr::from_str(settings)
+        .with_context(|| format!("{} in ConfigMap {} can not be read", SETTINGS.1, SETTINGS.0))?;
+    match settings.redirect.mode.as_deref() {
+        None => Ok(Redirect::default()),
+        Some("agent") => Ok(Redirect::Agent),
+        Some("init") => Ok(Redirect::Init),
+        Some(other) => {
+            bail!("the installation sets the redirect by {other:?}, which this version does not know")
+        }
     }
 }
 
@@ -144,6 +185,15 @@ pub fn number(value: &Value, pointer: &str) -> i64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn who_sets_the_redirect_is_read_from_the_settings() {
+        let redirect = |text: &str| redirect_of(text).ok();
+        assert_eq!(redirect("trustDomain: cluster.local\n"), Some(Redirect::Agent));
+        assert_eq!(redirect("redirect:\n  mode: init\n"), Some(Redirect::Init));
+        assert_eq!(redirect("{redirect: {mode: agent}}"), Some(Redirect::Agent));
+        assert_eq!(redirect("{redirect: {mode: cni}}"), None);
+    }
 
     #[test]
     fn the_same_reason_given_again_becomes_a_new_value() {

@@ -1,11 +1,13 @@
-//! `kubectl cinch`: enrols namespaces, shows where they stand and, for those who may, relaxes them; and, without
-//! a cluster, says what the webhook and the policies would do.
+//! `kubectl cinch`: checks the installation and its nodes, enrols namespaces, shows where they stand and, for those
+//! who may, relaxes them; and, without a cluster, says what the webhook and the policies would do.
 
 mod arguments;
+mod check;
 mod cluster;
 mod documents;
 mod enroll;
 mod inject;
+mod leftover;
 mod policy;
 mod preflight;
 mod refusal;
@@ -50,6 +52,7 @@ async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     match verb {
         Verb::Enroll(options) => enroll::run(&cluster, options).await,
         Verb::Unenroll(options) => unenroll::run(&cluster, options).await,
+        Verb::Check => check::run(&cluster).await,
         Verb::Status(options) => status::run(&cluster, options).await,
         Verb::Relax(options) => relax::run(&cluster, options).await,
         Verb::Version => version::run(&cluster).await,

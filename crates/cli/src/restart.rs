@@ -96,7 +96,7 @@ pub async fn follow(
             println!("{line}");
             said = line;
         }
-        if left.is_empty() {
+        if left.is_empty() && !waits_for_agent(&pods, goal) {
             remaining(&pods, goal, owners);
             return Ok(());
         }
@@ -107,12 +107,23 @@ pub async fn follow(
     }
 }
 
+/// Whether pods that leave the mesh still need the node agent to come to their end.
+fn waits_for_agent(pods: &[PodFacts], goal: Goal) -> bool {
+    goal == Goal::Unmeshed && pods.iter().any(|pod| pod.ending && pod.holds_volume)
+}
+
 fn progress(pods: &[PodFacts], goal: Goal, workloads: usize, left: usize) -> String {
     let counting = pods.iter().filter(|pod| pod.counts()).count();
     let done = pods.iter().filter(|pod| pod.counts() && goal.holds(pod)).count();
     let ready = pods.iter().filter(|pod| pod.counts() && goal.holds(pod) && pod.ready).count();
     let rolled = workloads - left.min(workloads);
-    format!("{} {done}/{counting}, {ready} ready; {rolled} of {workloads} workloads rolled out", goal.word())
+    let ending = pods.iter().filter(|_| goal == Goal::Unmeshed).filter(|pod| pod.ending && pod.holds_volume);
+    let ending = match ending.count() {
+        0 => String::new(),
+        count => format!("; {count} with the sidecar are ending"),
+    };
+    let word = goal.word();
+    format!("{word} {done}/{counting}, {ready} ready; {rolled} of {workloads} workloads rolled out{ending}")
 }
 
 /// Pods that no restart of ours touched.
@@ -126,6 +137,12 @@ fn remaining(pods: &[PodFacts], goal: Goal, owners: &[Owner]) {
 
 fn unfinished(left: &[(&Owner, Value)], pods: &[PodFacts], limit: Duration) -> String {
     let mut lines = vec![format!("not finished after {} s:", limit.as_secs())];
+    for pod in pods.iter().filter(|pod| pod.ending && pod.holds_volume) {
+        lines.push(format!(
+            "  pod {} on {} has not ended yet: it needs the agent of its node",
+            pod.name, pod.node
+        ));
+    }
     for (owner, object) in left {
         lines.push(format!(
             "  {owner}: {}",
@@ -232,6 +249,8 @@ mod tests {
             meshed,
             host_network: false,
             ending,
+            node: "node1".to_owned(),
+            holds_volume: meshed,
             ready: meshed,
             left_out: None,
             trouble: None,
@@ -241,6 +260,13 @@ mod tests {
         assert_eq!(
             progress(&pods, Goal::Unmeshed, 2, 0),
             "unmeshed 1/2, 0 ready; 2 of 2 workloads rolled out"
+        );
+        let gone = [pod("a", false, false), pod("b", true, true)];
+        assert!(waits_for_agent(&gone, Goal::Unmeshed) && !waits_for_agent(&gone, Goal::Meshed));
+        assert!(!waits_for_agent(&pods, Goal::Unmeshed), "neither runs on with it nor ends without it");
+        assert_eq!(
+            progress(&gone, Goal::Unmeshed, 1, 0),
+            "unmeshed 1/1, 0 ready; 1 of 1 workloads rolled out; 1 with the sidecar are ending"
         );
     }
 }

@@ -4,7 +4,9 @@
 use crate::cluster::{Cluster, number, text};
 use anyhow::Result;
 use cinch_api::names::{INIT_CONTAINER, INJECTED_ANNOTATION, OPERATOR, PROXY_CONTAINER};
-use cinch_injection::{AccountState, JobOrigin, MANAGED_BY_LABEL, OWNER_ANNOTATION, Owner, OwnerKind};
+use cinch_injection::{
+    AGENT_DRIVER, AccountState, JobOrigin, MANAGED_BY_LABEL, OWNER_ANNOTATION, Owner, OwnerKind, Redirect,
+};
 use k8s_openapi::api::apps::v1::{DaemonSet, Deployment, StatefulSet};
 use k8s_openapi::api::batch::v1::{CronJob, Job};
 use k8s_openapi::api::core::v1::{Namespace, Pod, ServiceAccount};
@@ -14,9 +16,12 @@ use kube::api::{Api, ListParams};
 use kube::{Resource, ResourceExt};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
 use std::net::IpAddr;
+
+/// Selects the node agents.
+pub const AGENTS: &str = "app.kubernetes.io/name=cinch-node";
 
 /// Labels or annotations.
 pub type Labels = BTreeMap<String, String>;
@@ -42,6 +47,10 @@ pub struct Survey {
     pub network_policies: Vec<NetworkPolicy>,
     /// Where the operator is.
     pub operator: OperatorPlace,
+    /// Who sets the redirect of new pods.
+    pub redirect: Redirect,
+    /// Nodes of its pods on which no agent is ready, where agents set the redirect.
+    pub without_agent: BTreeSet<String>,
 }
 
 /// What a network policy could say about the operator's pods.
@@ -81,6 +90,10 @@ pub struct PodFacts {
     pub host_network: bool,
     /// Ended or being deleted.
     pub ending: bool,
+    /// The node that it runs on; empty while it has none.
+    pub node: String,
+    /// It has a volume of the node agent that is not given back yet.
+    pub holds_volume: bool,
     /// Ready.
     pub ready: bool,
     /// The word with which the webhook left it out.
@@ -121,11 +134,14 @@ pub async fn read(cluster: &Cluster, namespace: &Namespace) -> Result<Survey> {
         workloads.push(workload(OwnerKind::Job, item)?);
     }
     let origins: BTreeMap<String, JobOrigin> = jobs.iter().map(|job| (job.name_any(), origin(job))).collect();
+    let (pods, redirect) = (pods(cluster, &name, &origins).await?, cluster.redirect().await?);
     Ok(Survey {
+        without_agent: without_agent(cluster, redirect, &pods).await,
+        redirect,
         labels: namespace.labels().clone(),
         annotations: namespace.annotations().clone(),
         workloads,
-        pods: pods(cluster, &name, &origins).await?,
+        pods,
         accounts: accounts(cluster, &name).await?,
         bound_to_default: bound_to_default(cluster, &name).await,
         network_policies: list(cluster, &name).await?,
@@ -218,9 +234,20 @@ fn pod_facts(name: String, owner: Owner, pod: &Value) -> PodFacts {
         ready: conditions.is_some_and(|all| {
             all.iter().any(|c| text(c, "/type") == "Ready" && text(c, "/status") == "True")
         }),
+        node: text(pod, "/spec/nodeName").to_owned(),
+        holds_volume: holds_volume(pod),
         left_out: left_out.filter(|word| word.starts_with(char::is_uppercase)).map(str::to_owned),
         trouble: trouble(pod),
     }
+}
+
+/// Whether a pod has a volume of the node agent, and with it a need of the agent at its end. One that has run to its
+/// end has given it back.
+pub fn holds_volume(pod: &Value) -> bool {
+    let volumes = pod.pointer("/spec/volumes").and_then(Value::as_array);
+    let finished = matches!(text(pod, "/status/phase"), "Succeeded" | "Failed")
+        && pod.pointer("/metadata/deletionTimestamp").is_none();
+    !finished && volumes.into_iter().flatten().any(|volume| text(volume, "/csi/driver") == AGENT_DRIVER)
 }
 
 /// The first container that waits for something else than its turn, or that has failed.
@@ -283,6 +310,23 @@ fn names_default(subjects: Option<&[Subject]>, namespace: &str) -> bool {
     })
 }
 
+/// Nodes of running pods on which no agent is ready. Where agents may not be looked at, none is missed.
+async fn without_agent(cluster: &Cluster, redirect: Redirect, pods: &[PodFacts]) -> BTreeSet<String> {
+    let selector = ListParams::default().labels(AGENTS);
+    let agents = match cluster.of::<Pod>(&cluster.cinch).list(&selector).await {
+        Ok(agents) if redirect == Redirect::Agent => agents.items,
+        _ => return BTreeSet::new(),
+    };
+    let ready = |pod: &&Pod| {
+        let conditions = pod.status.as_ref().and_then(|status| status.conditions.as_ref());
+        conditions.is_some_and(|all| all.iter().any(|c| c.type_ == "Ready" && c.status == "True"))
+    };
+    let served: BTreeSet<String> =
+        agents.iter().filter(ready).filter_map(|pod| pod.spec.as_ref()?.node_name.clone()).collect();
+    let used = pods.iter().filter(|pod| pod.counts() && !pod.node.is_empty());
+    used.map(|pod| pod.node.clone()).filter(|node| !served.contains(node)).collect()
+}
+
 async fn operator(cluster: &Cluster) -> Result<OperatorPlace> {
     let namespace = Api::<Namespace>::all(cluster.client.clone()).get_opt(&cluster.cinch).await?;
     let selector = ListParams::default().labels(&format!("app.kubernetes.io/name={OPERATOR}"));
@@ -313,6 +357,18 @@ mod tests {
         let behind = json!({"spec": {"initContainers": [{"name": "x"}, {"name": "cinch-init"}, {"name": "cinch-proxy"}]}});
         assert!(!facts(behind).meshed);
         assert!(!facts(json!({"metadata": {"annotations": {"cinch.dev/injected": "0.1.0"}}})).meshed);
+    }
+
+    #[test]
+    fn a_pod_gives_its_volume_back_when_it_has_run_to_its_end() {
+        let pod = |metadata: Value, phase: &str| {
+            json!({"metadata": metadata, "status": {"phase": phase},
+                "spec": {"volumes": [{"name": "a", "emptyDir": {}}, {"name": "cinch-agent", "csi": {"driver": "node.cinch.dev"}}]}})
+        };
+        let going = json!({"deletionTimestamp": "2026-01-01T00:00:00Z"});
+        assert!(holds_volume(&pod(json!({}), "Running")) && holds_volume(&pod(going, "Running")));
+        assert!(!holds_volume(&pod(json!({}), "Succeeded")));
+        assert!(!holds_volume(&json!({"spec": {"volumes": [{"name": "x", "csi": {"driver": "other"}}]}})));
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use crate::arguments::Unenroll;
 use crate::cluster::{Cluster, fresh_reason};
+use crate::leftover;
 use crate::restart::{Goal, follow, restart};
 use crate::survey::{self, Survey};
 use anyhow::{Context, Result, bail};
@@ -56,7 +57,11 @@ pub async fn run(cluster: &Cluster, options: Unenroll) -> Result<()> {
         follow(cluster, name, &meshed, Goal::Unmeshed, limit).await?;
     }
     // The operator may have written it once more before it saw the label go.
-    cluster.delete_posture(name).await.context("deleting the posture")
+    cluster.delete_posture(name).await.context("deleting the posture")?;
+    if !options.wait.no_wait {
+        print!("{}", leftover::read(cluster).await?);
+    }
+    Ok(())
 }
 
 /// Why a reason is needed.

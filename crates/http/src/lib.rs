@@ -19,7 +19,7 @@ pub use detect::{Detected, H2_PREFACE, detect};
 pub use fields::{folds_to_identity, is_field_name, is_field_value, is_framing, is_identity};
 pub use limits::Limits;
 pub use message::{
-    Authorizer, Header, InvalidPatch, Patch, Refusal, RequestHead, RequestId, Status, Verdict, Version,
+    Authorizer, Header, InvalidPatch, Patch, Peer, Refusal, RequestHead, RequestId, Status, Verdict, Version,
 };
 pub use output::{Outgoing, Output, Turn};
 

@@ -87,6 +87,20 @@ impl Status {
             Status::VersionNotSupported => 505,
         }
     }
+
+    /// The status of gRPC that a call gets instead, by gRPC's own table of HTTP statuses.
+    #[must_use]
+    pub const fn grpc(self) -> u8 {
+        match self {
+            Status::RequestTimeout => 4,
+            Status::Forbidden => 7,
+            Status::FieldsTooLarge => 8,
+            Status::MethodNotAllowed => 12,
+            Status::BadRequest | Status::VersionNotSupported => 13,
+            Status::Unavailable => 14,
+            Status::Unauthorized => 16,
+        }
+    }
 }
 
 /// A refusal: what the caller is told, and what the log says.
@@ -98,19 +112,21 @@ pub struct Refusal {
     pub reason: Reason,
     /// What was wrong with the message itself, as a clause; empty where the policy decided.
     pub fault: &'static str,
+    /// The bound that was passed, for metrics: a field of [`Limits`](crate::Limits) or a fixed one; empty: none was.
+    pub limit: &'static str,
 }
 
 impl Refusal {
     /// A refusal by policy: 403.
     #[must_use]
     pub const fn forbidden(reason: Reason) -> Refusal {
-        Refusal { status: Status::Forbidden, reason, fault: "" }
+        Refusal { status: Status::Forbidden, reason, fault: "", limit: "" }
     }
 
     /// A token that came with the request does not count: 401.
     #[must_use]
     pub const fn unauthorized(reason: Reason) -> Refusal {
-        Refusal { status: Status::Unauthorized, reason, fault: "" }
+        Refusal { status: Status::Unauthorized, reason, fault: "", limit: "" }
     }
 
     /// The message is not understood or not permitted by `fault`, a clause for the log: 400.
@@ -126,8 +142,23 @@ impl Refusal {
             Status::FieldsTooLarge | Status::RequestTimeout | Status::Unavailable => Reason::Overloaded,
             _ => Reason::BadRequest,
         };
-        Refusal { status, reason, fault }
+        Refusal { status, reason, fault, limit: "" }
     }
+
+    /// The message passes the bound `limit`; its name is that of metrics, as `http.head_bytes`.
+    #[must_use]
+    pub const fn over(status: Status, limit: &'static str, fault: &'static str) -> Refusal {
+        Refusal { limit, ..Refusal::of(status, fault) }
+    }
+}
+
+/// One of the two sides.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Peer {
+    /// Who asks.
+    Client,
+    /// Who answers.
+    App,
 }
 
 /// Decides about requests, and hears what becomes of them. The filter knows nothing of policies: the proxy adapts.
@@ -151,6 +182,20 @@ pub trait Authorizer {
     /// The final status of a request is on its way to the client: the app's (101 for an upgrade, 0 when its answer
     /// can't be read), or that of a refusal.
     fn answered(&mut self, _id: RequestId, _status: u16) {}
+
+    /// So many bytes of the request's body are on their way to the app (of an upgraded connection: of what the client
+    /// says). The coding in which they come is not counted.
+    fn request_body(&mut self, _id: RequestId, _bytes: usize) {}
+
+    /// So many bytes of the answer's body are on their way to the client (of an upgraded connection: of what the app
+    /// says). The coding in which they come is not counted.
+    fn answer_body(&mut self, _id: RequestId, _bytes: usize) {}
+
+    /// The answer ends with this `grpc-status`. HTTP/2 only.
+    fn grpc_status(&mut self, _id: RequestId, _status: u8) {}
+
+    /// The request's stream was reset by `by`, before it was complete. HTTP/2 only.
+    fn reset(&mut self, _id: RequestId, _by: Peer) {}
 
     /// Request and answer are complete, or (HTTP/2) its stream was reset. Not told of those that are lost with their
     /// connection.

@@ -262,8 +262,21 @@ fn a_draining_connection_ends_what_is_under_way_and_takes_nothing_more() {
     busy.app_got();
     busy.client(format!("34{}", get("/next")));
     assert_eq!(busy.app_got(), "34");
+    busy.app("HTTP/1.1 103 Early Hints\r\n\r\n");
+    assert_eq!(busy.client_got(), "HTTP/1.1 103 Early Hints\r\n\r\n");
     busy.app(ok("x"));
-    assert_eq!((busy.client_got(), busy.client_fin), (ok("x"), true));
+    let closing = ok("x").replace("\r\n\r\n", "\r\nConnection: close\r\n\r\n");
+    assert_eq!((busy.client_got(), busy.client_fin), (closing, true));
+
+    let mut several = Rig::default();
+    several.client([get("/a"), get("/b")].concat()).app_got();
+    assert_eq!(drain(&mut several), (false, false));
+    several.app("HTTP/1.1 204 x\r\n\r\nHTTP/1.1 304 y\r\nConnection: close\r\n\r\n");
+    let said = several.client_got();
+    assert_eq!(
+        said, "HTTP/1.1 204 x\r\n\r\nHTTP/1.1 304 y\r\nConnection: close\r\n\r\n",
+        "once, in the last one"
+    );
 
     let mut idle = Rig::default();
     idle.client(get("/a")).app(NO_CONTENT);

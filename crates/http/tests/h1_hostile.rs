@@ -5,7 +5,7 @@ mod h1_rig;
 
 use cinch_http::{End, Filter, Limits};
 use h1_rig::rows::Then::{Broken, Passed, Refused, Same};
-use h1_rig::rows::{CHUNKED, CHUNKS, FRAMING, HEADS, NAMES, Row, TARGETS};
+use h1_rig::rows::{CHUNKED, CHUNKS, FRAMING, HEADS, NAMES, Row, TARGETS, UPGRADES};
 use h1_rig::{Rig, get};
 
 /// Plays the bytes in pieces of `size`, and checks the outcome.
@@ -75,10 +75,27 @@ fn rule_5_table_140_to_167_chunks_and_trailers() {
 }
 
 #[test]
+fn rule_3_table_170_to_175_upgrades() {
+    play_all(UPGRADES, "");
+}
+
+#[test]
 fn every_row_of_the_table_has_its_own_number() {
-    let tables = [FRAMING, HEADS, NAMES, TARGETS, CHUNKS];
+    let tables = [FRAMING, HEADS, NAMES, TARGETS, CHUNKS, UPGRADES];
     let numbers: Vec<u32> = tables.iter().flat_map(|rows| rows.iter().map(|row| row.0)).collect();
     assert!(numbers.is_sorted_by(|a, b| a < b), "{numbers:?}");
+}
+
+#[test]
+fn rule_5_a_bare_line_feed_behind_the_empty_line_is_refused_however_it_comes() {
+    let bytes = b"\r\n\nGET / HTTP/1.1\r\nHost: a\r\n\r\n";
+    for size in 1..=bytes.len() {
+        let mut rig = Rig::default();
+        for piece in bytes.chunks(size) {
+            rig.client(piece);
+        }
+        assert_eq!((rig.statuses(), rig.app_got()), (vec![400], String::new()), "in pieces of {size}");
+    }
 }
 
 #[test]

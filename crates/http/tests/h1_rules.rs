@@ -254,6 +254,29 @@ fn rule_2_a_final_status_to_an_expectation_ends_the_request() {
 }
 
 #[test]
+fn rule_2_an_answer_without_leave_to_send_the_body_tells_the_app_that_none_comes() {
+    let mut rig = Rig::default();
+    rig.client("POST / HTTP/1.1\r\nHost: app\r\nExpect: 100-continue\r\nContent-Length: 4\r\n\r\n").app_got();
+    rig.app("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n");
+    assert!(rig.app_fin && !rig.client_fin, "an app that waits for the body must not wait for ever");
+    rig.client("body");
+    rig.app("0\r\n\r\n");
+    assert!(rig.app_got().is_empty() && rig.client_got().ends_with("0\r\n\r\n") && rig.client_fin);
+}
+
+#[test]
+fn rule_2_with_leave_to_send_it_the_body_goes_on_under_an_early_answer() {
+    let mut rig = Rig::default();
+    rig.client("POST / HTTP/1.1\r\nHost: app\r\nExpect: 100-continue\r\nContent-Length: 8\r\n\r\n").app_got();
+    rig.app("HTTP/1.1 100 Continue\r\n\r\n").client("body");
+    rig.app("HTTP/1.1 200 OK\r\nContent-Length: 8\r\n\r\nbody").client("more");
+    assert_eq!((rig.app_got(), rig.app_fin), ("bodymore".into(), false));
+    rig.app("more").client(get("/next"));
+    assert!(rig.client_got().ends_with("bodymore") && rig.client_fin && rig.app_fin);
+    assert_eq!((rig.app_got(), &*rig.judge.finished), (String::new(), &[0][..]));
+}
+
+#[test]
 fn rule_2_our_own_answers_wait_for_the_client_to_read_them() {
     let mut rig = Rig::with(Limits { answer_bytes: 1000, ..Limits::default() });
     let mut turn = Turn { now: rig.now, authorizer: &mut rig.judge, out: &mut rig.out };

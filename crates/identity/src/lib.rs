@@ -17,5 +17,8 @@ pub use certificate::{Svid, peer_id, peer_not_after, to_pem};
 pub use error::{IdentityError, handshake_reason};
 pub use key::{KeyPair, MAX_CSR, VerifiedCsr};
 pub use spiffe_id::{SpiffeId, TrustDomain};
-pub use tls::{ClientCertificate, Peer, client_config, provider, require_alpn, server_config, server_name};
+pub use tls::{
+    ClientCertificate, Peer, RecordLayer, client_config, provider, require_alpn, server_config, server_name,
+    tunnel_client_config, tunnel_server_config,
+};
 pub use verify::{Usage, verify_chain};

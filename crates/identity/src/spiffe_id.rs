@@ -4,6 +4,7 @@
 use crate::IdentityError;
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
 
 /// Bound of the SPIFFE-ID standard, section 2.3.
 const MAX_ID: usize = 2048;
@@ -53,7 +54,8 @@ impl FromStr for TrustDomain {
 /// A SPIFFE ID, in the one spelling that the standard allows.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SpiffeId {
-    text: String,
+    /// Shared: every connection and stream of a peer holds it.
+    text: Arc<str>,
     /// Where the path begins in `text`.
     path: usize,
 }
@@ -65,7 +67,7 @@ impl SpiffeId {
     /// [`IdentityError::SpiffeId`] names the rule that it breaks.
     pub fn parse(id: &str) -> Result<Self, IdentityError> {
         let path = check_id(id).map_err(|why| refuse(id, why))?;
-        Ok(Self { text: id.to_owned(), path })
+        Ok(Self { text: id.into(), path })
     }
 
     /// The ID of a Kubernetes workload: `spiffe://<trust domain>/ns/<namespace>/sa/<account>`.

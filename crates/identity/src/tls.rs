@@ -30,6 +30,35 @@ pub enum ClientCertificate {
     Optional,
 }
 
+/// Who seals and opens the records of a tunnel once its handshake is over.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum RecordLayer {
+    /// `cinch-record`, in place, on the keys that rustls hands out.
+    #[default]
+    InPlace,
+    /// rustls, which then keeps its keys to itself.
+    Rustls,
+}
+
+impl RecordLayer {
+    /// The layer of this name: `in-place` or `rustls`.
+    #[must_use]
+    pub fn by_name(name: &str) -> Option<RecordLayer> {
+        match name {
+            "in-place" => Some(RecordLayer::InPlace),
+            "rustls" => Some(RecordLayer::Rustls),
+            _ => None,
+        }
+    }
+
+    /// rustls's `enable_secret_extraction`: it lets the owner of a connection take the traffic keys out of it. That
+    /// is all that it lets anybody do (nothing goes over the network), but a connection that does not need it, as
+    /// those to the operator, has no such way out for its keys.
+    fn takes_keys(self) -> bool {
+        self == RecordLayer::InPlace
+    }
+}
+
 /// The cryptography in use: hybrid post-quantum key exchange first, AES-128-GCM first (the cheapest with
 /// hardware support, and no weaker here than the P-256 keys).
 #[must_use]
@@ -114,6 +143,37 @@ pub fn client_config(
     config.enable_sni = false;
     config.enable_early_data = false;
     Ok(Arc::new(config))
+}
+
+/// [`server_config`] for tunnels: clients must show a certificate, and `records` may need the keys.
+///
+/// # Errors
+/// [`IdentityError::Tls`] when rustls refuses the configuration.
+pub fn tunnel_server_config(
+    svid: &Svid,
+    bundle: &TrustBundle,
+    alpn: &[u8],
+    records: RecordLayer,
+) -> Result<Arc<ServerConfig>, IdentityError> {
+    let mut config = server_config(svid, bundle, ClientCertificate::Required, &[alpn])?;
+    Arc::make_mut(&mut config).enable_secret_extraction = records.takes_keys();
+    Ok(config)
+}
+
+/// [`client_config`] for tunnels: `records` may need the keys.
+///
+/// # Errors
+/// [`IdentityError::Tls`] when rustls refuses the configuration.
+pub fn tunnel_client_config(
+    svid: &Svid,
+    bundle: &TrustBundle,
+    peer: SpiffeId,
+    alpn: &[u8],
+    records: RecordLayer,
+) -> Result<Arc<ClientConfig>, IdentityError> {
+    let mut config = client_config(Some(svid), bundle, Peer::Exactly(peer), &[alpn])?;
+    Arc::make_mut(&mut config).enable_secret_extraction = records.takes_keys();
+    Ok(config)
 }
 
 /// Checks that the peer agreed to `alpn`: a TLS peer may leave the extension out, and then rustls goes on.

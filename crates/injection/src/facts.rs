@@ -43,11 +43,11 @@ pub enum DefaultAccount {
 /// Who sets the redirect of a pod.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Redirect {
-    /// The init container `cinch-init`, which needs NET_ADMIN.
-    #[default]
-    Init,
     /// The node agent, asked by the sidecar over a volume of its own: the pod needs no capability.
+    #[default]
     Agent,
+    /// The init container `cinch-init`, which needs NET_ADMIN.
+    Init,
 }
 
 /// How the injected containers look in this installation.
@@ -65,6 +65,8 @@ pub struct Sidecar {
     pub operator_id: String,
     /// Log filter of the proxy, if other than its own default.
     pub log: Option<String>,
+    /// Settings of the proxy as JSON, if any is other than its default.
+    pub settings: Option<String>,
     /// Requests and limits of both containers.
     pub resources: Resources,
     /// Who sets the redirect.
@@ -82,6 +84,7 @@ impl Sidecar {
             trust_domain: trust_domain.to_owned(),
             operator_id: format!("spiffe://{trust_domain}/ns/{installed_in}/sa/cinch-operator"),
             log: None,
+            settings: None,
             resources: Resources::default(),
             redirect: Redirect::default(),
         }

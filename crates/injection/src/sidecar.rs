@@ -1,6 +1,6 @@
-//! The canonical form of what is injected: two containers and two volumes, or one container and three volumes where
-//! a node agent sets the redirect. Every field that the API server would
-//! fill in stands here with the value it would get, so that comparing with an admitted pod is comparing values.
+//! The canonical form of what is injected: one container and three volumes, or, where no node agent sets the redirect,
+//! two containers and two volumes. Every field that the API server would fill in stands here with the value it would
+//! get, so that comparing with an admitted pod is comparing values.
 
 use crate::facts::{Redirect, Resources, Sidecar};
 use crate::pod::{Container, Pod};
@@ -8,6 +8,8 @@ use crate::quantity;
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 
+/// Environment variable of the proxy with the installation's settings for it, as JSON; absent: its defaults.
+pub const SETTINGS_VARIABLE: &str = "CINCH_PROXY_SETTINGS";
 /// Name of the init container that sets the redirect.
 pub const INIT_CONTAINER: &str = "cinch-init";
 /// Name of the native sidecar.
@@ -141,6 +143,9 @@ fn environment(sidecar: &Sidecar, probes: &str) -> Value {
     }
     if let Some(log) = &sidecar.log {
         list.push(json!({"name": "CINCH_LOG", "value": log}));
+    }
+    if let Some(settings) = &sidecar.settings {
+        list.push(json!({"name": SETTINGS_VARIABLE, "value": settings}));
     }
     Value::Array(list)
 }

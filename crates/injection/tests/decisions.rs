@@ -76,6 +76,25 @@ fn pods_that_are_left_alone_say_why() {
 }
 
 #[test]
+fn the_installations_settings_of_the_proxy_hold_over_the_pods() {
+    let said = |pod: &Value| {
+        let environment = pod["spec"]["initContainers"][1]["env"].as_array().unwrap().clone();
+        environment.into_iter().filter(|e| e["name"] == "CINCH_PROXY_SETTINGS").collect::<Vec<_>>()
+    };
+    let look_alike = web_pod_with(|pod| {
+        pod["spec"]["initContainers"] = json!([{"name": "cinch-proxy", "image": "evil:1",
+            "env": [{"name": "CINCH_PROXY_SETTINGS", "value": "{\"limits\":{\"connections\":1}}"}]}]);
+    });
+    let mut namespace = Namespace::new();
+    assert_eq!(said(&namespace.injected(&look_alike)), Vec::<Value>::new(), "the installation says nothing");
+    namespace.sidecar.settings = Some(r#"{"limits":{"connections":9}}"#.to_owned());
+    let injected = namespace.injected(&look_alike);
+    let expected = json!({"name": "CINCH_PROXY_SETTINGS", "value": r#"{"limits":{"connections":9}}"#});
+    assert_eq!(said(&injected), [expected]);
+    assert_eq!(namespace.operations(&defaulted(injected)), Vec::new(), "the second pass is empty");
+}
+
+#[test]
 fn namespaces_can_forbid_injection() {
     let cases = [
         ("pod-security.kubernetes.io/enforce", "baseline", Some(Reason::PodSecurityForbidsInit)),

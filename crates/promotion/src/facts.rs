@@ -106,6 +106,28 @@ pub struct Pod {
     pub report: Option<Report>,
     /// Its proxy has acknowledged the policy with the lock.
     pub acknowledged_lock: bool,
+    /// What passes by its proxy, the most important first.
+    pub bypass: Vec<Bypass>,
+}
+
+/// Traffic of a pod that was seen to pass by its proxy.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Bypass {
+    /// What carries it.
+    pub transport: Transport,
+    /// Process, peer and port, as people read it.
+    pub what: String,
+    /// When it was seen last.
+    pub last_seen: Millis,
+}
+
+/// What carries traffic.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Transport {
+    /// The mesh does: who passes by it is not encrypted, not authorised and not counted.
+    Tcp,
+    /// The mesh does not.
+    Udp,
 }
 
 /// The newest report of a proxy. Reports are cumulative over the proxy's life.

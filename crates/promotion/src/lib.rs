@@ -19,8 +19,8 @@ mod probation;
 mod report;
 
 pub use facts::{
-    Counts, Departure, Facts, Finding, Millis, Namespace, Plaintext, Pod, PodClass, Policy, Report, Slot,
-    Source, SourceName, Spec,
+    Bypass, Counts, Departure, Facts, Finding, Millis, Namespace, Plaintext, Pod, PodClass, Policy, Report,
+    Slot, Source, SourceName, Spec, Transport,
 };
 pub use machine::step;
 pub use memory::{Memory, Notice, Phase, short};

@@ -1,8 +1,8 @@
 //! The outcome of a step as people read it: state, blockers, conditions, offenders.
 
 use crate::clock;
-use crate::facts::{Facts, Millis, PodClass, Source};
-use crate::gates::{Gate, Weight};
+use crate::facts::{Facts, Millis, PodClass, Source, Transport};
+use crate::gates::{self, Gate, Weight};
 use crate::machine::Turn;
 use crate::memory::{Memory, Notice, Phase};
 use crate::outcome::{
@@ -41,7 +41,7 @@ pub(crate) fn outcome(mut turn: Turn<'_>) -> Outcome {
         pods: tally(&turn),
         plaintext: turn.quiet.counted,
         offenders: offenders(turn.facts, &turn.memory),
-        debt: debt(turn.facts),
+        debt: debt(turn.facts, &turn.memory),
         evidence,
         action: turn.action,
         wake_at: wake_at(&turn),
@@ -123,7 +123,17 @@ fn tally(turn: &Turn<'_>) -> PodTally {
     }
 }
 
-fn debt(facts: &Facts) -> Vec<(Reason, String)> {
+/// What stays outside the mesh and is no reason to wait.
+fn debt(facts: &Facts, memory: &Memory) -> Vec<(Reason, String)> {
+    let mut debt = host_network(facts);
+    let udp = gates::passed_by(memory, facts, Transport::Udp);
+    if let Some((pod, first)) = udp.first() {
+        debt.push((Reason::UdpOutsideMesh, format!("{}: {} ({})", udp.len(), pod.name, first.what)));
+    }
+    debt
+}
+
+fn host_network(facts: &Facts) -> Vec<(Reason, String)> {
     let outside: Vec<&str> = facts
         .pods
         .iter()
@@ -184,7 +194,11 @@ fn conditions(turn: &Turn<'_>, state: State) -> Vec<Condition> {
     }
     vec![
         plain(ConditionKind::Ready, true, Reason::Observing),
-        gate(ConditionKind::Injected, &[Reason::PodsNotInjected, Reason::HostNetworkPods], Reason::Injected),
+        gate(
+            ConditionKind::Injected,
+            &[Reason::PodsNotInjected, Reason::HostNetworkPods, Reason::BypassSeen],
+            Reason::Injected,
+        ),
         reporting,
         quiet,
         gate(ConditionKind::Unpinned, &[Reason::PinnedByPolicy], Reason::Observing),

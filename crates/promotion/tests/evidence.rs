@@ -3,7 +3,7 @@
 
 mod world;
 
-use cinch_promotion::{PodClass, State};
+use cinch_promotion::{Bypass, ConditionKind, PodClass, State, Transport};
 use world::{SECOND, START, World};
 
 fn first_label(world: &World) -> u64 {
@@ -230,4 +230,51 @@ fn a_proxy_that_has_just_started_gets_time_for_its_proofs_but_none_for_a_promoti
     assert_eq!((World::reasons(&last).len(), last.pods.reporting), (0, 2));
     assert!(world.actions.is_empty());
     assert_eq!(World::reasons(&world.run(11)), ["RedirectMissing"]);
+}
+
+fn bypass(world: &World, transport: Transport, what: &str) -> Bypass {
+    Bypass { transport, what: what.to_owned(), last_seen: world.now }
+}
+
+#[test]
+fn what_passes_by_a_proxy_blocks_until_it_was_not_seen_for_a_quiet_period() {
+    let mut world = World::meshed();
+    let third = world.add("api-2", PodClass::Started);
+    let seen = bypass(&world, Transport::Tcp, "curl in app, TCP to legacy/db port 5432");
+    world.pods.get_mut(&third).expect("there").bypass = vec![seen];
+    let outcome = world.run(10);
+    assert_eq!(outcome.state, State::Blocked);
+    let blocker = &outcome.blockers[0];
+    assert_eq!(blocker.reason.as_str(), "BypassSeen");
+    assert_eq!(blocker.detail, "1 of 3: api-2 (curl in app, TCP to legacy/db port 5432)");
+    assert_eq!(blocker.reference.as_deref(), Some("pod/api-2"));
+    let injected = outcome.conditions.iter().find(|c| c.kind == ConditionKind::Injected).expect("there");
+    assert!(!injected.holds && injected.reason.as_str() == "BypassSeen");
+    world.run(20);
+    assert!((15..=17).contains(&first_label(&world)), "{}", first_label(&world));
+}
+
+#[test]
+fn a_pod_that_goes_takes_along_what_passed_by_it() {
+    let mut world = World::meshed();
+    let third = world.add("api-2", PodClass::Started);
+    let seen = bypass(&world, Transport::Tcp, "curl");
+    world.pods.get_mut(&third).expect("there").bypass = vec![seen];
+    assert!(World::reasons(&world.run(5)).contains(&"BypassSeen"));
+    world.remove(&third, true);
+    assert!(!World::reasons(&world.run(1)).contains(&"BypassSeen"));
+}
+
+#[test]
+fn udp_is_told_and_does_not_hold_a_promotion_back() {
+    let mut world = World::meshed();
+    let third = world.add("api-2", PodClass::Started);
+    let seen = bypass(&world, Transport::Udp, "chronyd in app, UDP to 10.0.0.1 port 123");
+    world.pods.get_mut(&third).expect("there").bypass = vec![seen];
+    let outcome = world.run(5);
+    let debt: Vec<_> =
+        outcome.debt.iter().map(|(reason, text)| format!("{}: {text}", reason.as_str())).collect();
+    assert_eq!(debt, ["UdpOutsideMesh: 1: api-2 (chronyd in app, UDP to 10.0.0.1 port 123)"]);
+    world.run(15);
+    assert_eq!(first_label(&world), 15);
 }

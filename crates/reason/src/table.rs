@@ -14,9 +14,9 @@ reasons! {
     EphemeralIntoSidecar: "an ephemeral container targets the Cinch sidecar or acts as its UID", "choose another target container and UID";
     ExecIntoSidecar: "exec and attach into the Cinch sidecar are refused in a locked namespace", "choose another container with -c";
     HostNetwork: "a pod on the host network can not be meshed", "move it to another namespace, or let someone with relax set the namespace label cinch.dev/host-network: allowed";
-    HostUsersDisabled: "a pod in its own user namespace can not have its redirect set by an init container", "leave hostUsers unset";
+    HostUsersDisabled: "a pod in its own user namespace can not have its redirect set", "leave hostUsers unset";
     ProbeNotSupported: "the pod has a probe or lifecycle hook of a kind that the proxy does not yet answer (grpc, https, httpGet or tcpSocket hooks)", "use httpGet over HTTP, tcpSocket or exec";
-    PodSecurityForbidsInit: "the namespace enforces Pod Security baseline or restricted, which refuse the NET_ADMIN of cinch-init", "label the namespace pod-security.kubernetes.io/enforce: privileged or leave it out of the mesh until the node agent is there";
+    PodSecurityForbidsInit: "the namespace enforces Pod Security baseline or restricted, which refuse the NET_ADMIN of cinch-init", "install with redirect.mode=agent, or label the namespace pod-security.kubernetes.io/enforce: privileged";
     PortConflict: "a container declares a port that the sidecar uses (15000, 15001, 15006, 15020, 15021)", "use another port";
     ReservedName: "a volume or container of the pod has a name that Cinch reserves", "rename it: names that begin with cinch- are reserved";
     OtherMesh: "the pod or namespace belongs to another mesh", "remove the other mesh first";
@@ -48,6 +48,8 @@ reasons! {
     PodsNotReporting: "started sidecars have not reported, and missing data is not zero", "look at the log of cinch-proxy in the named pods";
     NodeUnreachable: "a node can not be reached, so the clock stands still", "";
     HostNetworkPods: "pods on the host network can not be meshed", "move them, or label the namespace cinch.dev/host-network: allowed";
+    BypassSeen: "connections pass by the proxy of a pod", "find out how the named process does it, and restart the pod once that is mended";
+    UdpOutsideMesh: "pods speak UDP, which the mesh does not carry", "";
     PlaintextServed: "plaintext was served within the quiet period", "enrol the named clients or move them away";
     PlaintextOpen: "plaintext connections are open", "enrol the named clients or move them away";
     QuietPeriod: "nothing blocks; the quiet period has not yet passed", "";

@@ -11,6 +11,7 @@ mod nftables;
 mod original;
 pub mod request;
 mod rules;
+pub mod sighting;
 
 use cinch_reason::Reason;
 use std::fmt;

@@ -3,14 +3,18 @@
 //! One connection carries one request and one answer. Integers are big-endian.
 //!
 //! ```text
-//! request: "cnch" version:u8 length:u8  nonce:u64 …
+//! request: "cnch" version:u8 length:u8  nonce:u64 [flags:u8] …
 //! answer:  "cnch" version:u8 kind:u8 length:u16  …
-//!   kind 0, done:    cgroup:u64 level:u32 …
+//!   kind 0, done:    cgroup:u64 level:u32 [sightings] …
 //!   kind 1, refused: length:u8 reason  sentence
 //! ```
 //!
 //! The request says nothing about who asks: the agent finds that out by itself. Bytes behind what a version
-//! knows are passed over, so that both sides may be one version apart.
+//! knows are passed over, so that both sides may be one version apart. What passes by the proxy
+//! ([`Sightings`]) is told only to those who ask for it with the flag 1: who does not know it takes no answer of
+//! that length.
+
+use crate::sighting::{LONGEST_LIST, Sightings};
 
 /// The version that this program speaks.
 pub const VERSION: u8 = 1;
@@ -18,14 +22,21 @@ pub const VERSION: u8 = 1;
 const MAGIC: [u8; 4] = *b"cnch";
 const REQUEST_HEAD: usize = 6;
 const ANSWER_HEAD: usize = 8;
+/// Cgroup and level.
+const DONE_FIXED: usize = 12;
+/// The flag of a request that asks for sightings.
+const LOOK: u8 = 1;
 const DONE: u8 = 0;
 const REFUSED: u8 = 1;
 /// No request is longer.
 pub const MAX_REQUEST: usize = REQUEST_HEAD + u8::MAX as usize;
 /// No sentence of a refusal is longer, in bytes: it ends up in a pod's termination message.
 const MAX_SENTENCE: usize = 1024;
+const LONGEST_REFUSAL: usize = 1 + u8::MAX as usize + MAX_SENTENCE;
+const LONGEST_DONE: usize = DONE_FIXED + LONGEST_LIST;
 /// No answer is longer.
-pub const MAX_ANSWER: usize = ANSWER_HEAD + 1 + u8::MAX as usize + MAX_SENTENCE;
+pub const MAX_ANSWER: usize =
+    ANSWER_HEAD + if LONGEST_DONE > LONGEST_REFUSAL { LONGEST_DONE } else { LONGEST_REFUSAL };
 
 /// Bytes that are no message of this protocol.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -50,6 +61,8 @@ pub struct Request {
     /// What the sidecar answers to a dial of [`AGENT_TEST_ADDRESS`](crate::AGENT_TEST_ADDRESS): it proves to the
     /// agent that its dial reached the very process that asked.
     pub nonce: u64,
+    /// It also wants to know what passes by it.
+    pub look: bool,
 }
 
 /// What the agent did.
@@ -61,6 +74,8 @@ pub enum Answer {
         cgroup: u64,
         /// Its level.
         level: u32,
+        /// What passes by the proxy; `None` when nobody looked.
+        sightings: Option<Sightings>,
     },
     /// Nothing was changed, or what was could not be proved.
     Refused {
@@ -77,8 +92,9 @@ impl Request {
     pub fn encode(self) -> Vec<u8> {
         let nonce = self.nonce.to_be_bytes();
         let mut out = MAGIC.to_vec();
-        out.extend([VERSION, 8]);
+        out.extend([VERSION, 9]);
         out.extend(nonce);
+        out.push(if self.look { LOOK } else { 0 });
         out
     }
 
@@ -98,7 +114,8 @@ impl Request {
         }
         let Some(body) = bytes.get(REQUEST_HEAD..end) else { return Ok(None) };
         let nonce = body.first_chunk().ok_or(Malformed::Short)?;
-        Ok(Some(Self { nonce: u64::from_be_bytes(*nonce) }))
+        let flags = body.get(nonce.len()).copied().unwrap_or_default();
+        Ok(Some(Self { nonce: u64::from_be_bytes(*nonce), look: flags & LOOK != 0 }))
     }
 }
 
@@ -107,8 +124,9 @@ impl Answer {
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
         let (kind, body) = match self {
-            Self::Done { cgroup, level } => {
-                (DONE, [&cgroup.to_be_bytes()[..], &level.to_be_bytes()].concat())
+            Self::Done { cgroup, level, sightings } => {
+                let list = sightings.as_ref().map(Sightings::encode).unwrap_or_default();
+                (DONE, [&cgroup.to_be_bytes()[..], &level.to_be_bytes(), &list].concat())
             }
             Self::Refused { reason, sentence } => {
                 let reason = cut(reason, usize::from(u8::MAX)).as_bytes();
@@ -150,7 +168,8 @@ impl Answer {
 fn done(body: &[u8]) -> Option<Answer> {
     let cgroup = u64::from_be_bytes(*body.first_chunk()?);
     let level = u32::from_be_bytes(*body.get(8..)?.first_chunk()?);
-    Some(Answer::Done { cgroup, level })
+    let sightings = Sightings::decode(body.get(DONE_FIXED..)?);
+    Some(Answer::Done { cgroup, level, sightings })
 }
 
 fn refused(body: &[u8]) -> Option<Answer> {
@@ -166,7 +185,7 @@ fn begins_as_ours(bytes: &[u8]) -> Result<(), Malformed> {
 }
 
 /// At most `limit` bytes of `text`, whole characters.
-fn cut(text: &str, limit: usize) -> &str {
+pub(crate) fn cut(text: &str, limit: usize) -> &str {
     let end = (0..=limit.min(text.len())).rev().find(|end| text.is_char_boundary(*end));
     end.and_then(|end| text.get(..end)).unwrap_or_default()
 }
@@ -174,10 +193,23 @@ fn cut(text: &str, limit: usize) -> &str {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sighting::{Sighting, Way};
 
-    fn answers() -> [Answer; 3] {
+    fn answers() -> [Answer; 4] {
+        let sighting = Sighting {
+            way: Way::Outbound,
+            peer: Some([10, 0, 0, 1].into()),
+            port: 443,
+            process: "curl".into(),
+            container: "app".into(),
+        };
         [
-            Answer::Done { cgroup: 9886, level: 5 },
+            Answer::Done { cgroup: 9886, level: 5, sightings: None },
+            Answer::Done {
+                cgroup: 1,
+                level: 2,
+                sightings: Some(Sightings { seen: vec![sighting], more: 7 }),
+            },
             Answer::Refused { reason: "NotTheSidecar".into(), sentence: "container \"app\"".into() },
             Answer::Refused { reason: String::new(), sentence: String::new() },
         ]
@@ -185,13 +217,15 @@ mod tests {
 
     #[test]
     fn messages_come_back_as_they_were_and_only_when_whole() {
-        let request = Request { nonce: 0x0102_0304_0506_0708 };
-        let wire = request.encode();
-        assert_eq!(wire, b"cnch\x01\x08\x01\x02\x03\x04\x05\x06\x07\x08");
-        for cut in 0..wire.len() {
-            assert_eq!(Request::decode(&wire[..cut]), Ok(None), "{cut}");
+        for (look, flags) in [(false, 0), (true, 1)] {
+            let request = Request { nonce: 0x0102_0304_0506_0708, look };
+            let wire = request.encode();
+            assert_eq!(wire, [b"cnch\x01\x09\x01\x02\x03\x04\x05\x06\x07\x08", &[flags][..]].concat());
+            for cut in 0..wire.len() {
+                assert_eq!(Request::decode(&wire[..cut]), Ok(None), "{cut}");
+            }
+            assert_eq!(Request::decode(&wire), Ok(Some(request)));
         }
-        assert_eq!(Request::decode(&wire), Ok(Some(request)));
         for answer in answers() {
             let wire = answer.encode();
             for cut in 0..wire.len() {
@@ -203,13 +237,24 @@ mod tests {
 
     #[test]
     fn a_newer_side_may_say_more() {
-        let longer = b"cnch\x02\x0a\x00\x00\x00\x00\x00\x00\x00\x07zz";
-        assert_eq!(Request::decode(longer), Ok(Some(Request { nonce: 7 })));
-        let mut answer = Answer::Done { cgroup: 1, level: 2 }.encode();
-        answer[4] = 2;
-        answer[7] += 1;
-        answer.push(9);
-        assert_eq!(Answer::decode(&answer), Ok(Some(Answer::Done { cgroup: 1, level: 2 })));
+        let longer = b"cnch\x02\x0b\x00\x00\x00\x00\x00\x00\x00\x07\x03zz";
+        assert_eq!(Request::decode(longer), Ok(Some(Request { nonce: 7, look: true })));
+        for done in answers().into_iter().take(2) {
+            let mut answer = done.encode();
+            answer[4] = 2;
+            answer[7] += 1;
+            answer.push(9);
+            assert_eq!(Answer::decode(&answer), Ok(Some(done)));
+        }
+    }
+
+    #[test]
+    fn a_sidecar_of_before_is_understood_and_gets_an_answer_that_it_takes() {
+        let request = b"cnch\x01\x08\x00\x00\x00\x00\x00\x00\x00\x07";
+        assert_eq!(Request::decode(request), Ok(Some(Request { nonce: 7, look: false })));
+        // Its bound was that of the longest refusal.
+        let answer = Answer::Done { cgroup: 1, level: 2, sightings: None }.encode();
+        assert_eq!(answer.len(), ANSWER_HEAD + DONE_FIXED);
     }
 
     #[test]

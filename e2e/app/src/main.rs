@@ -1,4 +1,5 @@
-//! The programs that the demo and the tests run as pods: a server, clients that count, a scanner, a pause.
+//! The programs that the demo and the tests run as pods: a server, clients that count, a scanner, real workloads in
+//! small, a pause.
 //!
 //! They behave as a good workload does (readiness, draining on SIGTERM, keep-alive with `Connection: close`),
 //! so that a failed request is the mesh's doing.
@@ -7,6 +8,7 @@ mod client;
 mod http;
 mod scan;
 mod serve;
+mod workload;
 
 use clap::{Parser, Subcommand};
 use std::time::Duration;
@@ -28,6 +30,10 @@ enum Command {
     Call(client::Options),
     /// Connect to an address, send nothing, close; print what happened.
     Scan(scan::Options),
+    /// Serve HTTP, WebSocket, gRPC and a protocol in which the server speaks first, all with checksums.
+    Workloads(workload::Ports),
+    /// Play the clients of `workloads` once; non-zero exit status if a byte came otherwise than it was sent.
+    Try(workload::Options),
 }
 
 #[tokio::main(flavor = "current_thread")]
@@ -37,6 +43,8 @@ async fn main() -> anyhow::Result<()> {
         Command::Serve(options) => serve::run(options, serve::Stop::on_sigterm()?).await,
         Command::Call(options) => client::run(options).await,
         Command::Scan(options) => scan::run(&options).await,
+        Command::Workloads(ports) => workload::serve(ports, serve::Stop::on_sigterm()?).await,
+        Command::Try(options) => workload::play(options).await,
     }
 }
 

@@ -75,6 +75,40 @@ impl Api {
         Ok(Moments { sent, answered })
     }
 
+    /// Creates an object of a collection.
+    ///
+    /// # Errors
+    /// As [`Api::merge_patch`].
+    pub fn create(&mut self, path: &str, object: &serde_json::Value) -> Result<Moments> {
+        let body = object.to_string();
+        let request = format!(
+            "POST {path} HTTP/1.1\r\nHost: kubernetes\r\nAccept: application/json\r\n\
+             Content-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
+            body.len()
+        );
+        let sent = Instant::now();
+        self.stream.write_all(request.as_bytes())?;
+        self.stream.flush()?;
+        let answer = self.answer()?;
+        let answered = Instant::now();
+        ensure!(answer.starts_with("HTTP/1.1 201 "), "POST {path}: {answer}");
+        Ok(Moments { sent, answered })
+    }
+
+    /// Reads an object.
+    ///
+    /// # Errors
+    /// When there is none, or it can't be read.
+    pub fn get(&mut self, path: &str) -> Result<serde_json::Value> {
+        let request = format!("GET {path} HTTP/1.1\r\nHost: kubernetes\r\nAccept: application/json\r\n\r\n");
+        self.stream.write_all(request.as_bytes())?;
+        self.stream.flush()?;
+        let answer = self.answer()?;
+        ensure!(answer.starts_with("HTTP/1.1 200 "), "GET {path}: {answer}");
+        let body = body(&answer).with_context(|| format!("GET {path}: {answer}"))?;
+        serde_json::from_str(&body).with_context(|| format!("GET {path}: {body}"))
+    }
+
     fn answer(&mut self) -> Result<String> {
         let mut answer = Vec::new();
         let mut piece = [0u8; 16 * 1024];
@@ -101,6 +135,24 @@ fn is_whole(answer: &[u8]) -> bool {
     }
 }
 
+/// The body of a whole answer, without the sizes of its chunks.
+fn body(answer: &str) -> Option<String> {
+    let (head, mut rest) = answer.split_once("\r\n\r\n")?;
+    if !head.to_ascii_lowercase().contains("\r\ntransfer-encoding: chunked") {
+        return Some(rest.to_owned());
+    }
+    let mut body = String::new();
+    loop {
+        let (size, more) = rest.split_once("\r\n")?;
+        let size = usize::from_str_radix(size.trim(), 16).ok()?;
+        if size == 0 {
+            return Some(body);
+        }
+        body.push_str(more.get(..size)?);
+        rest = more.get(size..)?.strip_prefix("\r\n")?;
+    }
+}
+
 fn config(layout: &Layout) -> Result<ClientConfig> {
     // A second installation of the provider in one process is no fault.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
@@ -121,6 +173,15 @@ fn config(layout: &Layout) -> Result<ClientConfig> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_body_is_what_its_chunks_hold() {
+        let chunked =
+            "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\na\r\n0123456789\r\n0\r\n\r\n";
+        assert_eq!(body(chunked).as_deref(), Some("abc0123456789"));
+        assert_eq!(body("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}").as_deref(), Some("{}"));
+        assert_eq!(body("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n9\r\nabc"), None);
+    }
 
     #[test]
     fn an_answer_ends_by_its_length_or_its_last_chunk() {

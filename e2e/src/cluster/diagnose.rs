@@ -22,11 +22,7 @@ impl Cluster {
         self.section("pods", &["get", "pods", "-A", "-o", "wide"]);
         let warnings = ["get", "events", "-A", "--field-selector=type!=Normal", "--sort-by=.lastTimestamp"];
         self.section("warnings", &warnings);
-        for component in ["operator", "webhook"] {
-            let pods = format!("--selector=app.kubernetes.io/component={component}");
-            let logs = ["logs", "-n", crate::install::NAMESPACE, &pods, "--prefix", "--tail=12"];
-            self.section(&format!("{component}'s logs"), &logs);
-        }
+        self.print_parts();
         for (namespace, pod) in self.unready().into_iter().take(PODS) {
             self.section(&format!("{namespace}/{pod}"), &["describe", "pod", "-n", &namespace, &pod]);
             let logs = ["logs", "-n", &namespace, &pod, "--all-containers", "--prefix", "--tail=15"];
@@ -42,6 +38,32 @@ impl Cluster {
                 print(&entry.path().display().to_string(), last.iter().map(String::as_str));
             }
         }
+    }
+
+    /// Prints the pods of Cinch's own parts, and what they said last.
+    pub fn print_parts(&self) {
+        let own = crate::install::NAMESPACE;
+        self.section("Cinch's own parts", &["get", "pods,daemonsets", "-n", own, "-o", "wide"]);
+        for component in ["operator", "webhook", "node"] {
+            let pods = format!("--selector=app.kubernetes.io/component={component}");
+            let logs = ["logs", "-n", own, &pods, "--prefix", "--tail=12"];
+            self.section(&format!("{component}'s logs"), &logs);
+        }
+    }
+
+    /// Prints what a namespace of a test holds: pods, postures and policies, all events, and the pods that are not
+    /// ready in full.
+    pub fn print_namespace(&self, namespace: &str) {
+        let kinds = "pods,postures,authorizationpolicies,peerauthentications,requestauthentications";
+        self.section(&format!("what {namespace} holds"), &["get", kinds, "-n", namespace, "-o", "wide"]);
+        let events = ["get", "events", "-n", namespace, "--sort-by=.lastTimestamp"];
+        self.section(&format!("all events of {namespace}"), &events);
+        for (_, pod) in self.unready().into_iter().filter(|(of, _)| of == namespace).take(PODS) {
+            self.section(&format!("{namespace}/{pod}"), &["describe", "pod", "-n", namespace, &pod]);
+        }
+        let logs =
+            ["logs", "-n", namespace, "--selector=app", "--container=cinch-proxy", "--prefix", "--tail=8"];
+        self.section(&format!("sidecars of {namespace}"), &logs);
     }
 
     fn section(&self, name: &str, arguments: &[&str]) {

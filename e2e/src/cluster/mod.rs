@@ -14,6 +14,7 @@ mod node;
 mod pki;
 pub mod plan;
 mod processes;
+mod reboot;
 mod start;
 
 pub use down::{Record, abandoned, clusters, down};

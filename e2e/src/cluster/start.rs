@@ -147,7 +147,7 @@ impl Cluster {
     }
 
     /// Starts a node: its namespaces inside the cluster's, and the cable to the bridge.
-    fn start_node(&self, node: &Node) -> Result<()> {
+    pub(super) fn start_node(&self, node: &Node) -> Result<()> {
         let all = self.layout.nodes(self.nodes);
         let added = cgroups::create(&self.layout.cgroup(&node.name()))?;
         self.change_record(|record| record.controllers.extend(added))?;

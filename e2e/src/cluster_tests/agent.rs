@@ -1,105 +1,50 @@
-//! The node agent: the release is switched to it, a namespace that enforces Pod Security `restricted` is played
-//! through, and the release is switched back.
+//! The node agent, in a namespace that enforces Pod Security `restricted`: nobody gets round the redirect, what is
+//! missing closes and heals, and pods that end while it is replaced do not hang.
 
-use super::scene::{PORT, Scene};
-use crate::install::NAMESPACE;
+use super::scene::{Scene, Workload};
+use crate::install::{AGENT, NAMESPACE};
 use crate::place::{Outcome, Place, SERVED, open};
-use crate::prepare::repository;
-use crate::see::{APP_IMAGE, PODS, number, text};
+use crate::see::{PODS, number, text};
+use crate::story::admission::{self, remove, set};
+use crate::terminal;
 use crate::wait::{self, Seen};
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
-use std::time::Duration;
+use std::collections::BTreeMap;
+use std::fs;
+use std::net::SocketAddr;
+use std::thread;
+use std::time::{Duration, Instant};
 
-const AGENT: &str = "daemonset/cinch-node";
 /// The user of the sidecar. Its rule looks at the container, not at the user, so that whoever takes it gains nothing.
 const PROXY_UID: u32 = 1507;
 /// Sidecars ask each half minute.
 const HEALED: Duration = Duration::from_secs(45);
-/// The times of the install, and as long again for a namespace before this one that is still in probation.
-const PROMOTED: Duration = Duration::from_secs(120);
+/// How many pods end while the agent is replaced.
+const ENDING: u32 = 8;
 
-/// Pods need no capability, nobody gets round the redirect, and everything that is missing closes.
-pub fn mode(scene: &Scene<'_>) -> Result<String> {
-    let played = redirect_by(scene, "agent").and_then(|()| play(scene));
-    // Its pods can't end without the agent, so they come first, whatever the play came to.
-    let gone = deleted_while_updated(scene);
-    redirect_by(scene, "init")?;
-    let shown = played?;
-    gone?;
-    Ok(format!("{shown}; pods ended while the agent was replaced"))
-}
-
-fn play(scene: &Scene<'_>) -> Result<String> {
-    restricted(scene)?;
-    run(scene, &[("api", 1000), ("client", 1000), ("taker", PROXY_UID)])?;
-    for pod in scene.see.pods(&scene.namespace, "app")? {
-        let init = pod.pointer("/spec/initContainers").and_then(Value::as_array).context("not injected")?;
-        let names: Vec<String> = init.iter().map(|container| text(container, "/name")).collect();
-        ensure!(
-            names == ["cinch-proxy"],
-            "{} has the init containers {names:?}",
-            text(&pod, "/metadata/name")
-        );
-    }
+/// Plays all of it.
+pub fn agent(scene: &Scene<'_>) -> Result<String> {
+    scene.restricted()?;
+    let taker = Workload { user: PROXY_UID, ..Workload::meshed("taker") };
+    scene.run(&[Workload::meshed("api"), Workload::meshed("client"), taker])?;
     let (client, to) = (scene.place("client")?, scene.server("api")?);
     only_the_taker(scene, &client, to)?;
     scene.without_policy("authorizationpolicies", "gate")?;
     scene.until(&client, to, &SERVED)?;
+    look_alike(scene)?;
     updated(scene, &client, to)?;
     away(scene, &client, to)?;
     flushed(scene, &client, to)?;
-    promoted(scene)?;
-    scene.always(&client, to, &SERVED)?;
-    Ok("restricted: one sidecar and no capability; UID 1507 goes through its proxy; no agent: no app starts and a \
-        restarted sidecar refuses, both heal; a flushed table is set again; promoted to STRICT"
-        .to_owned())
-}
-
-/// Switches the release and waits until all of it has the new mode.
-fn redirect_by(scene: &Scene<'_>, mode: &str) -> Result<()> {
-    let chart = repository()?.join("charts/cinch").display().to_string();
-    let mode = format!("redirect.mode={mode}");
-    let upgrade = ["upgrade", "cinch", &chart, "-n", NAMESPACE, "--reuse-values", "--set-string", &mode];
-    let output = scene.see.cluster.helm(&upgrade)?;
-    ensure!(output.ok(), "helm upgrade: {}", output.text().trim());
-    for workload in ["deployment/cinch-operator", "deployment/cinch-webhook"] {
-        scene.see.rolled_out(NAMESPACE, workload)?;
-    }
-    if mode.ends_with("agent") { scene.see.rolled_out(NAMESPACE, AGENT) } else { Ok(()) }
-}
-
-/// The test's namespace, enrolled, where nothing with a capability is let in.
-fn restricted(scene: &Scene<'_>) -> Result<()> {
-    scene.not_enrolled()?;
-    let label = "pod-security.kubernetes.io/enforce=restricted";
-    scene.see.kubectl(&["label", "namespace", &scene.namespace, label])?;
-    scene.enrol()
-}
-
-fn server(namespace: &str, name: &str, user: u32) -> Value {
-    let container = json!({"name": "app", "image": APP_IMAGE, "args": ["serve", "--drain", "0s"],
-        "ports": [{"containerPort": PORT}],
-        "readinessProbe": {"httpGet": {"path": "/ready", "port": PORT}, "periodSeconds": 1},
-        "securityContext": {"allowPrivilegeEscalation": false, "capabilities": {"drop": ["ALL"]}}});
-    let user = json!({"runAsNonRoot": true, "runAsUser": user, "seccompProfile": {"type": "RuntimeDefault"}});
-    let labels = json!({"app": name});
-    json!({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": name, "namespace": namespace},
-        "spec": {"replicas": 1, "selector": {"matchLabels": labels}, "template": {"metadata": {"labels": labels},
-            "spec": {"terminationGracePeriodSeconds": 2, "securityContext": user, "containers": [container]}}}})
-}
-
-/// Applies servers, each with its user, and waits until they are ready.
-fn run(scene: &Scene<'_>, servers: &[(&str, u32)]) -> Result<()> {
-    for (name, user) in servers {
-        scene.see.apply(&server(&scene.namespace, name, *user).to_string())?;
-    }
-    let mut names = servers.iter().map(|(name, _)| format!("deployment/{name}"));
-    names.try_for_each(|name| scene.see.rolled_out(&scene.namespace, &name))
+    let ended = ended_while_replaced(scene, nobodys_pods(scene, ENDING)?)?;
+    Ok(format!(
+        "UID 1507 goes through its proxy; our image under another name is refused; no agent: no app starts and a \
+         restarted sidecar refuses, both heal; a flushed table is set again; {ended}"
+    ))
 }
 
 /// A process of an app that has the proxy's user is served by a name that it can only have by way of its proxy.
-fn only_the_taker(scene: &Scene<'_>, client: &Place, to: std::net::SocketAddr) -> Result<()> {
+fn only_the_taker(scene: &Scene<'_>, client: &Place, to: SocketAddr) -> Result<()> {
     let principal = format!("cluster.local/ns/{}/sa/taker", scene.namespace);
     let rules = json!([{"from": [{"source": {"principals": [principal]}}]}]);
     let spec = json!({"selector": {"matchLabels": {"app": "api"}}, "rules": rules});
@@ -111,8 +56,44 @@ fn only_the_taker(scene: &Scene<'_>, client: &Place, to: std::net::SocketAddr) -
     scene.see.kubectl(&call).context("a process of UID 1507 gets round its proxy").map(drop)
 }
 
+/// Where no admission policy forbids it, a container mounts the volume and asks the agent with our own program and
+/// our own user. Its name is not the sidecar's, so it is refused.
+fn look_alike(scene: &Scene<'_>) -> Result<()> {
+    let template = Workload::meshed("stranger").manifest(&scene.namespace);
+    let spec = template.pointer("/spec/template/spec").cloned().unwrap_or_default();
+    let metadata = json!({"name": "stranger", "namespace": scene.namespace, "labels": {"app": "stranger"}});
+    let asked = json!({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec});
+    let mut pod = admission::canonical(&scene.see, &asked.to_string())?;
+    let mut container = pod.pointer("/spec/initContainers/0").cloned().context("not injected")?;
+    // What only an init container may say.
+    remove(&mut container, "", &["restartPolicy", "startupProbe", "readinessProbe"]);
+    set(&mut container, "", "name", json!("stranger"));
+    set(&mut pod, "/spec", "containers", json!([container]));
+    remove(&mut pod, "/spec", &["initContainers"]);
+    let namespace = format!("{}-stranger", scene.namespace);
+    scene.not_enrolled_besides(&namespace)?;
+    set(&mut pod, "/metadata", "namespace", json!(namespace));
+    scene.see.kubectl(&[
+        "wait",
+        "serviceaccount/default",
+        "-n",
+        &namespace,
+        "--for=create",
+        "--timeout=30s",
+    ])?;
+    let created = scene.see.create(&pod.to_string(), &[])?;
+    ensure!(created.ok(), "a pod of a namespace that is not enrolled: {}", created.text());
+    let refused = wait::until("the agent to refuse the stranger", PODS, || {
+        let said = scene.see.attempt(&["logs", "stranger", "-n", &namespace])?.text();
+        let refused = said.lines().find(|line| line.contains("NotTheSidecar")).map(str::to_owned);
+        Ok(refused.map_or_else(|| Seen::Not(said.clone()), Seen::Done))
+    })?;
+    terminal::show(&refused);
+    Ok(())
+}
+
 /// A new agent changes nothing for pods that run.
-fn updated(scene: &Scene<'_>, client: &Place, to: std::net::SocketAddr) -> Result<()> {
+fn updated(scene: &Scene<'_>, client: &Place, to: SocketAddr) -> Result<()> {
     let mut kept = open(client, to)?;
     let first = kept.ask();
     ensure!(first == SERVED, "before the update: {first}");
@@ -126,14 +107,14 @@ fn updated(scene: &Scene<'_>, client: &Place, to: std::net::SocketAddr) -> Resul
 }
 
 /// Without an agent no app starts, and a sidecar that starts again is closed; both heal with it.
-fn away(scene: &Scene<'_>, client: &Place, to: std::net::SocketAddr) -> Result<()> {
+fn away(scene: &Scene<'_>, client: &Place, to: SocketAddr) -> Result<()> {
     let select = |value: Value| {
         let patch =
             json!({"spec": {"template": {"spec": {"nodeSelector": {"cinch-e2e": value}}}}}).to_string();
         scene.see.kubectl(&["patch", AGENT, "-n", NAMESPACE, "--type=merge", "-p", &patch])
     };
     select(json!("nowhere"))?;
-    let played = without_agent(scene, client, to);
+    let played = scene.told(without_agent(scene, client, to));
     select(Value::Null)?;
     scene.see.rolled_out(NAMESPACE, AGENT)?;
     played?;
@@ -141,17 +122,20 @@ fn away(scene: &Scene<'_>, client: &Place, to: std::net::SocketAddr) -> Result<(
     scene.see.rolled_out(&scene.namespace, "deployment/late")
 }
 
-fn without_agent(scene: &Scene<'_>, client: &Place, to: std::net::SocketAddr) -> Result<()> {
+fn without_agent(scene: &Scene<'_>, client: &Place, to: SocketAddr) -> Result<()> {
     wait::until("the agents to be gone", PODS, || {
-        let left = scene.see.pods(NAMESPACE, "app.kubernetes.io/component=node")?.len();
+        let left =
+            scene.see.items(&["pods", "-n", NAMESPACE, "-l", "app.kubernetes.io/component=node"])?.len();
         Ok(if left == 0 { Seen::Done(()) } else { Seen::Not(format!("{left} pods")) })
     })?;
     scene.see.cluster.kill_container(&scene.namespace, &client.pod, "cinch-proxy")?;
-    scene.see.apply(&server(&scene.namespace, "late", 1000).to_string())?;
+    scene.see.apply(&Workload::meshed("late").manifest(&scene.namespace).to_string())?;
     let missing = "reason=FailedMount";
     wait::until("the kubelet to miss the agent", PODS, || {
         let events = scene.see.items(&["events", "-n", &scene.namespace, "--field-selector", missing])?;
-        Ok(if events.is_empty() { Seen::Not("no event".to_owned()) } else { Seen::Done(()) })
+        let pods = scene.see.pods(&scene.namespace, "app=late")?;
+        let seen = format!("no event; pods of late: {}", pods.len());
+        Ok(if events.is_empty() { Seen::Not(seen) } else { Seen::Done(()) })
     })?;
     let restarts = wait::until("the sidecar to start again", PODS, || {
         let pod = scene.see.json(&["pod", &client.pod, "-n", &scene.namespace])?;
@@ -160,6 +144,10 @@ fn without_agent(scene: &Scene<'_>, client: &Place, to: std::net::SocketAddr) ->
         let seen = format!("{restarts} restarts, running: {running}");
         Ok(if restarts > 0 && running { Seen::Done(restarts) } else { Seen::Not(seen) })
     })?;
+    let check = scene.see.cluster.cinch(&["check"])?;
+    let named = check.text().lines().find(|line| line.starts_with("✗ node")).map(str::to_owned);
+    let named = named.filter(|line| line.contains("no agent")).with_context(|| check.text())?;
+    ensure!(!check.ok(), "a node without an agent is no success: {named}");
     for _ in 0..5 {
         let outcome = client.ask(to);
         let closed = matches!(outcome, Outcome::Reset | Outcome::Refused);
@@ -173,7 +161,7 @@ fn without_agent(scene: &Scene<'_>, client: &Place, to: std::net::SocketAddr) ->
 }
 
 /// A table that somebody removes is set again.
-fn flushed(scene: &Scene<'_>, client: &Place, to: std::net::SocketAddr) -> Result<()> {
+fn flushed(scene: &Scene<'_>, client: &Place, to: SocketAddr) -> Result<()> {
     let nft = |arguments: [&str; 4]| {
         let cluster = scene.see.cluster;
         let mut command = cluster.pod_network_command(&scene.namespace, &client.pod, "app", "nft")?;
@@ -187,19 +175,62 @@ fn flushed(scene: &Scene<'_>, client: &Place, to: std::net::SocketAddr) -> Resul
     scene.until(client, to, &SERVED)
 }
 
-/// What holds in other namespaces holds here: without plaintext it is locked.
-fn promoted(scene: &Scene<'_>) -> Result<()> {
-    let patch = json!({"spec": {"promotion": "Automatic"}}).to_string();
-    scene.see.kubectl(&["patch", "posture", "mesh", "-n", &scene.namespace, "--type=merge", "-p", &patch])?;
-    let strict = |status: &Value| (text(status, "/mode") == "STRICT").then_some(());
-    scene.see.posture_until(&scene.namespace, "the namespace to be STRICT", PROMOTED, strict)
+/// Makes so many pods at once, which nothing replaces, and waits until they are ready; their names. The scene's
+/// namespace is there already.
+pub fn nobodys_pods(scene: &Scene<'_>, count: u32) -> Result<Vec<String>> {
+    let namespace = scene.namespace.as_str();
+    scene.run(&[Workload { replicas: count, ..Workload::meshed("ending") }])?;
+    // Its deployment first: it would make another replica set.
+    for owner in ["deployments", "replicasets"] {
+        scene.see.kubectl(&["delete", owner, "-l", "app=ending", "-n", namespace, "--cascade=orphan"])?;
+    }
+    let pods = scene.see.pods(namespace, "app=ending")?;
+    ensure!(pods.len() == count as usize, "{} pods of {count}", pods.len());
+    Ok(pods.iter().map(|pod| text(pod, "/metadata/name")).collect())
 }
 
-/// Deletes the test's namespace in the midst of an update of the agent; none of its pods may hang.
-fn deleted_while_updated(scene: &Scene<'_>) -> Result<()> {
-    // There is none when the release could not be switched.
-    let restarted = scene.see.attempt(&["rollout", "restart", AGENT, "-n", NAMESPACE])?;
-    let limit = format!("--timeout={}s", PODS.as_secs());
-    scene.see.kubectl(&["delete", "namespace", &scene.namespace, "--ignore-not-found", &limit])?;
-    if restarted.ok() { scene.see.rolled_out(NAMESPACE, AGENT) } else { Ok(()) }
+/// The pods are deleted one after the other while the agent is replaced. Each ends.
+pub fn ended_while_replaced(scene: &Scene<'_>, mut names: Vec<String>) -> Result<String> {
+    let (namespace, count) = (scene.namespace.as_str(), names.len());
+    let failed_before = failed_unmounts(scene);
+    let (mut asked, mut slowest) = (BTreeMap::new(), Duration::ZERO);
+    scene.see.kubectl(&["rollout", "restart", AGENT, "-n", NAMESPACE])?;
+    let replaced = thread::scope(|scope| {
+        let rollout = scope.spawn(|| scene.see.rolled_out(NAMESPACE, AGENT));
+        let mut within = 0;
+        while let Some(name) = names.pop() {
+            within += u32::from(!rollout.is_finished());
+            scene.see.kubectl(&["delete", "pod", &name, "-n", namespace, "--wait=false"])?;
+            asked.insert(name, Instant::now());
+        }
+        rollout.join().map_err(|_| anyhow::anyhow!("the thread that waits for the agent failed"))??;
+        Ok::<_, anyhow::Error>(within)
+    })?;
+    wait::until("the pods to have ended", PODS, || {
+        let left = scene.see.items(&["pods", "-n", namespace, "-l", "app=ending"])?;
+        let left: Vec<String> = left.iter().map(|pod| text(pod, "/metadata/name")).collect();
+        asked.retain(|name, since: &mut Instant| {
+            let is_left = left.contains(name);
+            slowest = slowest.max(if is_left { Duration::ZERO } else { since.elapsed() });
+            is_left
+        });
+        Ok(if left.is_empty() { Seen::Done(()) } else { Seen::Not(left.join(", ")) })
+    })?;
+    let failed = failed_unmounts(scene).saturating_sub(failed_before);
+    Ok(format!(
+        "{count} pods deleted, {replaced} of them while the agent was replaced: all ended, the slowest within {:.1} s; \
+         {failed} unmounts had to be tried again",
+        slowest.as_secs_f64()
+    ))
+}
+
+/// How often the kubelets have said that a volume of the agent could not be taken back.
+fn failed_unmounts(scene: &Scene<'_>) -> usize {
+    let cluster = scene.see.cluster;
+    let logs = cluster
+        .node_names()
+        .into_iter()
+        .map(|node| fs::read(cluster.state_dir().join(node).join("logs/kubelet.log")).unwrap_or_default());
+    let failed = |line: &str| line.contains("UnmountVolume.TearDown failed") && line.contains("cinch-agent");
+    logs.map(|log| String::from_utf8_lossy(&log).lines().filter(|line| failed(line)).count()).sum()
 }

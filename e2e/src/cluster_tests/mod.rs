@@ -1,14 +1,21 @@
 //! Tests on a real cluster, beside the story: each in a namespace of its own that is made for it and deleted after
 //! it, all on the same cluster and the same install. One that fails does not keep the others from being played.
 
+mod addresses;
 mod agent;
+mod bypass;
 mod connections;
+mod dns;
+pub mod figures;
+mod init;
 mod latency;
 mod mesh_wide;
 mod objects;
+mod reboot;
 mod requests;
 mod scene;
 mod without;
+mod workloads;
 
 use crate::cluster::Cluster;
 use crate::report::{Step, Verdict};
@@ -59,11 +66,16 @@ pub const TESTS: &[Test] = &[
     ("policy: admission", Beside, objects::admission),
     ("policy: tokens", Beside, requests::by_token),
     ("policy: explain", Beside, objects::explain),
+    ("bypass", Beside, bypass::bypass),
+    ("addresses", Beside, addresses::every_kind),
+    ("workloads", Beside, workloads::pass_unchanged),
     ("policy: root namespace", Alone, mesh_wide::root_namespace),
     ("policy: latency", Alone, latency::changes_reach_all_proxies),
     ("policy: no operator", Last, without::operator),
     ("policy: no webhook", Last, without::webhook),
-    ("node agent", Last, agent::mode),
+    ("node agent", Last, agent::agent),
+    ("node reboot", Last, reboot::reboot),
+    ("redirect by init", Last, init::init),
 ];
 
 /// The tests that have one of the `wanted` words in their names.
@@ -121,10 +133,7 @@ fn play_one(cluster: &Cluster, name: &str, play: Play) -> Step {
     let begun = Instant::now();
     let scene = Scene::new(cluster, name);
     let (result, lines) = terminal::held_back(|| {
-        let result = play(&scene);
-        if result.is_err() {
-            scene.print_what_matters();
-        }
+        let result = scene.told(play(&scene));
         // A namespace that does not end is a failure too, also of a test that failed.
         let closed = scene.close();
         result.and_then(|shown_by| closed.map(|()| shown_by))

@@ -2,17 +2,20 @@
 
 use crate::cluster::Cluster;
 use crate::place::{Outcome, Place};
-use crate::see::{APP_IMAGE, See, text};
+use crate::see::{APP_IMAGE, See, restricted_container, restricted_pod};
 use crate::terminal;
 use crate::wait::{self, Seen};
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 /// Far longer than a change takes to all proxies.
 const IN_FORCE: Duration = Duration::from_secs(30);
+/// With it a namespace refuses every capability.
+pub const RESTRICTED: &str = "pod-security.kubernetes.io/enforce=restricted";
 /// The port of every server.
 pub const PORT: u16 = 8080;
 
@@ -23,6 +26,8 @@ pub struct Scene<'a> {
     /// The test's own namespace; made by [`Scene::enrolled`] or [`Scene::not_enrolled`].
     pub namespace: String,
     made: Mutex<Vec<String>>,
+    /// Whether a failure was told.
+    told: AtomicBool,
 }
 
 /// A workload of a scene: a Deployment of servers.
@@ -36,13 +41,15 @@ pub struct Workload<'w> {
     pub ports: &'w [u16],
     /// Whether its pods have the sidecar.
     pub meshed: bool,
+    /// The user that its container runs as.
+    pub user: u32,
 }
 
 impl<'w> Workload<'w> {
     /// One meshed pod that serves [`PORT`].
     #[must_use]
     pub fn meshed(name: &'w str) -> Self {
-        Self { name, replicas: 1, ports: &[PORT], meshed: true }
+        Self { name, replicas: 1, ports: &[PORT], meshed: true, user: 1000 }
     }
 
     /// One pod that has opted out.
@@ -51,7 +58,8 @@ impl<'w> Workload<'w> {
         Self { meshed: false, ..Self::meshed(name) }
     }
 
-    fn manifest(&self, namespace: &str) -> Value {
+    /// Pod Security `restricted` has nothing against it.
+    pub fn manifest(&self, namespace: &str) -> Value {
         let mut labels = json!({"app": self.name});
         if let (false, Some(labels)) = (self.meshed, labels.as_object_mut()) {
             labels.insert("cinch.dev/inject".to_owned(), json!("disabled"));
@@ -60,11 +68,13 @@ impl<'w> Workload<'w> {
         let ports: Vec<Value> = self.ports.iter().map(|port| json!({"containerPort": port})).collect();
         let ready = json!({"httpGet": {"path": "/ready", "port": self.ports.first()}, "periodSeconds": 1});
         let container = json!({"name": "app", "image": APP_IMAGE, "ports": ports, "readinessProbe": ready,
-            "args": ["serve", "--ports", listed, "--drain", "0s"]});
-        json!({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": self.name, "namespace": namespace},
+            "args": ["serve", "--ports", listed, "--drain", "0s"], "securityContext": restricted_container()});
+        let metadata = json!({"name": self.name, "namespace": namespace, "labels": {"app": self.name}});
+        json!({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": metadata,
             "spec": {"replicas": self.replicas, "selector": {"matchLabels": {"app": self.name}},
                 "template": {"metadata": {"labels": labels},
-                    "spec": {"terminationGracePeriodSeconds": 2, "containers": [container]}}}})
+                    "spec": {"terminationGracePeriodSeconds": 2, "securityContext": restricted_pod(self.user),
+                        "containers": [container]}}}})
     }
 }
 
@@ -80,7 +90,12 @@ pub fn namespace_of(test: &str) -> String {
 impl<'a> Scene<'a> {
     /// An empty scene for a test.
     pub fn new(cluster: &'a Cluster, test: &str) -> Self {
-        Self { see: See { cluster }, namespace: namespace_of(test), made: Mutex::default() }
+        Self {
+            see: See { cluster },
+            namespace: namespace_of(test),
+            made: Mutex::default(),
+            told: AtomicBool::default(),
+        }
     }
 
     /// Makes the test's namespace, enrolled, with these workloads ready in it.
@@ -97,6 +112,25 @@ impl<'a> Scene<'a> {
     /// Makes the test's namespace, not enrolled yet.
     pub fn not_enrolled(&self) -> Result<()> {
         self.make(&self.namespace, false)
+    }
+
+    /// Makes one more namespace, which is not enrolled.
+    pub fn not_enrolled_besides(&self, namespace: &str) -> Result<()> {
+        self.make(namespace, false)
+    }
+
+    /// Makes the test's namespace, enrolled, where Pod Security lets nothing with a capability in, and no pod
+    /// without the sidecar is stored: a busy webhook's miss is tried again by the pod's controller.
+    pub fn restricted(&self) -> Result<()> {
+        self.not_enrolled()?;
+        self.see.kubectl(&[
+            "label",
+            "namespace",
+            &self.namespace,
+            RESTRICTED,
+            "cinch.dev/injection=required",
+        ])?;
+        self.enrol()
     }
 
     /// Enrols the test's namespace.
@@ -130,9 +164,12 @@ impl<'a> Scene<'a> {
         }
         let items: Vec<Value> = workloads.iter().map(|workload| workload.manifest(namespace)).collect();
         self.see.apply(&json!({"apiVersion": "v1", "kind": "List", "items": items}).to_string())?;
-        workloads
-            .iter()
-            .try_for_each(|workload| self.see.rolled_out(namespace, &format!("deployment/{}", workload.name)))
+        workloads.iter().try_for_each(|Workload { name, meshed, .. }| {
+            if *meshed {
+                return self.see.meshed(namespace, "deployment", name);
+            }
+            self.see.rolled_out(namespace, &format!("deployment/{name}"))
+        })
     }
 
     /// The pods of a workload.
@@ -199,33 +236,16 @@ impl<'a> Scene<'a> {
         if made.is_empty() { Ok(()) } else { self.see.kubectl(&args).map(drop) }
     }
 
-    /// What a person needs after a failure, of the test's own namespaces.
-    pub fn print_what_matters(&self) {
-        for namespace in self.made.lock().unwrap_or_else(PoisonError::into_inner).iter() {
-            let kinds = "pods,postures,authorizationpolicies,peerauthentications,requestauthentications";
-            for args in [
-                ["get", kinds, "-n", namespace, "-o", "wide"],
-                [
-                    "get",
-                    "events",
-                    "-n",
-                    namespace,
-                    "--sort-by=.lastTimestamp",
-                    "--field-selector=type!=Normal",
-                ],
-            ] {
-                let said =
-                    self.see.attempt(&args).map_or_else(|error| format!("{error:#}"), |output| output.text());
-                terminal::show(&format!("$ kubectl {}\n{}", args.join(" "), said.trim_end()));
+    /// Hands `result` on. A failure is told with what a person needs to understand it now, before anything that it
+    /// left is taken away, and once.
+    pub fn told<T>(&self, result: Result<T>) -> Result<T> {
+        if result.is_err() && !self.told.swap(true, Ordering::Relaxed) {
+            for namespace in self.made.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+                self.see.cluster.print_namespace(namespace);
             }
-            let pods = self.see.pods(namespace, "app").unwrap_or_default();
-            for pod in pods.iter().map(|pod| text(pod, "/metadata/name")) {
-                let logs = ["logs", "-n", namespace, &pod, "-c", "cinch-proxy", "--tail=8"];
-                let said =
-                    self.see.attempt(&logs).map_or_else(|error| format!("{error:#}"), |output| output.text());
-                terminal::show(&format!("--- {pod}\n{}", said.trim_end()));
-            }
+            self.see.cluster.print_parts();
         }
+        result
     }
 }
 

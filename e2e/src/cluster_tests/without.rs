@@ -13,7 +13,11 @@ const POLICY: &str = "AuthorizationPolicy";
 const POLICIES: &str = "authorizationpolicies";
 
 /// Scales a Deployment of Cinch to 0, plays, and brings it back whatever comes of it.
-fn away(scene: &Scene<'_>, component: &str, play: impl FnOnce() -> Result<String>) -> Result<String> {
+pub(super) fn away(
+    scene: &Scene<'_>,
+    component: &str,
+    play: impl FnOnce() -> Result<String>,
+) -> Result<String> {
     let deployment = format!("deployment/cinch-{component}");
     let scale = |replicas: &str| scene.see.kubectl(&["scale", "-n", NAMESPACE, &deployment, replicas]);
     scale("--replicas=0")?;
@@ -22,7 +26,7 @@ fn away(scene: &Scene<'_>, component: &str, play: impl FnOnce() -> Result<String
         let left = scene.see.items(&["pods", "-n", NAMESPACE, "-l", &selector])?.len();
         Ok(if left == 0 { Seen::Done(()) } else { Seen::Not(format!("{left} pods")) })
     });
-    let played = gone.and_then(|()| play());
+    let played = scene.told(gone.and_then(|()| play()));
     scale("--replicas=2")?;
     scene.see.rolled_out(NAMESPACE, &deployment)?;
     played

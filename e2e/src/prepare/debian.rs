@@ -103,40 +103,49 @@ fn cni_folder(cached: &Path) -> Option<PathBuf> {
 fn fetch(packages: &[&str], into: &Path) -> Result<()> {
     terminal::say(format_args!("prepare: not installed here, fetching from Debian: {}", packages.join(", ")));
     let fresh = into.with_extension("new");
-    let _ = fs::remove_dir_all(&fresh);
-    let (downloads, root) = (fresh.join("packages"), fresh.join("root"));
-    for folder in [&downloads, &root, &fresh.join("lists/partial"), &fresh.join("archives/partial")] {
+    unpack(packages, &fresh, |_| true)?;
+    let _ = fs::remove_dir_all(into);
+    fs::rename(&fresh, into).context("the unpacked packages can't be moved in place")?;
+    wrap(into)
+}
+
+/// Downloads `packages`, and of what they depend on and the machine lacks those that are `wanted`, and unpacks all
+/// into the folder `root` of `into`, which is made anew.
+///
+/// # Errors
+/// When a package can't be had.
+pub(super) fn unpack(packages: &[&str], into: &Path, wanted: impl Fn(&str) -> bool) -> Result<()> {
+    let _ = fs::remove_dir_all(into);
+    let (downloads, root) = (into.join("packages"), into.join("root"));
+    for folder in [&downloads, &root, &into.join("lists/partial"), &into.join("archives/partial")] {
         fs::create_dir_all(folder)?;
     }
-    if download(packages, &downloads, &[]).is_err() {
+    if download(packages, &downloads, &[], &wanted).is_err() {
         // Only now, and into lists of our own: the machine's package lists stay as they are.
-        let lists = format!("Dir::State::lists={}", fresh.join("lists").display());
+        let lists = format!("Dir::State::lists={}", into.join("lists").display());
         let options = ["-o", &lists, "-o", "Dir::Cache::pkgcache=", "-o", "Dir::Cache::srcpkgcache="];
         terminal::say("prepare: the package lists are missing or old; reading new ones");
         succeed(apt().args(options).arg("update"), None, DOWNLOAD).context("apt-get update")?;
-        download(packages, &downloads, &options)?;
+        download(packages, &downloads, &options, &wanted)?;
     }
     for entry in fs::read_dir(&downloads)? {
         let package = entry?.path();
         succeed(Command::new("dpkg-deb").arg("-x").arg(&package).arg(&root), None, DOWNLOAD)?;
         terminal::show(&format!("unpacked {}", package.file_name().unwrap_or_default().to_string_lossy()));
     }
-    let _ = fs::remove_dir_all(into);
     for folder in ["packages", "lists", "archives"] {
-        fs::remove_dir_all(fresh.join(folder))?;
+        fs::remove_dir_all(into.join(folder))?;
     }
-    fs::rename(&fresh, into).context("the unpacked packages can't be moved in place")?;
-    wrap(into)
+    Ok(())
 }
 
-fn download(packages: &[&str], folder: &Path, options: &[&str]) -> Result<()> {
+fn download(packages: &[&str], folder: &Path, options: &[&str], wanted: impl Fn(&str) -> bool) -> Result<()> {
     let install = ["-s", "--no-install-recommends", "install"];
     let plan = succeed(apt().args(options).args(install).args(packages), None, DOWNLOAD)?;
-    let names: Vec<&str> =
-        plan.lines().filter_map(|line| line.strip_prefix("Inst ")?.split_whitespace().next()).collect();
-    if names.is_empty() {
-        bail!("apt-get knows no package for {}", packages.join(", "));
-    }
+    let planned = plan.lines().filter_map(|line| line.strip_prefix("Inst ")?.split_whitespace().next());
+    // What is named is fetched also where the machine has it.
+    let mut names = packages.to_vec();
+    names.extend(planned.filter(|name| wanted(name) && !packages.contains(name)));
     succeed(apt().args(options).arg("download").args(names).current_dir(folder), None, DOWNLOAD)?;
     Ok(())
 }
@@ -178,7 +187,7 @@ fn wrap(unpacked: &Path) -> Result<()> {
 }
 
 /// Every folder under the usual library folders of `root` that holds a shared library.
-fn library_folders(root: &Path) -> Result<Vec<String>> {
+pub(super) fn library_folders(root: &Path) -> Result<Vec<String>> {
     let mut found = Vec::new();
     for base in ["lib", "usr/lib"] {
         let Ok(entries) = fs::read_dir(root.join(base)) else { continue };

@@ -5,8 +5,10 @@
 mod cache;
 mod debian;
 mod go;
+mod programs_image;
 
 pub use cache::{cache_directory, repository};
+pub use programs_image::{PROGRAMS_IMAGE, PROGRAMS_USER, programs_image};
 
 use crate::terminal;
 use anyhow::Result;

@@ -3,7 +3,7 @@
 
 use super::Story;
 use super::encrypt::log_since;
-use super::promote::now;
+use super::promote::{next_second, now};
 use crate::place::{Kept, Outcome, Place, SERVED, open};
 use crate::policies;
 use crate::see::{PODS, See};
@@ -39,7 +39,7 @@ pub fn authorise(story: &mut Story<'_>) -> Result<String> {
 
 fn only_web(story: &Story<'_>) -> Result<String> {
     let see = story.see;
-    see.rolled_out("market", "deployment/clerk")?;
+    see.meshed("market", "deployment", "clerk")?;
     let mut other = other(&see)?;
     let before = open_connections_work(&mut other)?;
     let applied = see.apply(ONLY_WEB)?;
@@ -60,7 +60,7 @@ fn only_web(story: &Story<'_>) -> Result<String> {
     let enforced =
         policies::enforced(&see, "authorizationpolicies", "shop", "api-from-web", other.api.len())?;
     see.shown(&["get", "authorizationpolicies", "-n", "shop"])?;
-    let quiet = now();
+    let quiet = next_second();
     let web = story.web_goes_on(40)?;
     let seen = log_since(story, "app=api", &quiet)?;
     let of_clerk = seen.iter().filter(|line| line.contains("client=clerk")).count();

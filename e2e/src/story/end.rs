@@ -1,11 +1,11 @@
 //! Leaving the mesh: nothing of Cinch is left that could be in the way.
 
 use super::Story;
-use crate::see::{PODS, text};
+use crate::see::{APP_IMAGE, PODS, restricted_container, restricted_pod, text};
 use crate::terminal;
 use crate::wait::{self, Seen};
 use anyhow::{Result, ensure};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 /// Unenrols both namespaces and uninstalls the chart; then looks for leftovers.
 pub fn uninstall(story: &mut Story<'_>) -> Result<String> {
@@ -24,25 +24,26 @@ pub fn uninstall(story: &mut Story<'_>) -> Result<String> {
     ] {
         story.see.rolled_out(namespace, workload)?;
     }
-    story.see.kubectl(&["delete", "pod", "lone", "-n", "shop", "--wait=false"])?;
+    // Its sidecar's volume is the agent's to take back, so the agent goes after it.
+    story.see.kubectl(&["delete", "pod", "lone", "-n", "shop", "--timeout=90s"])?;
     let web = story.web_goes_on(20)?;
     let helm = story.see.cluster.helm(&["uninstall", "cinch", "-n", "cinch-system", "--wait"])?;
     ensure!(helm.ok(), "helm uninstall: {}", helm.text());
     nothing_left(story)?;
-    story.see.kubectl(&[
-        "run",
-        "after",
-        "-n",
-        "shop",
-        &format!("--image={}", crate::see::APP_IMAGE),
-        "--",
-        "serve",
-    ])?;
+    story.see.apply(&after().to_string())?;
     story.see.kubectl(&["wait", "-n", "shop", "pod/after", "--for=condition=Ready", "--timeout=60s"])?;
     let more = story.web_goes_on(20)?;
     Ok(format!(
         "no configuration, policy, binding or sidecar left; pod shop/after started; {web}, then {more}"
     ))
+}
+
+/// An ordinary pod, when all is over.
+fn after() -> Value {
+    let container = json!({"name": "app", "image": APP_IMAGE, "args": ["serve"],
+        "securityContext": restricted_container()});
+    json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "after", "namespace": "shop"},
+        "spec": {"securityContext": restricted_pod(1000), "containers": [container]}})
 }
 
 fn nothing_left(story: &Story<'_>) -> Result<()> {

@@ -23,10 +23,13 @@ struct JobTimes {
     ending: Duration,
 }
 
-/// Deployments run, unmeshed; the CLI enrols them; the Posture follows to n/n.
+/// The installation passes its own checks. Deployments run, unmeshed; the CLI enrols them; the Posture follows to
+/// n/n.
 pub fn enrol(story: &mut Story<'_>) -> Result<String> {
     let see = &story.see;
-    see.kubectl(&["create", "namespace", "shop"])?;
+    let check = see.cluster.cinch(&["check"])?;
+    terminal::show(&format!("$ kubectl cinch check\n{}", check.text().trim_end()));
+    ensure!(check.ok(), "kubectl cinch check: {}", check.text());
     see.apply(&SHOP.replace("COUNTERS", &story.counters.display().to_string()))?;
     see.apply(LEGACY)?;
     // From the beginning: without anybody who speaks plaintext the operator would promote within seconds.
@@ -38,8 +41,8 @@ pub fn enrol(story: &mut Story<'_>) -> Result<String> {
     let enroll = see.cluster.cinch(&["enroll", "shop", "--restart"])?;
     terminal::show(&format!("$ kubectl cinch enroll shop --restart\n{}", enroll.text().trim_end()));
     ensure!(enroll.ok(), "kubectl cinch enroll shop --restart failed: {}", enroll.text());
-    for workload in ["deployment/api", "deployment/web", "statefulset/db"] {
-        see.rolled_out("shop", workload)?;
+    for (kind, name) in [("deployment", "api"), ("deployment", "web"), ("statefulset", "db")] {
+        see.meshed("shop", kind, name)?;
     }
     let meshed =
         see.posture_until("shop", "the Posture of shop to say that all is meshed", PODS, |status| {
@@ -52,7 +55,7 @@ pub fn enrol(story: &mut Story<'_>) -> Result<String> {
     Ok(format!("MESHED {meshed}; {web}"))
 }
 
-/// Each kind of workload has the two containers in front and the account of design's rule.
+/// Each kind of workload has the sidecar in front, no capability, and the account of design's rule.
 pub fn inject(story: &mut Story<'_>) -> Result<String> {
     let see = &story.see;
     let unmeshed = job_seconds(story, "legacy")?;
@@ -88,15 +91,20 @@ pub fn inject(story: &mut Story<'_>) -> Result<String> {
         unmeshed.whole.as_secs()
     );
     ensure!(meshed.ending <= unmeshed.ending + JOB_SLACK, "{words}");
-    Ok(format!("6 kinds, cinch-init and cinch-proxy first; {probes}; {words}"))
+    Ok(format!("6 kinds in a restricted namespace, the sidecar first and no capability; {probes}; {words}"))
 }
 
-/// Checks the two containers of a pod; returns its service account.
+/// Checks the sidecar of a pod and that nothing else was added; returns its service account.
 fn shape(pod: &Value) -> Result<String> {
     let name = text(pod, "/metadata/name");
-    let first = [text(pod, "/spec/initContainers/0/name"), text(pod, "/spec/initContainers/1/name")];
-    ensure!(first == ["cinch-init", "cinch-proxy"], "{name} begins with {first:?}");
-    ensure!(text(pod, "/spec/initContainers/1/restartPolicy") == "Always", "{name}: no native sidecar");
+    let all = |list: &str| pod.pointer(list).and_then(Value::as_array).cloned().unwrap_or_default();
+    let init = all("/spec/initContainers");
+    let names: Vec<String> = init.iter().map(|container| text(container, "/name")).collect();
+    ensure!(names == ["cinch-proxy"], "{name} has the init containers {names:?}");
+    ensure!(text(pod, "/spec/initContainers/0/restartPolicy") == "Always", "{name}: no native sidecar");
+    let capable = |container: &&Value| container.pointer("/securityContext/capabilities/add").is_some();
+    let capable = init.iter().chain(&all("/spec/containers")).filter(capable).count();
+    ensure!(capable == 0, "{name} has {capable} containers with capabilities");
     ensure!(text(pod, "/spec/containers/0/image") == APP_IMAGE, "{name}: the app's own image was changed");
     Ok(text(pod, "/spec/serviceAccountName"))
 }

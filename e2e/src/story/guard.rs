@@ -2,7 +2,7 @@
 
 use super::Story;
 use super::admission;
-use crate::see::{APP_IMAGE, PODS, See, text};
+use crate::see::{APP_IMAGE, PODS, See, restricted_container, restricted_pod, text};
 use crate::terminal;
 use crate::wait::{self, Seen};
 use anyhow::{Context, Result, bail, ensure};
@@ -11,14 +11,14 @@ use std::time::Duration;
 
 const USERS: &str = include_str!("../../manifests/users.yaml");
 
+/// A pod that Pod Security has nothing against, so that it is ours to refuse.
 fn pod(name: &str, namespace: &str, labels: Value, init: Value) -> String {
+    let container = json!({"name": "app", "image": APP_IMAGE, "args": ["serve", "--drain", "0s"],
+        "securityContext": restricted_container()});
     json!({
         "apiVersion": "v1", "kind": "Pod",
         "metadata": {"name": name, "namespace": namespace, "labels": labels},
-        "spec": {
-            "initContainers": init,
-            "containers": [{"name": "app", "image": APP_IMAGE, "args": ["serve", "--drain", "0s"]}],
-        },
+        "spec": {"securityContext": restricted_pod(1000), "initContainers": init, "containers": [container]},
     })
     .to_string()
 }
@@ -31,7 +31,8 @@ fn opted_out(namespace: &str) -> String {
 fn look_alike(image: &str, args: &[&str], command: &[&str]) -> String {
     let command = (!command.is_empty()).then_some(command);
     // A command of null is the same to the API as none.
-    let proxy = json!({"name": "cinch-proxy", "image": image, "args": args, "command": command, "restartPolicy": "Always"});
+    let proxy = json!({"name": "cinch-proxy", "image": image, "args": args, "command": command,
+        "restartPolicy": "Always", "securityContext": restricted_container()});
     pod("look-alike", "shop", json!({}), json!([proxy]))
 }
 
@@ -50,7 +51,7 @@ pub fn reject(story: &mut Story<'_>) -> Result<String> {
         let output = see.create(&look_alike(image, args, command), &["--dry-run=server", "-o", "json"])?;
         ensure!(output.ok(), "the webhook should have overwritten it: {}", output.text());
         let stored: Value = serde_json::from_str(&output.stdout)?;
-        let proxy = stored.pointer("/spec/initContainers/1").cloned().unwrap_or_default();
+        let proxy = stored.pointer("/spec/initContainers/0").cloned().unwrap_or_default();
         let canonical = text(&proxy, "/image").ends_with("/cinch-proxy:0.1.0")
             && proxy.get("args") == Some(&json!(["run"]))
             && proxy.get("command").is_none();
@@ -71,7 +72,19 @@ pub fn reject(story: &mut Story<'_>) -> Result<String> {
         &format!("cinch-proxy={APP_IMAGE}"),
     ])?;
     let image = see.refused(&output, "SidecarImage")?;
-    Ok(format!("{sentence}\n3 look-alikes overwritten\nset image: {image}"))
+    let into = into_the_sidecar(see, &running)?;
+    Ok(format!("{sentence}\n3 look-alikes overwritten\nset image: {image}\n{into}"))
+}
+
+/// Nobody gets into a running sidecar, whose cgroup the redirect lets through.
+fn into_the_sidecar(see: &See<'_>, pod: &str) -> Result<String> {
+    let image = format!("--image={APP_IMAGE}");
+    let debug =
+        ["debug", pod, "-n", "shop", &image, "--target=cinch-proxy", "--profile=restricted", "--", "pause"];
+    let debugged = see.refused(&see.attempt(&debug)?, "EphemeralIntoSidecar")?;
+    let exec = ["exec", pod, "-n", "shop", "-c", "cinch-proxy", "--", "/cinch-proxy", "version"];
+    let executed = see.refused(&see.attempt(&exec)?, "ExecIntoSidecar")?;
+    Ok(format!("kubectl debug: {debugged}\nkubectl exec: {executed}"))
 }
 
 /// With the webhook scaled to 0.
@@ -169,6 +182,7 @@ pub fn ratchet(story: &mut Story<'_>) -> Result<String> {
 /// A person with `relax` and a reason can.
 pub fn relax(story: &mut Story<'_>) -> Result<String> {
     let see = &story.see;
+    see.apply(USERS)?;
     let patch = json!({"metadata": {
         "labels": {"cinch.dev/mode": null},
         "annotations": {"cinch.dev/relax-reason": "the demo shows that it can be done"},

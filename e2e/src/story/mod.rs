@@ -1,7 +1,7 @@
 //! The story: Cinch's main job on a real cluster, step by step. Each step changes something, looks at what
 //! came of it, prints what it saw, and fails with what it saw instead.
 
-mod admission;
+pub mod admission;
 mod authorise;
 mod encrypt;
 mod end;
@@ -18,6 +18,7 @@ use crate::see::See;
 use crate::terminal;
 use Bond::{Aside, Carries};
 use anyhow::Result;
+use std::os::unix::fs::PermissionsExt;
 use std::time::Instant;
 
 /// What a step does: returns what showed that it held.
@@ -79,6 +80,8 @@ impl<'a> Story<'a> {
     pub fn begin(cluster: &'a Cluster) -> Result<Self> {
         let counters = cluster.state_dir().join("counters");
         std::fs::create_dir_all(&counters)?;
+        // Web runs as a user of its own.
+        std::fs::set_permissions(&counters, std::fs::Permissions::from_mode(0o777))?;
         Ok(Story { see: See { cluster }, counters, lost: 0, fallen: None })
     }
 

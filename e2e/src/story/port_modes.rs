@@ -57,9 +57,9 @@ pub fn side_by_side(story: &mut Story<'_>) -> Result<String> {
 }
 
 fn modes(see: &See<'_>) -> Result<String> {
-    for workload in ["deployment/stall", "deployment/meshed", "deployment/unmeshed"] {
-        see.rolled_out(NAMESPACE, workload)?;
-    }
+    see.meshed(NAMESPACE, "deployment", "stall")?;
+    see.meshed(NAMESPACE, "deployment", "meshed")?;
+    see.rolled_out(NAMESPACE, "deployment/unmeshed")?;
     let stall: IpAddr =
         see.addresses(NAMESPACE, "app=stall")?.first().context("stall has no pod")?.parse()?;
     let (meshed, unmeshed) = (place(see, "app=meshed")?, place(see, "app=unmeshed")?);

@@ -140,7 +140,7 @@ pub fn enforce(story: &mut Story<'_>) -> Result<String> {
 pub fn roll_back(story: &mut Story<'_>) -> Result<String> {
     let see = &story.see;
     see.apply(BANK)?;
-    see.rolled_out("bank", "deployment/teller")?;
+    see.meshed("bank", "deployment", "teller")?;
     see.kubectl(&["scale", "-n", "legacy", "deployment/late-client", "--replicas=1"])?;
     see.posture_until("bank", "the Posture of bank to name legacy/late-client", PROMOTION, |status| {
         offender(status, "legacy/late-client")
@@ -186,6 +186,14 @@ fn offender(status: &Value, workload: &str) -> Option<Value> {
 fn first_reason(blockers: &Value) -> String {
     let (reason, message) = (text(blockers, "/0/reason"), text(blockers, "/0/message"));
     format!("not promoted because {reason}: {message}")
+}
+
+/// The begin of the next second, once it is there: logs are asked for by whole seconds, and what was said earlier in
+/// this one must not count.
+pub fn next_second() -> String {
+    let past = u64::try_from(jiff::Timestamp::now().subsec_millisecond()).unwrap_or_default();
+    std::thread::sleep(Duration::from_millis(1001_u64.saturating_sub(past)));
+    now()
 }
 
 /// Now, in the API's form.

@@ -2,7 +2,7 @@
 //! partial data.
 
 use super::Story;
-use crate::see::{APP_IMAGE, PODS, text};
+use crate::see::{APP_IMAGE, PODS, restricted_container, restricted_pod, text};
 use crate::terminal;
 use crate::wait::{self, Seen};
 use anyhow::{Context, Result, ensure};
@@ -77,10 +77,10 @@ fn new_leader(story: &Story<'_>, before: &str) -> Result<String> {
 pub fn no_operator(story: &mut Story<'_>) -> Result<String> {
     let see = &story.see;
     see.kubectl(&["scale", "-n", "cinch-system", "deployment/cinch-operator", "--replicas=0"])?;
-    let pod = json!({
-        "apiVersion": "v1", "kind": "Pod", "metadata": {"name": "early", "namespace": "shop"},
-        "spec": {"containers": [{"name": "app", "image": APP_IMAGE, "args": ["serve", "--drain", "0s"]}]},
-    });
+    let container = json!({"name": "app", "image": APP_IMAGE, "args": ["serve", "--drain", "0s"],
+        "securityContext": restricted_container()});
+    let pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "early", "namespace": "shop"},
+        "spec": {"securityContext": restricted_pod(1000), "containers": [container]}});
     wait::until("every operator to be gone", PODS, || {
         let left =
             see.items(&["pods", "-n", "cinch-system", "-l", "app.kubernetes.io/component=operator"])?.len();
@@ -102,7 +102,7 @@ fn waits_and_says_why(story: &Story<'_>) -> Result<String> {
         let pod = story.see.json(&["pod", "early", "-n", "shop"])?;
         let started = pod.pointer("/status/containerStatuses/0/state/running").is_some();
         ensure!(!started, "the app started without its proxy");
-        let sidecar = "/status/initContainerStatuses/1";
+        let sidecar = "/status/initContainerStatuses/0";
         let last = ["state", "lastState"]
             .iter()
             .map(|state| text(&pod, &format!("{sidecar}/{state}/terminated/message")));

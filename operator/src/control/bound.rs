@@ -213,7 +213,7 @@ impl Bound<'_> {
     fn start_resolving(&self, running: &mut Running) {
         while running.resolving.len() < RESOLVING {
             let Some(address) = running.to_resolve.pop_front() else { return };
-            let record = self.control.view.resolve(address);
+            let record = self.control.view.resolve(running.session.pod_uid(), address);
             running.resolving.push(Box::pin(async move { (address, record.await) }));
         }
     }

@@ -219,7 +219,7 @@ impl Session {
             }
             // A Subscribe is always answered, also when the proxy has forgotten that it asked before.
             self.records.insert(address, None);
-            let record = view.record(address);
+            let record = view.record(&self.pod_uid, address);
             match record.kind() {
                 RecordKind::Endpoints | RecordKind::PassThrough => out.extend(self.send(address, record)),
                 RecordKind::Unknown | RecordKind::Unspecified => out.push(Output::Resolve(address)),
@@ -286,7 +286,7 @@ impl Session {
     fn refresh_records(&mut self, view: &dyn ClusterView, out: &mut Vec<Output>) {
         let mut changed = Vec::new();
         for (address, last) in &self.records {
-            let record = view.record(*address);
+            let record = view.record(&self.pod_uid, *address);
             match record.kind() {
                 // A watch may lag behind: only a consistent read makes an address unknown. One that was
                 // never answered is being resolved, or is tried again now.

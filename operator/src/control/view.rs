@@ -21,10 +21,10 @@ pub trait ClusterView: Send + Sync + 'static {
     fn mesh(&self) -> v1::Mesh;
     /// What a pod's inbound side enforces.
     fn workload_policy(&self, pod_uid: &str) -> Option<Arc<v1::WorkloadPolicy>>;
-    /// What stands behind an address, as far as is known now.
-    fn record(&self, to: SocketAddr) -> v1::Record;
-    /// What stands behind an address, with a consistent read before the answer "unknown".
-    fn resolve(&self, to: SocketAddr) -> BoxFuture<'static, v1::Record>;
+    /// What stands behind an address for the pod that asks, as far as is known now.
+    fn record(&self, pod_uid: &str, to: SocketAddr) -> v1::Record;
+    /// The same, with a consistent read before the answer "unknown".
+    fn resolve(&self, pod_uid: &str, to: SocketAddr) -> BoxFuture<'static, v1::Record>;
     /// Takes a pod's report.
     fn report(&self, pod_uid: &str, evidence: v1::Evidence);
     /// A pod saw a token with a key that the document of `source` does not hold.
@@ -61,13 +61,13 @@ impl ClusterView for LiveView {
         self.index.workload_policy(pod_uid)
     }
 
-    fn record(&self, to: SocketAddr) -> v1::Record {
-        self.index.record(to)
+    fn record(&self, pod_uid: &str, to: SocketAddr) -> v1::Record {
+        self.index.record(pod_uid, to)
     }
 
-    fn resolve(&self, to: SocketAddr) -> BoxFuture<'static, v1::Record> {
-        let index = self.index.clone();
-        Box::pin(async move { index.resolve(to).await })
+    fn resolve(&self, pod_uid: &str, to: SocketAddr) -> BoxFuture<'static, v1::Record> {
+        let (index, pod_uid) = (self.index.clone(), pod_uid.to_owned());
+        Box::pin(async move { index.resolve(&pod_uid, to).await })
     }
 
     fn report(&self, pod_uid: &str, evidence: v1::Evidence) {

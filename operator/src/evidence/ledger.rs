@@ -1,6 +1,7 @@
 //! The book-keeping of evidence, pure: reports and the time go in. Reports are cumulative, so what counts is
 //! how far each is ahead of the one before; that difference belongs to whoever holds the address now.
 
+use super::bypass::Bypasses;
 use super::model::{Counts, LastReport, NamespaceEvidence, PodEvidence, VanishedPod};
 use super::sources::{Resolve, Seen, Sources};
 use cinch_control::v1;
@@ -71,6 +72,7 @@ struct PodLedger {
     policy_version: u64,
     inbound_proof_age_ms: Option<u64>,
     outbound_proof_age_ms: Option<u64>,
+    bypass: Bypasses,
     gone: Option<Clock>,
 }
 
@@ -129,6 +131,7 @@ impl Ledger {
             outbound_proof_age_ms: pod.outbound_proof_age_ms,
             sources_dropped: pod.dropped(),
             unreported_ms: pod.earlier_gaps_ms.saturating_add(pod.gap_ms),
+            bypass: pod.bypass.sorted(),
         })
     }
 
@@ -246,6 +249,7 @@ impl PodLedger {
             policy_version: 0,
             inbound_proof_age_ms: None,
             outbound_proof_age_ms: None,
+            bypass: Bypasses::default(),
             gone: None,
         }
     }
@@ -296,6 +300,7 @@ impl PodLedger {
         let proof = |age: u64| (age != u64::MAX).then_some(age);
         self.inbound_proof_age_ms = proof(report.inbound_proof_age_ms);
         self.outbound_proof_age_ms = proof(report.outbound_proof_age_ms);
+        self.bypass.take(report, clock, resolve);
         self.note_served(report, clock);
     }
 

@@ -1,6 +1,7 @@
 //! What proxies say about plaintext: reports go in, evidence by pod, source and namespace comes out. The
 //! book-keeping is pure (`ledger`); this file joins it with the index and the clocks.
 
+mod bypass;
 mod ledger;
 mod model;
 mod sources;
@@ -8,7 +9,9 @@ mod sources;
 #[cfg(test)]
 mod tests;
 
-pub use model::{Counts, LastReport, NamespaceEvidence, PodEvidence, SourceEvidence, VanishedPod};
+pub use model::{
+    BypassEvidence, Counts, LastReport, NamespaceEvidence, PodEvidence, SourceEvidence, VanishedPod,
+};
 
 use crate::index::Index;
 use cinch_control::v1;

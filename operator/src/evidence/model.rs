@@ -3,6 +3,7 @@
 
 use crate::index::SourceName;
 use cinch_control::v1;
+use std::fmt;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -114,6 +115,59 @@ impl SourceEvidence {
     }
 }
 
+/// Traffic of a pod that does not meet its proxy, as the node agent saw it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BypassEvidence {
+    /// How it passes by.
+    pub way: v1::bypass::Way,
+    /// The other end, resolved when the report arrived; `None` for a listener.
+    pub peer: Option<SourceName>,
+    /// The port that is served, on whichever side.
+    pub port: u16,
+    /// The kernel's name of the process; empty when it was not found.
+    pub process: String,
+    /// Its container; empty when it is none of the pod's.
+    pub container: String,
+    /// When it was seen last.
+    pub last_seen_unix_ms: u64,
+}
+
+impl BypassEvidence {
+    /// Whether it is TCP, which the proxy should have met.
+    #[must_use]
+    pub fn is_tcp(&self) -> bool {
+        matches!(self.way, v1::bypass::Way::Outbound | v1::bypass::Way::Inbound)
+    }
+
+    /// Whether `other` is about the same.
+    #[must_use]
+    pub fn is_of(&self, other: &Self) -> bool {
+        let of = |this: &Self| (this.way, this.port);
+        of(self) == of(other)
+            && self.peer == other.peer
+            && self.process == other.process
+            && self.container == other.container
+    }
+}
+
+impl fmt::Display for BypassEvidence {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let process = if self.process.is_empty() { "a process" } else { &self.process };
+        match self.container.as_str() {
+            "" => write!(f, "{process} of no container of the pod")?,
+            container => write!(f, "{process} in {container}")?,
+        }
+        let protocol = if self.is_tcp() { "TCP" } else { "UDP" };
+        match (&self.peer, self.way) {
+            (Some(peer), v1::bypass::Way::Inbound) => {
+                write!(f, ", {protocol} from {peer} to port {}", self.port)
+            }
+            (Some(peer), _) => write!(f, ", {protocol} to {peer} port {}", self.port),
+            (None, _) => write!(f, ", {protocol} at port {}", self.port),
+        }
+    }
+}
+
 /// When and how a pod reported last.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LastReport {
@@ -154,6 +208,8 @@ pub struct PodEvidence {
     pub sources_dropped: u64,
     /// Time between the last word of a proxy that ended without a final report and the start of its successor.
     pub unreported_ms: u64,
+    /// What the node agent saw pass by, TCP first and of that the newest.
+    pub bypass: Vec<BypassEvidence>,
 }
 
 /// A pod that has gone from the API, and how it took its leave.

@@ -270,6 +270,71 @@ fn a_scan_of_all_ports_does_not_fill_the_operator() {
     assert!(desk.ledger.addresses_of("a") <= 4000);
 }
 
+/// curl in the container app, 100 ms before the report.
+fn bypass(way: v1::bypass::Way, port: u32) -> v1::Bypass {
+    let listener = way == v1::bypass::Way::UdpListener;
+    v1::Bypass {
+        way: way.into(),
+        ip: if listener { Vec::new().into() } else { vec![10, 1, 0, 9].into() },
+        port,
+        process: "curl".into(),
+        container: "app".into(),
+        last_seen_age_ms: 100,
+    }
+}
+
+#[test]
+fn what_passes_by_is_named_and_a_restart_of_the_proxy_does_not_hide_it() {
+    use v1::bypass::Way;
+    let mut desk = desk();
+    let mut first = report(1, 1, vec![]);
+    first.bypass =
+        vec![bypass(Way::UdpListener, 514), bypass(Way::Inbound, 8080), bypass(Way::Outbound, 443)];
+    desk.report(1, "a", first.clone());
+    first.sequence = 2;
+    first.bypass.truncate(2);
+    desk.report(2, "a", first);
+    let shown = |desk: &Desk| -> Vec<String> {
+        let seen = desk.ledger.of("a").unwrap().bypass;
+        seen.iter().map(|seen| format!("{seen}; {}", seen.last_seen_unix_ms)).collect()
+    };
+    let want = [
+        "curl in app, TCP from old/client to port 8080; 1001900",
+        "curl in app, TCP to old/client port 443; 1000900",
+        "curl in app, UDP at port 514; 1001900",
+    ];
+    assert_eq!(shown(&desk), want);
+    desk.report(3, "a", report(2, 1, vec![]));
+    assert_eq!(shown(&desk), want, "a new proxy has seen nothing yet");
+}
+
+#[test]
+fn what_passes_by_is_bounded_and_nonsense_is_left_out() {
+    use v1::bypass::Way;
+    let mut desk = desk();
+    let nonsense = [
+        v1::Bypass { way: 99, ..bypass(Way::Outbound, 1) },
+        v1::Bypass { way: 0, ..bypass(Way::Outbound, 2) },
+        v1::Bypass { ip: vec![1, 2, 3].into(), ..bypass(Way::Outbound, 3) },
+        v1::Bypass { ip: Vec::new().into(), ..bypass(Way::Inbound, 4) },
+        v1::Bypass { port: 70_000, ..bypass(Way::UdpPeer, 5) },
+        v1::Bypass { last_seen_age_ms: NEVER, ..bypass(Way::UdpPeer, 6) },
+    ];
+    let mut odd = report(1, 1, vec![]);
+    odd.bypass = nonsense.to_vec();
+    odd.bypass.push(v1::Bypass { process: "x".repeat(5000), ..bypass(Way::Outbound, 443) });
+    desk.report(1, "a", odd);
+    let seen = desk.ledger.of("a").unwrap().bypass;
+    assert_eq!((seen.len(), seen[0].port, seen[0].process.len()), (1, 443, 63));
+    for sequence in 2..10 {
+        let mut many = report(1, u64::from(sequence), vec![]);
+        many.bypass = (0..250).map(|port| bypass(Way::UdpPeer, sequence * 1000 + port)).collect();
+        desk.report(u64::from(sequence), "a", many);
+    }
+    let seen = desk.ledger.of("a").unwrap().bypass;
+    assert_eq!((seen.len(), seen[0].port), (128, 443), "TCP is not pushed out by UDP");
+}
+
 #[test]
 fn hostile_reports_are_harmless() {
     let mut desk = desk();

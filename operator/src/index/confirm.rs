@@ -54,11 +54,11 @@ impl Confirmations {
 }
 
 impl Index {
-    /// What stands behind an address, with a consistent read before the answer "unknown" where the address
-    /// may be a pod's or a Service's. The kind is unspecified when that can't be told now (not synced, the
-    /// API server does not answer, it can't be asked for second addresses): don't send such a record; the proxy holds the connection and refuses.
-    pub async fn resolve(&self, to: SocketAddr) -> v1::Record {
-        let record = self.record(to);
+    /// As [`Index::record`], with a consistent read before the answer "unknown" where the address may be a pod's or a
+    /// Service's. The kind is unspecified when that can't be told now (not synced, the API server does not answer, it
+    /// can't be asked for second addresses): don't send such a record; the proxy holds the connection and refuses.
+    pub async fn resolve(&self, pod_uid: &str, to: SocketAddr) -> v1::Record {
+        let record = self.record(pod_uid, to);
         let ip = to.ip().to_canonical();
         if record.kind() != Kind::Unknown
             || !self.shared.state.read().may_be_ours(ip)
@@ -72,12 +72,12 @@ impl Index {
         };
         match exists(client, ip).await {
             // The read would not have shown it.
-            Ok(false) if self.shared.state.read().may_be_second(ip) => unspecified(self.record(to)),
+            Ok(false) if self.shared.state.read().may_be_second(ip) => unspecified(self.record(pod_uid, to)),
             Ok(false) => {
                 self.shared.confirmations.note(ip);
-                self.record(to)
+                self.record(pod_uid, to)
             }
-            Ok(true) => self.wait_for(to).await,
+            Ok(true) => self.wait_for(pod_uid, to).await,
             Err(error) => {
                 tracing::warn!(%ip, %error, "an unknown address could not be confirmed");
                 unspecified(record)
@@ -87,11 +87,11 @@ impl Index {
 
     /// Waits for the watchers: what a read returns must not enter the index by another door, where it might
     /// overtake its own deletion.
-    async fn wait_for(&self, to: SocketAddr) -> v1::Record {
+    async fn wait_for(&self, pod_uid: &str, to: SocketAddr) -> v1::Record {
         let mut changes = self.changes();
         let caught_up = async {
             loop {
-                let record = self.record(to);
+                let record = self.record(pod_uid, to);
                 if record.kind() != Kind::Unknown {
                     return record;
                 }
@@ -102,7 +102,7 @@ impl Index {
         };
         match tokio::time::timeout(CATCH_UP, caught_up).await {
             Ok(record) => record,
-            Err(_) => unspecified(self.record(to)),
+            Err(_) => unspecified(self.record(pod_uid, to)),
         }
     }
 }
@@ -114,7 +114,8 @@ fn unspecified(mut record: v1::Record) -> v1::Record {
     record
 }
 
-/// Whether a live pod or a Service has `ip` as its first address: the API server selects by no other. A list without a resourceVersion is a consistent read.
+/// Whether a live pod or a Service has `ip` as its first address: the API server selects by no other. A list without a
+/// resourceVersion is a consistent read.
 async fn exists(client: &Client, ip: IpAddr) -> Result<bool, kube::Error> {
     let pods = Api::<PartialObjectMeta<Pod>>::all(client.clone());
     let live =

@@ -1,13 +1,13 @@
-//! From API objects to what the index keeps of them. Nothing here judges; objects without a name or UID
-//! give `None`.
+//! From API objects to what the index keeps of them (Services and their slices: `convert_services`). Nothing here
+//! judges; objects without a name or UID give `None`.
 
 use super::IndexSettings;
-use super::model::{Labels, NamespaceInfo, Phase, PodInfo, WorkloadName};
+use super::model::{Labels, NamespaceInfo, Phase, PodInfo, PodPort, WorkloadName};
 use super::owner::{OwnerRef, controller};
+use super::protocol;
 use super::sidecar;
 use ipnet::IpNet;
-use k8s_openapi::api::core::v1::{Namespace, Node, Pod, PodStatus, Service};
-use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::api::core::v1::{ContainerPort, Namespace, Node, Pod, PodSpec, PodStatus};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use std::collections::{BTreeMap, HashSet};
 use std::net::IpAddr;
@@ -18,6 +18,7 @@ use std::sync::Arc;
 pub(super) struct Interner {
     strings: HashSet<Arc<str>>,
     labels: HashSet<Labels>,
+    ports: HashSet<Arc<[PodPort]>>,
     sweep_at: usize,
 }
 
@@ -42,10 +43,20 @@ impl Interner {
         shared
     }
 
+    fn ports(&mut self, ports: Vec<PodPort>) -> Arc<[PodPort]> {
+        if let Some(known) = self.ports.get(&*ports) {
+            return Arc::clone(known);
+        }
+        let shared: Arc<[PodPort]> = ports.into();
+        self.ports.insert(Arc::clone(&shared));
+        shared
+    }
+
     /// Drops what nobody else holds, each time the table has doubled.
     fn sweep(&mut self) {
         if self.strings.len() + self.labels.len() >= self.sweep_at.max(4096) {
             self.labels.retain(|labels| Arc::strong_count(labels) > 1);
+            self.ports.retain(|ports| Arc::strong_count(ports) > 1);
             self.strings.retain(|text| Arc::strong_count(text) > 1);
             self.sweep_at = 2 * (self.strings.len() + self.labels.len());
         }
@@ -81,6 +92,7 @@ pub(super) fn pod(
         }),
         terminating: meta.deletion_timestamp.is_some(),
         labels: intern.labels(meta.labels.iter().flatten()),
+        ports: intern.ports(ports(spec)),
         created_unix_ms,
         host_ips: status.map(host_ips).unwrap_or_default(),
         node_ready: false,
@@ -90,6 +102,28 @@ pub(super) fn pod(
         name,
     };
     Some((info, controller(meta, intern)))
+}
+
+/// The ports that say more than a number. Sidecars are init containers and may serve as well.
+fn ports(spec: &PodSpec) -> Vec<PodPort> {
+    let containers = spec.containers.iter().chain(spec.init_containers.iter().flatten());
+    let tcp = containers
+        .flat_map(|container| container.ports.iter().flatten())
+        .filter(|port| is_tcp(port.protocol.as_deref()));
+    let mut ports: Vec<PodPort> = tcp.filter_map(pod_port).collect();
+    ports.retain(|port| port.protocol.is_some() || port.host.is_some());
+    ports
+}
+
+fn pod_port(port: &ContainerPort) -> Option<PodPort> {
+    // A word that is no address is refused by the API server; one that means every address is no limit.
+    let on = port.host_ip.as_deref().and_then(|ip| ip.parse::<IpAddr>().ok());
+    let on = on.filter(|ip| !ip.is_unspecified());
+    Some(PodPort {
+        number: port_number(port.container_port)?,
+        protocol: port.name.as_deref().and_then(protocol::by_port_name),
+        host: port.host_port.and_then(port_number).map(|number| (number, on)),
+    })
 }
 
 fn pod_ips(status: &PodStatus) -> Vec<IpAddr> {
@@ -202,120 +236,17 @@ pub(super) fn node(node: &Node, intern: &mut Interner) -> Option<NodeInfo> {
 /// Namespace and name.
 pub(super) type ObjectName = (Arc<str>, Arc<str>);
 
-/// One TCP port of a Service.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct ServicePort {
-    pub(super) name: Arc<str>,
-    pub(super) port: u16,
-    pub(super) node_port: Option<u16>,
-}
-
-/// What the index keeps of a Service.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct ServiceInfo {
-    pub(super) name: ObjectName,
-    pub(super) created_unix_ms: u64,
-    pub(super) cluster_ips: Vec<IpAddr>,
-    pub(super) load_balancer_ips: Vec<IpAddr>,
-    pub(super) ports: Vec<ServicePort>,
-}
-
 /// Namespace and name of an object of a namespace.
 pub(super) fn object_name(meta: &ObjectMeta, intern: &mut Interner) -> Option<ObjectName> {
     Some((intern.text(meta.namespace.as_deref()?), intern.text(meta.name.as_deref()?)))
 }
 
-/// A Service. `externalIPs` are left out on purpose: whoever may write a Service could draw any address's
-/// traffic to his own pods.
-pub(super) fn service(service: &Service, intern: &mut Interner) -> Option<ServiceInfo> {
-    let name = object_name(&service.metadata, intern)?;
-    let spec = service.spec.as_ref()?;
-    let alias = spec.type_.as_deref() == Some("ExternalName");
-    let mut cluster_ips: Vec<IpAddr> =
-        spec.cluster_ips.iter().flatten().filter_map(|ip| ip.parse().ok()).collect();
-    if cluster_ips.is_empty() {
-        cluster_ips.extend(spec.cluster_ip.as_deref().and_then(|ip| ip.parse::<IpAddr>().ok()));
-    }
-    let ingress = service.status.iter().filter_map(|status| status.load_balancer.as_ref());
-    let ingress = ingress.flat_map(|balancer| balancer.ingress.iter().flatten());
-    // ipMode Proxy (KEP-1860): such traffic goes through the balancer itself, not through kube-proxy.
-    let ingress = ingress.filter(|entry| entry.ip_mode.as_deref() != Some("Proxy"));
-    let load_balancer_ips = ingress.filter_map(|entry| entry.ip.as_deref()?.parse().ok()).collect();
-    let tcp = spec.ports.iter().flatten().filter(|port| is_tcp(port.protocol.as_deref()));
-    let ports = tcp.filter_map(|port| {
-        Some(ServicePort {
-            name: intern.text(port.name.as_deref().unwrap_or_default()),
-            port: port_number(port.port)?,
-            node_port: port.node_port.and_then(port_number),
-        })
-    });
-    Some(ServiceInfo {
-        name,
-        created_unix_ms: created(&service.metadata),
-        ports: ports.collect(),
-        cluster_ips: if alias { Vec::new() } else { cluster_ips },
-        load_balancer_ips: if alias { Vec::new() } else { load_balancer_ips },
-    })
-}
-
-fn is_tcp(protocol: Option<&str>) -> bool {
+/// Whether an object's `protocol` is TCP, which it is where it says none.
+pub(super) fn is_tcp(protocol: Option<&str>) -> bool {
     matches!(protocol, None | Some("TCP" | ""))
 }
 
-fn port_number(port: i32) -> Option<u16> {
+/// A port as the API server has it; `None` for what is none.
+pub(super) fn port_number(port: i32) -> Option<u16> {
     u16::try_from(port).ok().filter(|port| *port != 0)
-}
-
-/// One endpoint of a slice.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct SliceEndpoint {
-    pub(super) address: IpAddr,
-    /// UID of the pod that the slice's writer meant.
-    pub(super) pod_uid: Option<Arc<str>>,
-    pub(super) ready: bool,
-    /// Terminating, and still able to serve: used when nothing is ready.
-    pub(super) draining: bool,
-    pub(super) zone: Arc<str>,
-}
-
-/// What the index keeps of an EndpointSlice.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct SliceInfo {
-    pub(super) name: ObjectName,
-    pub(super) service: ObjectName,
-    /// Port name and number, TCP only.
-    pub(super) ports: Vec<(Arc<str>, u16)>,
-    pub(super) endpoints: Vec<SliceEndpoint>,
-}
-
-/// An EndpointSlice; `None` for one that belongs to no Service.
-pub(super) fn slice(slice: &EndpointSlice, intern: &mut Interner) -> Option<SliceInfo> {
-    let name = object_name(&slice.metadata, intern)?;
-    let service = slice.metadata.labels.as_ref()?.get("kubernetes.io/service-name")?;
-    let service = (Arc::clone(&name.0), intern.text(service));
-    let tcp = slice.ports.iter().flatten().filter(|port| is_tcp(port.protocol.as_deref()));
-    let ports = tcp.filter_map(|port| {
-        Some((intern.text(port.name.as_deref().unwrap_or_default()), port.port.and_then(port_number)?))
-    });
-    let ports = ports.collect();
-    let mut endpoints = Vec::new();
-    for endpoint in slice.endpoints.iter().flatten() {
-        let conditions = endpoint.conditions.as_ref();
-        // Absent means true for ready and serving, false for terminating (KEP-1672).
-        let ready = conditions.and_then(|c| c.ready).unwrap_or(true);
-        let terminating = conditions.and_then(|c| c.terminating).unwrap_or(false);
-        let serving = conditions.and_then(|c| c.serving).unwrap_or(ready);
-        let target = endpoint.target_ref.as_ref().filter(|target| target.kind.as_deref() == Some("Pod"));
-        let zone = intern.text(endpoint.zone.as_deref().unwrap_or_default());
-        for address in endpoint.addresses.iter().filter_map(|address| address.parse().ok()) {
-            endpoints.push(SliceEndpoint {
-                address,
-                pod_uid: target.and_then(|target| target.uid.as_deref()).map(Arc::from),
-                ready,
-                draining: terminating && serving,
-                zone: Arc::clone(&zone),
-            });
-        }
-    }
-    Some(SliceInfo { name, service, ports, endpoints })
 }

@@ -17,6 +17,9 @@ use std::sync::Arc;
 
 pub(super) const IMAGE: &str = "example.test/cinch-proxy:0.1.0";
 
+/// Of no pod that the index knows: where it runs is not known.
+pub(super) const ASKER: &str = "asker-uid";
+
 pub(super) fn ip(text: &str) -> IpAddr {
     text.parse().unwrap()
 }
@@ -198,10 +201,17 @@ pub(super) fn endpoints(record: &v1::Record) -> Vec<String> {
         .iter()
         .map(|endpoint| {
             let address = endpoint.address.as_ref().unwrap();
-            let ip = IpAddr::from(<[u8; 4]>::try_from(&address.ip[..]).unwrap());
+            let ip = match <[u8; 4]>::try_from(&address.ip[..]) {
+                Ok(v4) => IpAddr::from(v4),
+                Err(_) => IpAddr::from(<[u8; 16]>::try_from(&address.ip[..]).unwrap()),
+            };
             let account = endpoint.identity.rsplit('/').next().filter(|name| !name.is_empty()).unwrap_or("-");
             assert_eq!(endpoint.meshed, account != "-");
-            format!("{ip}:{} {account}{}", address.port, if endpoint.ready { "" } else { " !" })
+            format!(
+                "{} {account}{}",
+                SocketAddr::new(ip, u16::try_from(address.port).unwrap()),
+                if endpoint.ready { "" } else { " !" }
+            )
         })
         .collect()
 }

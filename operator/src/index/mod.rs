@@ -4,6 +4,8 @@
 
 mod confirm;
 mod convert;
+mod convert_services;
+mod endpoints;
 pub(crate) mod keyed;
 mod memory;
 mod mesh;
@@ -13,6 +15,7 @@ mod owner;
 mod pods;
 mod policies;
 mod policy;
+mod protocol;
 mod record;
 mod services;
 pub mod sidecar;
@@ -27,7 +30,7 @@ pub(crate) mod sample;
 #[cfg(test)]
 mod tests;
 
-pub use model::{Labels, NamespaceInfo, Phase, PodInfo, SourceName, WorkloadName};
+pub use model::{Labels, NamespaceInfo, Phase, PodInfo, PodPort, Protocol, SourceName, WorkloadName};
 pub use policies::{JwksSource, PolicyInfo, PolicyKey, PolicyKind, UnknownKey};
 
 use cinch_control::v1;
@@ -116,12 +119,12 @@ impl Index {
         self.shared.state.read().synced()
     }
 
-    /// What stands behind an address, as far as the watchers have told. The kind is unspecified while the
-    /// index has not synced and the address is not known: don't send such a record. See [`Index::resolve`]
-    /// for addresses that are not known.
+    /// What stands behind an address for the pod that asks, as far as the watchers have told: traffic policies and
+    /// hints of Services look at where that pod runs. The kind is unspecified while the index has not synced and the
+    /// address is not known: don't send such a record. See [`Index::resolve`] for addresses that are not known.
     #[must_use]
-    pub fn record(&self, to: SocketAddr) -> v1::Record {
-        self.shared.state.read().record(to)
+    pub fn record(&self, pod_uid: &str, to: SocketAddr) -> v1::Record {
+        self.shared.state.read().record(pod_uid, to)
     }
 
     /// Which addresses proxies must ask about. Made once per generation: every stream asks for it.
@@ -139,9 +142,9 @@ impl Index {
         }
     }
 
-    /// What a pod's inbound side enforces: modes, and all policies that select the pod's labels of now, as one
-    /// message whose version follows from its content. `None` while the pod, its namespace or the policies are not
-    /// known. Pods that enforce the same share it.
+    /// What a pod's inbound side enforces: modes, all policies that select the pod's labels of now, and the ports
+    /// that are declared to speak HTTP, as one message whose version follows from its content. `None` while the pod,
+    /// its namespace or the policies are not known. Pods that enforce the same share it.
     #[must_use]
     pub fn workload_policy(&self, pod_uid: &str) -> Option<Arc<v1::WorkloadPolicy>> {
         self.shared.state.read().workload_policy(pod_uid)

@@ -51,6 +51,30 @@ impl Phase {
     }
 }
 
+/// What a port is declared to speak.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Protocol {
+    /// HTTP/1.1.
+    Http,
+    /// HTTP/2 in the clear.
+    Http2,
+    /// gRPC.
+    Grpc,
+    /// Something that is not to be read as HTTP.
+    Other,
+}
+
+/// A TCP port that a container declares.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct PodPort {
+    /// `containerPort`.
+    pub number: u16,
+    /// What its name says that it speaks.
+    pub protocol: Option<Protocol>,
+    /// `hostPort`, on `hostIP` or, when that is unspecified, on every address of the node.
+    pub host: Option<(u16, Option<IpAddr>)>,
+}
+
 /// What the index knows of a pod.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PodInfo {
@@ -84,6 +108,8 @@ pub struct PodInfo {
     pub terminating: bool,
     /// `metadata.labels`.
     pub labels: Labels,
+    /// The TCP ports of its containers that a name or a port of the node makes of interest; equal lists are shared.
+    pub ports: Arc<[PodPort]>,
     /// `metadata.creationTimestamp`, Unix ms.
     pub created_unix_ms: u64,
     /// `status.hostIPs`.

@@ -4,7 +4,7 @@
 use super::memory::Memory;
 use super::model::PodInfo;
 use super::owner::{OwnerRef, Owners, resolve};
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant;
@@ -30,6 +30,8 @@ pub(super) struct Pods {
     /// UIDs of pods with a network of their own, in the order in which they came to the address.
     by_ip: HashMap<IpAddr, Vec<Arc<str>>>,
     host_ips: HashMap<IpAddr, HostIp>,
+    /// UIDs of pods that ask for a port of their node.
+    by_host_port: HashMap<u16, BTreeSet<Arc<str>>>,
     memory: Memory,
 }
 
@@ -66,6 +68,19 @@ impl Pods {
         self.claims(ip)
             .filter(|pod| pod.owns_its_ips())
             .max_by_key(|pod| (!pod.terminating, pod.created_unix_ms))
+    }
+
+    /// The pod to which `port` of a node's address leads, and to which of its ports: live, rather not terminating, the
+    /// newest. Pods on the node's network have the port themselves, and are no pods behind it.
+    pub(super) fn at_host_port(&self, node: &str, ip: IpAddr, port: u16) -> Option<(&Arc<PodInfo>, u16)> {
+        let asking = self.by_host_port.get(&port)?.iter().filter_map(|uid| self.get(uid));
+        let here = asking.filter(|pod| pod.owns_its_ips() && *pod.node == *node);
+        let leading = here.filter_map(|pod| {
+            let leads = |on: Option<IpAddr>| on.is_none_or(|on| on.to_canonical() == ip);
+            let found = pod.ports.iter().find(|p| matches!(p.host, Some((n, on)) if n == port && leads(on)));
+            Some((pod, found?.number))
+        });
+        leading.max_by_key(|(pod, _)| (!pod.terminating, pod.created_unix_ms))
     }
 
     /// The workload behind `ip`: of its holder, else of whoever held it last.
@@ -172,6 +187,9 @@ impl Pods {
     }
 
     fn link(&mut self, pod: &PodInfo) {
+        for (port, _) in host_ports(pod) {
+            self.by_host_port.entry(port).or_default().insert(Arc::clone(&pod.uid));
+        }
         if !pod.host_network {
             for ip in &pod.ips {
                 let uids = self.by_ip.entry(*ip).or_default();
@@ -189,6 +207,15 @@ impl Pods {
 
     /// Takes back what `link` did for `pod`, but for what `after` (its next state) still claims.
     fn unlink(&mut self, pod: &PodInfo, after: Option<&PodInfo>, now: Instant) {
+        for (port, _) in host_ports(pod) {
+            let claimed = after.is_some_and(|after| host_ports(after).any(|(claimed, _)| claimed == port));
+            if !claimed && let Some(uids) = self.by_host_port.get_mut(&port) {
+                uids.remove(&pod.uid);
+                if uids.is_empty() {
+                    self.by_host_port.remove(&port);
+                }
+            }
+        }
         for ip in &pod.host_ips {
             if let Some(host) = self.host_ips.get_mut(ip) {
                 host.pods = host.pods.saturating_sub(1);
@@ -214,4 +241,9 @@ impl Pods {
             }
         }
     }
+}
+
+/// Ports of the node that a pod asks for.
+fn host_ports(pod: &PodInfo) -> impl Iterator<Item = (u16, Option<IpAddr>)> + '_ {
+    pod.ports.iter().filter_map(|port| port.host)
 }

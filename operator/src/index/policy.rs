@@ -26,8 +26,8 @@ impl State {
     }
 
     pub(super) fn workload_policy(&self, pod_uid: &str) -> Option<Arc<v1::WorkloadPolicy>> {
-        let composed = self.composed(self.pods.get(pod_uid)?)?;
-        Some(Arc::clone(&composed.policy))
+        let pod = self.pods.get(pod_uid)?;
+        Some(self.composed(pod)?.policy_with(&self.declared(pod)))
     }
 }
 

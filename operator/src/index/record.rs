@@ -1,15 +1,15 @@
-//! What stands behind an address. The order decides: a pod's address is the pod's, a node's is the node's,
-//! a ClusterIP is the oldest Service's that has it, and only then may a load balancer's address count, so
+//! What stands behind an address, for the pod that asks. The order decides: a pod's address is the pod's, a node's is
+//! the node's, a ClusterIP is the oldest Service's that has it, and only then may a load balancer's address count, so
 //! that no Service can draw another's traffic.
 
-use super::convert::{ServiceInfo, SliceEndpoint};
+use super::convert_services::{ServiceInfo, SliceEndpoint};
+use super::endpoints::{Candidates, Place, Traffic};
 use super::model::PodInfo;
 use super::policy::{content_version, ip_bytes, wire};
 use super::state::State;
 use bytes::BytesMut;
 use cinch_control::v1;
 use cinch_control::v1::record::Kind;
-use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
@@ -22,19 +22,33 @@ enum Backend {
     Absent,
 }
 
-/// An endpoint before it is known whether draining ones are needed.
-struct Candidate {
-    endpoint: v1::Endpoint,
-    draining: bool,
+/// What an address turned out to be: endpoints, and for how long a client keeps to one of them.
+struct Behind {
+    kind: Kind,
+    endpoints: Vec<v1::Endpoint>,
+    affinity_seconds: u32,
+}
+
+impl Behind {
+    fn endpoints(endpoints: Vec<v1::Endpoint>) -> Self {
+        Behind { kind: Kind::Endpoints, endpoints, affinity_seconds: 0 }
+    }
+
+    fn without(kind: Kind) -> Self {
+        Behind { kind, endpoints: Vec::new(), affinity_seconds: 0 }
+    }
 }
 
 impl State {
-    pub(super) fn record(&self, to: SocketAddr) -> v1::Record {
+    pub(super) fn record(&self, asker: &str, to: SocketAddr) -> v1::Record {
         let ip = to.ip().to_canonical();
-        let (kind, endpoints) =
-            if self.synced() { self.behind(ip, to.port()) } else { (Kind::Unspecified, Vec::new()) };
+        let Behind { kind, endpoints, affinity_seconds } = if self.synced() {
+            self.behind(asker, ip, to.port())
+        } else {
+            Behind::without(Kind::Unspecified)
+        };
         let address = Some(address(to.ip(), to.port()));
-        let mut record = v1::Record { address, version: 0, kind: kind.into(), endpoints };
+        let mut record = v1::Record { address, version: 0, kind: kind.into(), endpoints, affinity_seconds };
         let mut content = BytesMut::new();
         if cinch_control::encode(&record, &mut content).is_err() {
             // More endpoints than fit a message: as many as surely do.
@@ -45,39 +59,50 @@ impl State {
         record
     }
 
-    fn behind(&self, ip: IpAddr, port: u16) -> (Kind, Vec<v1::Endpoint>) {
+    fn behind(&self, asker: &str, ip: IpAddr, port: u16) -> Behind {
         if let Some(pod) = self.pods.holder(ip) {
             // Who dials a pod wants this pod, ready or not.
-            return (Kind::Endpoints, vec![self.pod_endpoint(pod, ip, port, true, "")]);
+            return Behind::endpoints(vec![self.pod_endpoint(pod, ip, port, true, "")]);
         }
-        let of_node = self.node_with(ip).is_some();
-        if of_node || self.nodes.by_gateway(ip).is_some() {
-            let service = self.services.by_node_port(port);
-            let found = service.and_then(|service| {
-                Some((service, service.ports.iter().find(|p| p.node_port == Some(port))?))
-            });
-            if let Some((service, port)) = found {
-                return (Kind::Endpoints, self.service_endpoints(service, &port.name, ip.is_ipv4()));
+        let node = self.node_with(ip);
+        if let Some(name) = node.or_else(|| self.nodes.by_gateway(ip)) {
+            let found = self.at_node_port(asker, ip, port).or_else(|| self.at_host_port(name, ip, port));
+            if let Some(found) = found {
+                return found;
             }
         }
-        if of_node {
-            return (Kind::PassThrough, Vec::new());
+        if node.is_some() {
+            return Behind::without(Kind::PassThrough);
         }
-        let declared = |service: &ServiceInfo| {
+        let v4 = ip.is_ipv4();
+        let declared = |service: &ServiceInfo, traffic: Traffic| {
             let port = service.ports.iter().find(|declared| declared.port == port)?;
-            Some(self.service_endpoints(service, &port.name, ip.is_ipv4()))
+            Some(self.service(asker, service, &port.name, v4, traffic))
         };
         if let Some(service) = self.services.by_cluster_ip(ip) {
+            let traffic = if service.internal_local { Traffic::Local } else { Traffic::Cluster };
             // A port that is not declared is refused, as kube-proxy does.
-            return (Kind::Endpoints, declared(service).unwrap_or_default());
+            return declared(service, traffic).unwrap_or(Behind::endpoints(Vec::new()));
         }
         if let Some(service) = self.services.by_load_balancer_ip(ip) {
-            return match declared(service) {
-                Some(endpoints) => (Kind::Endpoints, endpoints),
-                None => (Kind::PassThrough, Vec::new()),
-            };
+            return declared(service, Traffic::Cluster).unwrap_or(Behind::without(Kind::PassThrough));
         }
-        (Kind::Unknown, Vec::new())
+        Behind::without(Kind::Unknown)
+    }
+
+    /// A Service's port of every node. `externalTrafficPolicy` is for those who come from outside: kube-proxy serves
+    /// pods from the whole cluster.
+    fn at_node_port(&self, asker: &str, ip: IpAddr, port: u16) -> Option<Behind> {
+        let service = self.services.by_node_port(port)?;
+        let port = service.ports.iter().find(|declared| declared.node_port == Some(port))?;
+        Some(self.service(asker, service, &port.name, ip.is_ipv4(), Traffic::Cluster))
+    }
+
+    /// A pod's port of its node, which the node's network plugin leads to the pod.
+    fn at_host_port(&self, node: &str, ip: IpAddr, port: u16) -> Option<Behind> {
+        let (pod, number) = self.pods.at_host_port(node, ip, port)?;
+        let own = pod.ips.iter().map(IpAddr::to_canonical).find(|own| own.is_ipv4() == ip.is_ipv4())?;
+        Some(Behind::endpoints(vec![self.pod_endpoint(pod, own, number, true, "")]))
     }
 
     fn pod_endpoint(&self, pod: &PodInfo, ip: IpAddr, port: u16, ready: bool, zone: &str) -> v1::Endpoint {
@@ -97,40 +122,40 @@ impl State {
         }
     }
 
-    /// The endpoints of one port of a Service. As kube-proxy does: the ready ones serve; when there are none,
-    /// the terminating ones that still serve (KEP-1669).
-    fn service_endpoints(&self, service: &ServiceInfo, port_name: &str, v4: bool) -> Vec<v1::Endpoint> {
-        let mut candidates: BTreeMap<SocketAddr, Candidate> = BTreeMap::new();
+    /// One port of a Service, as the node of the pod that asks would serve it.
+    fn service(
+        &self,
+        asker: &str,
+        service: &ServiceInfo,
+        port_name: &str,
+        v4: bool,
+        traffic: Traffic,
+    ) -> Behind {
+        let mut candidates = Candidates::default();
         for slice in self.services.slices_of(&service.name) {
             let Some((_, port)) = slice.ports.iter().find(|(name, _)| **name == *port_name) else { continue };
             for endpoint in slice.endpoints.iter().filter(|endpoint| endpoint.address.is_ipv4() == v4) {
-                let Some(found) = self.candidate(endpoint, *port) else { continue };
-                // While slices are rearranged, an address may stand in two of them.
-                candidates
-                    .entry(SocketAddr::new(endpoint.address, *port))
-                    .and_modify(|known| {
-                        known.endpoint.ready |= found.endpoint.ready;
-                        known.draining |= found.draining;
-                    })
-                    .or_insert(found);
+                if let Some(found) = self.endpoint(endpoint, *port) {
+                    candidates.add(SocketAddr::new(endpoint.address, *port), endpoint, found);
+                }
             }
         }
-        let any_ready = candidates.values().any(|candidate| candidate.endpoint.ready);
-        let endpoint = |mut candidate: Candidate| {
-            candidate.endpoint.ready |= !any_ready && candidate.draining;
-            candidate.endpoint
-        };
-        candidates.into_values().map(endpoint).collect()
+        let endpoints = candidates.chosen(traffic, self.place(asker));
+        Behind { kind: Kind::Endpoints, endpoints, affinity_seconds: service.affinity_seconds }
     }
 
-    fn candidate(&self, endpoint: &SliceEndpoint, port: u16) -> Option<Candidate> {
+    fn place(&self, asker: &str) -> Place<'_> {
+        let Some(pod) = self.pods.get(asker) else { return Place::default() };
+        Place { node: &pod.node, zone: self.nodes.zone(&pod.node) }
+    }
+
+    fn endpoint(&self, endpoint: &SliceEndpoint, port: u16) -> Option<v1::Endpoint> {
         let (ip, ready) = (endpoint.address, endpoint.ready);
-        let wire = match self.backend(endpoint) {
-            Backend::Pod(pod) => self.pod_endpoint(&pod, ip, port, ready, &endpoint.zone),
-            Backend::Unmeshed => unmeshed(ip, port, ready, &endpoint.zone),
-            Backend::Absent => return None,
-        };
-        Some(Candidate { endpoint: wire, draining: endpoint.draining })
+        match self.backend(endpoint) {
+            Backend::Pod(pod) => Some(self.pod_endpoint(&pod, ip, port, ready, &endpoint.zone)),
+            Backend::Unmeshed => Some(unmeshed(ip, port, ready, &endpoint.zone)),
+            Backend::Absent => None,
+        }
     }
 
     /// Joins an endpoint to its pod. The address decides who is reached, so an identity is only ever given

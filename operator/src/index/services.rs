@@ -1,6 +1,7 @@
-//! Services and their EndpointSlices: by address and port, and joined by name.
+//! Services and their EndpointSlices: by address and port, joined by name, and by the pods that they mean.
 
-use super::convert::{ObjectName, ServiceInfo, SliceInfo};
+use super::convert::ObjectName;
+use super::convert_services::{ServiceInfo, SliceInfo};
 use std::collections::{BTreeSet, HashMap};
 use std::hash::Hash;
 use std::net::IpAddr;
@@ -18,6 +19,8 @@ pub(super) struct Services {
     by_load_balancer_ip: HashMap<IpAddr, ByAge>,
     by_node_port: HashMap<u16, ByAge>,
     slices_of: HashMap<ObjectName, BTreeSet<ObjectName>>,
+    /// Slices by the UIDs of the pods that they mean.
+    slices_with: HashMap<Arc<str>, BTreeSet<ObjectName>>,
 }
 
 impl Services {
@@ -27,6 +30,11 @@ impl Services {
 
     pub(super) fn slice_names(&self) -> impl Iterator<Item = &ObjectName> {
         self.slices.keys()
+    }
+
+    /// The Service of this name.
+    pub(super) fn get(&self, name: &ObjectName) -> Option<&ServiceInfo> {
+        self.services.get(name)
     }
 
     /// The Service with this ClusterIP.
@@ -62,6 +70,11 @@ impl Services {
     /// The slices of a Service, in the order of their names.
     pub(super) fn slices_of(&self, service: &ObjectName) -> impl Iterator<Item = &Arc<SliceInfo>> {
         self.slices_of.get(service).into_iter().flatten().filter_map(|name| self.slices.get(name))
+    }
+
+    /// The slices that mean a pod, in the order of their names.
+    pub(super) fn slices_with(&self, pod_uid: &str) -> impl Iterator<Item = &Arc<SliceInfo>> {
+        self.slices_with.get(pod_uid).into_iter().flatten().filter_map(|name| self.slices.get(name))
     }
 
     pub(super) fn apply(&mut self, service: ServiceInfo) -> bool {
@@ -105,23 +118,24 @@ impl Services {
         // The label with the Service's name may have changed.
         self.remove_slice(&slice.name.clone());
         self.slices_of.entry(slice.service.clone()).or_default().insert(slice.name.clone());
+        for uid in slice.endpoints.iter().filter_map(|endpoint| endpoint.pod_uid.as_ref()) {
+            self.slices_with.entry(Arc::clone(uid)).or_default().insert(slice.name.clone());
+        }
         self.slices.insert(slice.name.clone(), Arc::new(slice));
         true
     }
 
     pub(super) fn remove_slice(&mut self, name: &ObjectName) -> bool {
         let Some(slice) = self.slices.remove(name) else { return false };
-        if let Some(names) = self.slices_of.get_mut(&slice.service) {
-            names.remove(name);
-            if names.is_empty() {
-                self.slices_of.remove(&slice.service);
-            }
+        unlink(&mut self.slices_of, &slice.service, name);
+        for uid in slice.endpoints.iter().filter_map(|endpoint| endpoint.pod_uid.as_ref()) {
+            unlink(&mut self.slices_with, uid, name);
         }
         true
     }
 }
 
-fn unlink<K: Hash + Eq>(map: &mut HashMap<K, ByAge>, at: &K, key: &(u64, ObjectName)) {
+fn unlink<K: Hash + Eq, V: Ord>(map: &mut HashMap<K, BTreeSet<V>>, at: &K, key: &V) {
     if let Some(set) = map.get_mut(at) {
         set.remove(key);
         if set.is_empty() {

@@ -3,6 +3,7 @@
 
 use super::IndexSettings;
 use super::convert::{self, Interner, ObjectName};
+use super::convert_services;
 use super::keyed::Table;
 use super::model::{NamespaceInfo, PodInfo, SourceName};
 use super::nodes::Nodes;
@@ -172,7 +173,8 @@ impl Table<Service> for State {
     }
 
     fn apply(&mut self, object: &Service) -> bool {
-        convert::service(object, &mut self.intern).is_some_and(|service| self.services.apply(service))
+        convert_services::service(object, &mut self.intern)
+            .is_some_and(|service| self.services.apply(service))
     }
 
     fn remove(&mut self, key: &ObjectName) -> bool {
@@ -196,7 +198,7 @@ impl Table<EndpointSlice> for State {
     }
 
     fn apply(&mut self, object: &EndpointSlice) -> bool {
-        match convert::slice(object, &mut self.intern) {
+        match convert_services::slice(object, &mut self.intern) {
             Some(slice) => self.services.apply_slice(slice),
             // Its label was taken away: it belongs to no Service any more.
             None => convert::object_name(&object.metadata, &mut self.intern)

@@ -1,7 +1,7 @@
 //! The facts of one namespace at one moment, gathered from index, evidence and sessions.
 
 use super::Parts;
-use crate::evidence::{Counts, NamespaceEvidence, PodEvidence, SourceEvidence};
+use crate::evidence::{BypassEvidence, Counts, NamespaceEvidence, PodEvidence, SourceEvidence};
 use crate::index::{NamespaceInfo, PodInfo, SourceName};
 use crate::settings::{PromotionDefault, Settings};
 use cinch_api::names::{PROMOTION_ANNOTATION, RELAX_REASON_ANNOTATION};
@@ -87,6 +87,7 @@ pub(super) fn gather(parts: &Parts, info: &NamespaceInfo, posture: &Posture, gat
             node_reachable: pod.node_ready,
             report: evidence.get(&*pod.uid).map(report),
             acknowledged_lock: acknowledged(&pod.uid),
+            bypass: evidence.get(&*pod.uid).map(bypass).unwrap_or_default(),
         })
         .collect();
     let of_namespace = parts.evidence.namespace(&info.name);
@@ -127,6 +128,16 @@ pub(super) fn report(evidence: &PodEvidence) -> Report {
         inbound_proof_age: evidence.inbound_proof_age_ms,
         outbound_proof_age: evidence.outbound_proof_age_ms,
     }
+}
+
+fn bypass(evidence: &PodEvidence) -> Vec<promotion::Bypass> {
+    let transport = |tcp| if tcp { promotion::Transport::Tcp } else { promotion::Transport::Udp };
+    let seen = |seen: &BypassEvidence| promotion::Bypass {
+        transport: transport(seen.is_tcp()),
+        what: seen.to_string(),
+        last_seen: seen.last_seen_unix_ms,
+    };
+    evidence.bypass.iter().map(seen).collect()
 }
 
 /// The last words of pods that are gone. The store's own list is the older news.

@@ -261,6 +261,7 @@ fn a_report_says_how_old_the_proofs_of_the_redirect_were() {
         outbound_proof_age_ms: Some(7),
         sources_dropped: 0,
         unreported_ms: 0,
+        bypass: Vec::new(),
     };
     let report = facts::report(&evidence);
     assert_eq!((report.inbound_proof_age, report.outbound_proof_age), (None, Some(7)));

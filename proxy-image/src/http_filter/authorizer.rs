@@ -2,11 +2,16 @@
 //! as what, and why not comes out. Every decision is that of `cinch_policy`; here it only meets the filter.
 
 use super::metrics::{Answers, Kind};
+use super::requests::{Pass, Refused, Requests, Whose, is_grpc};
 use super::tell;
+use crate::access_log::Reporter;
 use crate::context::Context;
+use crate::copy::End;
 use crate::inbound_policy::InboundPolicy;
 use crate::live::{Denial, Peer, Subject};
-use cinch_http::{Authorizer, Header, Patch, Refusal, RequestHead, RequestId, Status, Verdict};
+use crate::refusal;
+use crate::telemetry::flags;
+use cinch_http::{Authorizer, Header, Patch, Peer as Side, Refusal, RequestHead, RequestId, Verdict};
 use cinch_policy::jwt::{Authenticated, HttpView, TokenRefusal};
 use cinch_policy::{
     BadPath, Connection, Decision, PathNormalization, Readings, Report, Request, WorkloadPolicies,
@@ -15,10 +20,7 @@ use cinch_policy::{
 use cinch_reason::Reason;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
-
-/// Requests of one connection that are remembered for a moment: more than any connection has in flight.
-const REMEMBERED: usize = 1024;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 /// Decides about the requests of one connection.
 pub(super) struct RequestAuthorizer<'a> {
@@ -29,10 +31,9 @@ pub(super) struct RequestAuthorizer<'a> {
     answers: Answers,
     /// Told by the relay once it is known.
     pub(super) protocol: &'static str,
-    /// Requests that carried a token, and when it was judged: that it runs out later ends nothing.
-    judged_at: Vec<(RequestId, u64)>,
-    /// Requests that we refused: they are counted already.
-    refused: Vec<RequestId>,
+    /// When the filter is called; said by the relay, so that no clock is read for it.
+    pub(super) now: Instant,
+    requests: Requests,
     /// Why a request in flight is refused now.
     again: Option<(RequestId, Denial)>,
 }
@@ -41,6 +42,21 @@ pub(super) struct RequestAuthorizer<'a> {
 struct Passed<'p, 'h> {
     readings: Option<Readings<'h>>,
     authenticated: Option<Authenticated<'p>>,
+    /// `None`: there are no policies.
+    decision: Option<Decision<'p>>,
+}
+
+impl Passed<'_, '_> {
+    fn pass(&self) -> Pass {
+        let Some(decision) = &self.decision else {
+            return Pass { reason: Reason::AllowedByDefault, policy: None, rule: None };
+        };
+        Pass { reason: decision.reason, policy: decision.policy.cloned(), rule: decision.rule }
+    }
+
+    fn has_token(&self) -> bool {
+        self.authenticated.as_ref().is_some_and(|authenticated| authenticated.token.is_some())
+    }
 }
 
 /// Why a request does not pass.
@@ -56,6 +72,7 @@ impl<'a> RequestAuthorizer<'a> {
         subject: &'a Subject,
         from: SocketAddr,
         policy: Arc<InboundPolicy>,
+        now: Instant,
     ) -> Self {
         RequestAuthorizer {
             ctx,
@@ -64,8 +81,8 @@ impl<'a> RequestAuthorizer<'a> {
             policy,
             answers: Answers::default(),
             protocol: "http",
-            judged_at: Vec::new(),
-            refused: Vec::new(),
+            now,
+            requests: Requests::default(),
             again: None,
         }
     }
@@ -95,9 +112,15 @@ impl<'a> RequestAuthorizer<'a> {
         report: impl FnOnce(&Report<'_>),
     ) -> Result<Passed<'p, 'h>, Failed> {
         let Some(policies) = policy.policies.as_deref() else {
-            return Ok(Passed { readings: None, authenticated: None });
+            return Ok(Passed { readings: None, authenticated: None, decision: None });
         };
-        let readings = readings(policy.path_normalization, head).map_err(Failed::Path)?;
+        let readings = match readings(policy.path_normalization, head) {
+            // Nothing is refused for what is only tried.
+            Err(_) if policy.only_reports => {
+                return Ok(Passed { readings: None, authenticated: None, decision: None });
+            }
+            readings => readings.map_err(Failed::Path)?,
+        };
         let request = Request {
             connection: Connection::new(self.peer(), self.subject.source, self.subject.destination),
             method: head.method,
@@ -121,7 +144,9 @@ impl<'a> RequestAuthorizer<'a> {
         if !decision.is_allowed() {
             return Err(Failed::Policy(policy.denial(&decision)));
         }
-        Ok(Passed { readings: Some(readings), authenticated })
+        // Nor is anything changed for it.
+        let readings = (!policy.only_reports).then_some(readings);
+        Ok(Passed { readings, authenticated, decision: Some(decision) })
     }
 
     /// When tokens are judged; the clock is read only where there are any to judge.
@@ -148,26 +173,78 @@ impl<'a> RequestAuthorizer<'a> {
                 of_token(&refusal)
             }
         };
-        let request = tell::Told {
-            ends: self.ends,
-            peer: self.peer(),
-            method: head.method,
-            path: head.target.split(['?', '#']).next().unwrap_or_default(),
-        };
-        tell::denied(&self.ctx.metrics, self.kind(), refusal.status.code(), &denial, &request, &detail);
-        self.remember_refused(id);
+        self.tell_refusal(id, Some(head), &refusal, &denial, &detail);
         Verdict::Refuse(refusal)
     }
 
-    fn remember_refused(&mut self, id: RequestId) {
-        if self.refused.len() >= REMEMBERED {
-            self.refused.remove(0);
-        }
-        self.refused.push(id);
+    /// Counts and tells a refusal: in the log of the proxy, in that of the requests, and in metrics.
+    fn tell_refusal(
+        &mut self,
+        id: RequestId,
+        head: Option<&RequestHead<'_>>,
+        refusal: &Refusal,
+        denial: &Denial,
+        detail: &str,
+    ) {
+        let target = head.map(|head| head.target).unwrap_or_default();
+        let request = tell::Told {
+            ends: self.ends,
+            peer: self.peer(),
+            method: head.map(|head| head.method).unwrap_or_default(),
+            path: target.split(['?', '#']).next().unwrap_or_default(),
+        };
+        let status = refusal.status.code();
+        tell::denied(&self.ctx.metrics, self.kind(), status, denial, &request, detail);
+        // As a call of gRPC it is answered only where it was understood as one.
+        let grpc = head.is_some_and(is_grpc).then(|| refusal.status.grpc());
+        let status = if grpc.is_some() { 200 } else { status };
+        let refused = Refused { denial, status, grpc, detail };
+        let protocol = if self.protocol == "http2" { "HTTP/2" } else { "HTTP/1.1" };
+        let whose = self.whose();
+        self.requests.refuse(whose, (id, self.now), (head, protocol), &refused);
     }
 
-    fn is_refused(&self, id: RequestId) -> bool {
-        self.refused.contains(&id)
+    fn whose(&self) -> Whose<'a> {
+        let (from, to) = self.ends;
+        Whose { telemetry: &self.ctx.metrics.telemetry, from, to, peer: self.peer() }
+    }
+
+    /// The connection is over: what was under way is lost. `app_ended`: it is the app that left first; `denial`: who
+    /// has cut it.
+    pub(super) fn over(&mut self, end: End, app_ended: bool, denial: Option<&Denial>) {
+        let (whose, now) = (self.whose(), self.now);
+        let End::Cut(reason) = end else {
+            let flags = match end {
+                End::Finished if app_ended => flags::UPSTREAM,
+                End::Finished => flags::DOWNSTREAM,
+                end => flags::of_end(Some(end), Reporter::Destination),
+            };
+            self.requests.lose(whose, now, flags, None);
+            return;
+        };
+        let cut = denial.cloned().unwrap_or_else(|| Denial::of(reason));
+        let flags = flags::of_refusal(reason);
+        if !self.requests.lose(whose, now, flags, Some(&cut)) {
+            refusal::tell_cut(whose.telemetry, self.ends, self.peer(), &cut);
+        }
+    }
+
+    /// Bytes that are held of requests.
+    pub(super) fn held(&self) -> usize {
+        self.requests.held()
+    }
+
+    /// Gives memory back that only saves time.
+    pub(super) fn shrink(&mut self) {
+        self.requests.shrink();
+    }
+}
+
+impl Drop for RequestAuthorizer<'_> {
+    /// Where the relay itself was dropped, what was under way is lost by our end.
+    fn drop(&mut self) {
+        let (whose, now) = (self.whose(), self.now);
+        self.requests.lose(whose, now, flags::LOCAL, None);
     }
 }
 
@@ -262,20 +339,20 @@ impl Authorizer for RequestAuthorizer<'_> {
         };
         if let Err(fault) = patched(head, &passed, patch) {
             let refusal = Refusal::bad_request(fault);
-            self.refused(id, &refusal);
+            self.tell_refusal(id, Some(head), &refusal, &Denial::of(refusal.reason), fault);
             return Verdict::Refuse(refusal);
         }
-        if passed.authenticated.is_some_and(|authenticated| authenticated.token.is_some())
-            && self.judged_at.len() < REMEMBERED
-        {
-            self.judged_at.push((id, now));
+        let telemetry = &self.ctx.metrics.telemetry;
+        let begun = self.requests.begin(telemetry, (id, self.now), head, || passed.pass());
+        if let Some(request) = begun.filter(|_| passed.has_token()) {
+            request.judged_at = Some(now);
         }
         Verdict::Forward
     }
 
     fn decide_again(&mut self, id: RequestId, head: &RequestHead<'_>) -> Verdict {
         let policy = self.policy.clone();
-        let judged_at = self.judged_at.iter().find(|(of, _)| *of == id).map(|(_, at)| *at);
+        let judged_at = self.requests.get(id).and_then(|request| request.judged_at);
         let now = judged_at.unwrap_or_else(|| Self::now(&policy));
         let failed = match self.judge(&policy, head, now, |_| ()) {
             Ok(_) => return Verdict::Forward,
@@ -299,34 +376,56 @@ impl Authorizer for RequestAuthorizer<'_> {
     }
 
     fn refused(&mut self, id: RequestId, refusal: &Refusal) {
-        if self.is_refused(id) {
+        if self.requests.is_refused(id) {
             return;
         }
         let denial = match self.again.take() {
             Some((of, denial)) if of == id => denial,
             _ => Denial::of(refusal.reason),
         };
-        let request = tell::Told { ends: self.ends, peer: self.peer(), method: "", path: "" };
-        let status = refusal.status.code();
-        tell::denied(&self.ctx.metrics, self.kind(), status, &denial, &request, refusal.fault);
-        if matches!(refusal.status, Status::RequestTimeout) {
-            self.ctx.metrics.count_limit("http.head_timeout");
-        } else if refusal.reason == Reason::Overloaded {
-            self.ctx.metrics.count_limit("http");
+        self.tell_refusal(id, None, refusal, &denial, refusal.fault);
+        if !refusal.limit.is_empty() {
+            self.ctx.metrics.count_limit(refusal.limit);
         }
-        self.remember_refused(id);
     }
 
     fn answered(&mut self, id: RequestId, status: u16) {
-        if self.is_refused(id) {
+        if self.requests.is_refused(id) {
             return;
+        }
+        if let Some(request) = self.requests.get(id) {
+            request.status = status;
         }
         let kind = self.kind();
         self.answers.count(&self.ctx.metrics.http, kind, status);
     }
 
+    fn request_body(&mut self, id: RequestId, bytes: usize) {
+        if let Some(request) = self.requests.get(id) {
+            request.received += bytes as u64;
+        }
+    }
+
+    fn answer_body(&mut self, id: RequestId, bytes: usize) {
+        if let Some(request) = self.requests.get(id) {
+            request.sent += bytes as u64;
+        }
+    }
+
+    fn grpc_status(&mut self, id: RequestId, status: u8) {
+        if let Some(request) = self.requests.get(id) {
+            request.grpc = Some(status);
+        }
+    }
+
+    fn reset(&mut self, id: RequestId, by: Side) {
+        if let Some(request) = self.requests.get(id) {
+            request.reset = Some(by);
+        }
+    }
+
     fn finished(&mut self, id: RequestId) {
-        self.refused.retain(|of| *of != id);
-        self.judged_at.retain(|(of, _)| *of != id);
+        let whose = self.whose();
+        self.requests.finish(whose, id, self.now);
     }
 }

@@ -9,6 +9,7 @@ mod authorizer;
 mod metrics;
 mod protocol;
 mod relay;
+mod requests;
 mod shared;
 mod tell;
 mod timer;

@@ -187,6 +187,11 @@ impl Protocol {
         }
     }
 
+    /// What the connection speaks is known, or it is over.
+    pub(super) fn is_known(&self) -> bool {
+        !matches!(self, Protocol::Undecided { .. })
+    }
+
     /// The word for metrics.
     pub(super) fn word(&self) -> &'static str {
         if matches!(self, Protocol::Http2(_)) { "http2" } else { "http" }

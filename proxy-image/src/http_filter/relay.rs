@@ -60,13 +60,14 @@ pub async fn relay(
     };
     let now = Instant::now();
     let mut filtered = Filtered {
-        authorizer: RequestAuthorizer::new(job.ctx, job.registered.subject(), job.from, current),
+        authorizer: RequestAuthorizer::new(job.ctx, job.registered.subject(), job.from, current, now),
         protocol: Protocol::new(now + job.ctx.limits.http_first_byte),
         held: Held::new(&job.ctx.http),
         timer: Timer::default(),
         busy_at: now,
         quiet: false,
         draining: false,
+        late: job.registered.is_draining(),
         spoke: !job.early.is_empty(),
         ended: Both::default(),
         told: Both::default(),
@@ -85,6 +86,7 @@ pub async fn relay(
         })
     })
     .await;
+    filtered.authorizer.over(end, filtered.ended.app, filtered.registered.denial());
     Ended { end, spoke: filtered.spoke }
 }
 
@@ -100,6 +102,8 @@ struct Filtered<'a> {
     busy_at: Instant,
     quiet: bool,
     draining: bool,
+    /// The connection began when the proxy was already told to end.
+    late: bool,
     spoke: bool,
     /// Who has ended its direction.
     ended: Both,
@@ -144,6 +148,9 @@ impl Filtered<'_> {
             while io.client.poll_flush(cx) == Poll::Ready(Ok(()))
                 && self.read_app(cx, now, io, buffers) == Ok(true)
             {}
+        } else if polled.is_ok() {
+            io.client.rest(cx);
+            io.app.rest(cx);
         }
         polled
     }
@@ -176,7 +183,7 @@ impl Filtered<'_> {
                 moved |= self.tell_both(Event::Client(&[]), now, io, buffers)?;
             }
             self.after_ends(cx, io)?;
-            if !self.held.now(self.protocol.held()) {
+            if !self.held.now(self.protocol.held() + self.authorizer.held()) {
                 self.ctx.metrics.count_limit("http_held_bytes");
                 return Err(End::Cut(Reason::Overloaded));
             }
@@ -204,17 +211,23 @@ impl Filtered<'_> {
             self.authorizer.set_policy(policy);
             self.tell_both(Event::Reevaluate, now, io, buffers)?;
         }
-        if !self.draining && self.registered.is_draining() {
+        // A connection that began in the drain has its first request served: the app is still there.
+        let begun = !self.late || self.protocol.is_known();
+        if !self.draining && begun && self.registered.is_draining() {
             self.draining = true;
             self.tell_both(Event::Drain, now, io, buffers)?;
         }
         if self.timer.has_come(now) {
             if self.protocol.deadline().is_some_and(|deadline| deadline <= now) {
+                if matches!(self.protocol, Protocol::Undecided { .. }) {
+                    self.ctx.metrics.count_limit("http_first_byte");
+                }
                 self.tell_both(Event::Wake, now, io, buffers)?;
             }
             if !self.quiet && self.busy_at + QUIET <= now {
                 self.quiet = true;
                 self.protocol.shrink();
+                self.authorizer.shrink();
             }
         }
         if !self.early.is_empty() {
@@ -372,6 +385,7 @@ impl Filtered<'_> {
     ) -> Step<bool> {
         let Buffers { output, joined, .. } = buffers;
         let mut delivery = Delivery::new(to_client, to_app, observer, joined, &mut self.told);
+        self.authorizer.now = now;
         let turn = Turn { now, authorizer: &mut self.authorizer, out: output };
         let (protocol, limits) = (&mut self.protocol, &self.ctx.http.limits);
         let deliver = &mut |input: &[u8], output: &mut _| delivery.deliver(input, output);

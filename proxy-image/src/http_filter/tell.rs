@@ -33,7 +33,7 @@ pub(super) fn denied(
     if let Some(policy) = &denial.policy {
         metrics.count_denial(policy, denial.rule);
     }
-    if refusal::may_tell() {
+    if refusal::tells_itself(metrics) {
         let Denial { reason, policy, rule } = denial;
         let (policy, peer) = (policy.as_deref().unwrap_or_default(), request.peer.unwrap_or_default());
         let ((from, to), method) = (request.ends, request.method);

@@ -6,10 +6,12 @@ use super::{Watch, admit};
 use crate::context::Context;
 use crate::copy::{End, Side, TcpSide, relay};
 use crate::http_filter::{self, Job};
+use crate::limits::note_connect;
 use crate::live::{Peer, Subject};
 use crate::path_metrics::{ConnectionMetrics, Direction, OpenGauge, Transport};
 use crate::refusal;
 use crate::socket;
+use crate::telemetry::ConnectionRecord;
 use cinch_reason::Reason;
 use std::net::SocketAddr;
 
@@ -37,11 +39,15 @@ pub async fn serve_local(
             return client.abort();
         }
     };
-    let app = match socket::connect(to, ctx.limits.connect_timeout).await {
+    let app = match socket::connect_app(to, ctx.limits.connect_timeout).await {
         Ok(app) => app,
-        Err(error) => return refuse(client, Reason::NoListener, &error.to_string()),
+        Err(error) => {
+            note_connect(&ctx.metrics, &error);
+            return refuse(client, Reason::NoListener, &error.to_string());
+        }
     };
-    let metrics = ctx.metrics.connection(Direction::Inbound, Transport::Local);
+    let record = ConnectionRecord::inbound(&ctx.metrics.telemetry, &registered, from);
+    let metrics = ctx.metrics.connection(Direction::Inbound, Transport::Local).with_record(record);
     drop(opening);
     let (mut client, mut app) = (client, TcpSide::new(app));
     if registered.is_http() {
@@ -49,7 +55,7 @@ pub async fn serve_local(
         return Box::pin(filter_local(job, (client, app), &metrics)).await;
     }
     if !early.is_empty() && registered.denial().is_none() {
-        metrics.received.inc_by(early.len() as u64);
+        metrics.count_received(early.len());
         if app.send(&early, false).is_err() {
             return client.abort();
         }

@@ -14,7 +14,7 @@ use crate::accept::{Accepted, OriginalDestination, accept, redirected};
 use crate::context::{Context, HEALTH_PORT, InboundPolicy, METRICS_PORT};
 use crate::evidence::Outcome;
 use crate::gate::Gate;
-use crate::live::{Denial, Pass, Peer, Registered, Subject, judge, report};
+use crate::live::{Denial, Pass, Peer, Registered, Subject, judge_new, report};
 use crate::path_metrics::{Direction, OpenGauge};
 use crate::refusal;
 use crate::socket;
@@ -39,7 +39,8 @@ pub struct Inbound {
     idle: AtomicUsize,
 }
 
-/// A connection on its way to an app of the pod; a RST to its client unless it gets there.
+/// A connection on its way to an app of the pod; a RST to its client unless it gets there. Boxed, because every call
+/// that hands it on would keep room for it in the task.
 struct Arrival {
     stream: TcpStream,
     from: SocketAddr,
@@ -66,12 +67,15 @@ pub async fn serve_with(listener: TcpListener, ctx: Arc<Context>, original: Orig
         idle: AtomicUsize::new(0),
         ctx: ctx.clone(),
     });
-    accept(listener, &ctx, |accepted| {
+    let accepting = accept(listener, &ctx, |accepted| {
         let inbound = inbound.clone();
         inbound.tasks.clone().spawn(async move { inbound.take(accepted).await });
-    })
-    .await;
-    ctx.live.drain();
+    });
+    let told = async {
+        ctx.drain.cancelled().await;
+        ctx.live.drain();
+    };
+    tokio::join!(accepting, told);
     inbound.tasks.close();
     tokio::select! {
         () = inbound.tasks.wait() => {}
@@ -81,7 +85,6 @@ pub async fn serve_with(listener: TcpListener, ctx: Arc<Context>, original: Orig
 
 impl Inbound {
     async fn take(&self, Accepted { stream, from, place, opening }: Accepted) {
-        socket::prepare(&stream);
         let Ok(to) = (self.original)(&stream) else {
             self.ctx.metrics.count_refused(Direction::Inbound, Reason::RedirectMissing);
             socket::abort(stream);
@@ -99,7 +102,7 @@ impl Inbound {
             return;
         }
         socket::reset_on_drop(&stream, true);
-        self.dispatch(Arrival { stream, from, to, prefix: Vec::new(), opening }, place).await;
+        self.dispatch(Box::new(Arrival { stream, from, to, prefix: Vec::new(), opening }), place).await;
     }
 
     fn check_destination(&self, from: SocketAddr, to: SocketAddr) -> Result<(), &'static str> {
@@ -116,16 +119,18 @@ impl Inbound {
         Ok(())
     }
 
-    async fn dispatch(&self, arrival: Arrival, place: OwnedSemaphorePermit) {
-        let Some(policy) = self.policy() else {
-            let Arrival { stream, from, to, .. } = arrival;
+    async fn dispatch(&self, arrival: Box<Arrival>, place: OwnedSemaphorePermit) {
+        let mode = self.policy().map(|policy| policy.modes.mode(arrival.to.port()));
+        let Some(mode) = mode else {
+            let Arrival { stream, from, to, .. } = *arrival;
             self.refuse(stream, from, to, Reason::ControlUnreachable, "no policy has come yet");
             return;
         };
-        match policy.modes.mode(arrival.to.port()) {
+        match mode {
             Mode::Strict => self.strict(arrival).await,
-            Mode::Permissive => self.permissive(arrival).await,
-            Mode::Disable => self.plaintext(arrival).await,
+            // Boxed, so that tunnels on STRICT ports are no larger for what may become of others.
+            Mode::Permissive => Box::pin(self.permissive(arrival)).await,
+            Mode::Disable => Box::pin(self.plaintext(arrival)).await,
         }
         drop(place);
     }
@@ -159,7 +164,7 @@ fn admit(ctx: &Context, subject: Subject, from: SocketAddr) -> Result<Registered
     let policy = ctx.policy.borrow().clone();
     let Some(policy) = policy else { return Err(Denial::of(Reason::ControlUnreachable)) };
     let subject = registered.subject();
-    let judged = judge(&policy, subject);
+    let judged = judge_new(&policy, subject);
     let decision = match &judged {
         Ok(Pass::Http) => {
             // Decisions, audits and dry runs come with the requests.

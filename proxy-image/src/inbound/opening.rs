@@ -4,6 +4,7 @@ use super::{Arrival, Inbound};
 use crate::live::{Denial, Peer, Registered};
 use crate::path_metrics::{ConnectionLabels, Direction, Transport};
 use crate::sniff::{self, First};
+use crate::socket;
 use cinch_reason::Reason;
 use std::io;
 use std::time::{Duration, Instant};
@@ -29,7 +30,7 @@ enum Heard {
 
 impl Inbound {
     /// STRICT: a tunnel or nothing.
-    pub(super) async fn strict(&self, mut arrival: Arrival) {
+    pub(super) async fn strict(&self, mut arrival: Box<Arrival>) {
         let began = Instant::now();
         let heard = listen(&mut arrival, self.ctx.limits.handshake_timeout).await;
         if matches!(heard, Heard::Tunnel) {
@@ -39,18 +40,21 @@ impl Inbound {
         let silent = arrival.prefix.is_empty() && !matches!(heard, Heard::Nothing);
         if silent && began.elapsed() < self.ctx.limits.silence {
             // Connected and gone: a scan. Who stays longer waits for the app's first word, in plaintext.
-            self.nothing_came(arrival);
+            self.nothing_came(*arrival);
             return;
         }
-        self.deny_plaintext(arrival, &Denial::of(Reason::StrictPlaintext));
+        if matches!(heard, Heard::Nothing) {
+            self.ctx.metrics.count_limit("handshake_timeout");
+        }
+        self.deny_plaintext(*arrival, &Denial::of(Reason::StrictPlaintext));
     }
 
     /// PERMISSIVE: a tunnel, plaintext, or a client that waits for the app's first word.
-    pub(super) async fn permissive(&self, mut arrival: Arrival) {
+    pub(super) async fn permissive(&self, mut arrival: Box<Arrival>) {
         match listen(&mut arrival, self.ctx.limits.silence).await {
             Heard::Tunnel => self.tunnel(arrival).await,
             Heard::Other => self.plaintext(arrival).await,
-            Heard::Broken => self.nothing_came(arrival),
+            Heard::Broken => self.nothing_came(*arrival),
             // A scan, or an app client that ends its direction and then reads.
             Heard::Ended => self.plaintext(arrival).await,
             Heard::Nothing => self.silent(arrival).await,
@@ -59,14 +63,14 @@ impl Inbound {
 
     /// The client has not said enough: connect it to the app in plaintext, unless policy forbids that or a
     /// tunnel's ClientHello comes before the app has said a word.
-    async fn silent(&self, mut arrival: Arrival) {
+    async fn silent(&self, mut arrival: Box<Arrival>) {
         let registered = match self.admit(Peer::Unknown, arrival.from, arrival.to) {
             Ok(registered) => registered,
             Err(denial) => {
                 // It may still be a slow tunnel.
                 match listen(&mut arrival, self.ctx.limits.handshake_timeout).await {
                     Heard::Tunnel => self.tunnel(arrival).await,
-                    _ => self.deny_plaintext(arrival, &denial),
+                    _ => self.deny_plaintext(*arrival, &denial),
                 }
                 return;
             }
@@ -76,9 +80,10 @@ impl Inbound {
         // It has reached the app, so it counts as open, whatever it turns out to be.
         let (direction, transport) = (Direction::Inbound, Transport::Plaintext);
         let metrics = self.ctx.metrics.connection_uncounted(direction, transport);
-        let mut arrival = arrival;
+        let (mut arrival, began) = (arrival, Instant::now());
+        let first_byte = registered.is_http().then_some(self.ctx.limits.http_first_byte);
         let patience = match arrival.prefix.is_empty() {
-            true if registered.is_http() => Some(self.ctx.limits.http_first_byte),
+            true if first_byte.is_some() => first_byte,
             true => None,
             false => Some(self.ctx.limits.handshake_timeout),
         };
@@ -90,6 +95,12 @@ impl Inbound {
             }
             false => {
                 self.ctx.metrics.connections.get_or_create(&ConnectionLabels { direction, transport }).inc();
+                if arrival.prefix.is_empty() && first_byte.is_some_and(|limit| began.elapsed() >= limit) {
+                    // As the filter would end it, which would grant the same time once more.
+                    self.ctx.metrics.count_limit("http_first_byte");
+                    accepted.ended(false);
+                    return socket::reset_on_drop(&arrival.stream, false);
+                }
                 self.copy_plaintext((arrival, metrics), app, accepted, registered).await;
             }
         }

@@ -4,20 +4,22 @@ use super::{Arrival, Inbound, Watch};
 use crate::copy::{End, Side, TcpSide, relay};
 use crate::evidence::{Accepted, Outcome};
 use crate::http_filter::{self, Job};
+use crate::limits::note_connect;
 use crate::live::{Peer, Registered};
 use crate::path_metrics::{ConnectionMetrics, Direction, Transport};
 use crate::refusal;
 use crate::sniff::{self, First};
 use crate::socket;
+use crate::telemetry::ConnectionRecord;
 use cinch_reason::Reason;
 use tokio::net::TcpStream;
 
 impl Inbound {
     /// A connection that is plaintext for certain.
-    pub(super) async fn plaintext(&self, arrival: Arrival) {
+    pub(super) async fn plaintext(&self, arrival: Box<Arrival>) {
         let registered = match self.admit(Peer::Unknown, arrival.from, arrival.to) {
             Ok(registered) => registered,
-            Err(denial) => return self.deny_plaintext(arrival, &denial),
+            Err(denial) => return self.deny_plaintext(*arrival, &denial),
         };
         let Some((arrival, app)) = self.reach_app(arrival).await else { return };
         let accepted = self.ctx.evidence.accepted(arrival.from.ip(), arrival.to.port());
@@ -26,11 +28,12 @@ impl Inbound {
     }
 
     /// Connects to the app, or resets the connection as the kernel would have done.
-    pub(super) async fn reach_app(&self, arrival: Arrival) -> Option<(Arrival, TcpStream)> {
-        match socket::connect(arrival.to, self.ctx.limits.connect_timeout).await {
+    pub(super) async fn reach_app(&self, arrival: Box<Arrival>) -> Option<(Box<Arrival>, TcpStream)> {
+        match socket::connect_app(arrival.to, self.ctx.limits.connect_timeout).await {
             Ok(app) => Some((arrival, app)),
             Err(error) => {
-                let Arrival { stream, from, to, .. } = arrival;
+                let Arrival { stream, from, to, .. } = *arrival;
+                note_connect(&self.ctx.metrics, &error);
                 self.ctx.evidence.refused(from.ip(), to.port(), Outcome::NoListener);
                 self.refuse(stream, from, to, Reason::NoListener, &error.to_string());
                 None
@@ -46,14 +49,16 @@ impl Inbound {
 
     pub(super) async fn copy_plaintext(
         &self,
-        (arrival, metrics): (Arrival, ConnectionMetrics),
+        (arrival, metrics): (Box<Arrival>, ConnectionMetrics),
         app: TcpStream,
         mut accepted: Accepted,
         registered: Registered,
     ) {
-        let Arrival { stream, from, to, prefix, opening } = arrival;
+        let Arrival { stream, from, to, prefix, opening } = *arrival;
         socket::reset_on_drop(&stream, false);
         drop(opening);
+        let record = ConnectionRecord::inbound(&self.ctx.metrics.telemetry, &registered, from);
+        let metrics = metrics.with_record(record);
         let (mut client, mut app) = (TcpSide::new(stream), TcpSide::new(app));
         if registered.is_http() {
             let job = Job { ctx: &self.ctx, registered: &registered, from, early: prefix };
@@ -64,7 +69,7 @@ impl Inbound {
         // A cut that came while we connected must not let these bytes through.
         if !prefix.is_empty() && registered.denial().is_none() {
             accepted.served();
-            metrics.received.inc_by(prefix.len() as u64);
+            metrics.count_received(prefix.len());
             if app.send(&prefix, false).is_err() {
                 client.abort();
                 return;

@@ -5,10 +5,12 @@ use super::{Arrival, Inbound, Watch};
 use crate::context::Credentials;
 use crate::copy::{End, Failure, TcpSide, Which, relay};
 use crate::http_filter::{self, Job};
+use crate::limits::note_connect;
 use crate::live::{Peer, Registered};
 use crate::path_metrics::{Direction, Outcome, Transport};
 use crate::refusal;
 use crate::socket;
+use crate::telemetry::ConnectionRecord;
 use crate::tunnel_io::{self, Bounds, HandshakeError, Tunnel, TunnelError};
 use cinch_reason::Reason;
 use cinch_tunnel::{RefuseCode, ResetCode};
@@ -25,6 +27,14 @@ use tokio::sync::watch;
 struct Ends {
     from: SocketAddr,
     to: SocketAddr,
+    /// The tunnel began when the proxy was already told to end, so it is for one stream: the app still serves.
+    late: bool,
+}
+
+impl Ends {
+    fn both(&self) -> (SocketAddr, SocketAddr) {
+        (self.from, self.to)
+    }
 }
 
 /// What comes next on an idle tunnel.
@@ -38,26 +48,28 @@ enum Next {
 
 impl Inbound {
     /// A connection that began with a tunnel's ClientHello.
-    pub(super) async fn tunnel(&self, arrival: Arrival) {
-        let Arrival { stream, from, to, prefix, opening } = arrival;
+    pub(super) async fn tunnel(&self, arrival: Box<Arrival>) {
+        let Arrival { stream, from, to, prefix, opening } = *arrival;
         socket::reset_on_drop(&stream, false);
         let credentials = self.ctx.credentials.borrow().clone();
         let Some(credentials) = credentials else {
             return self.refuse(stream, from, to, Reason::ControlUnreachable, "no certificate has come yet");
         };
         let limits = &self.ctx.limits;
-        let Some(pass) = self.gate.enter(from.ip(), limits.handshake_timeout).await else {
+        let Some(pass) = Box::pin(self.gate.enter(from.ip(), limits.handshake_timeout)).await else {
             self.ctx.metrics.count_limit("handshakes");
             return self.refuse(stream, from, to, Reason::Overloaded, "handshakes");
         };
         let gauge = self.ctx.metrics.tunnel_open(Direction::Inbound);
         let bounds = Bounds { handshake: limits.handshake_timeout, age: limits.tunnel_age };
-        let shaken = tunnel_io::accept(stream, prefix, &credentials, bounds, gauge).await;
+        // Boxed, so that what only the handshake needs is gone with it.
+        let shaken = Box::pin(tunnel_io::accept(stream, prefix, &credentials, bounds, gauge)).await;
         drop((pass, opening));
         match shaken {
             Ok(tunnel) => {
                 self.ctx.metrics.count_handshake(Direction::Inbound, Outcome::Ok);
-                self.streams(tunnel, Ends { from, to }, credentials).await;
+                let late = self.ctx.drain.is_cancelled();
+                self.streams(tunnel, Ends { from, to, late }, credentials).await;
             }
             Err(error) => {
                 let metrics = &self.ctx.metrics;
@@ -76,20 +88,24 @@ impl Inbound {
         // must not keep others out.
         let (mut wait, mut place) = (self.ctx.limits.handshake_timeout, None);
         loop {
-            let next = self.next(&mut tunnel, wait, &mut current, credentials.bundle_version).await;
+            let next =
+                self.next(&mut tunnel, wait, &mut current, (credentials.bundle_version, ends.late)).await;
             drop(place.take());
             match next {
                 Next::Stream => {
-                    if let Err(error) = self.stream(&mut tunnel, ends).await {
-                        return self.failed(tunnel, ends, &error);
+                    if let Err(error) = self.stream(&mut tunnel, &ends).await {
+                        return self.failed(tunnel, &ends, &error);
                     }
                     if tunnel.outlived_certificate() {
                         self.ctx.metrics.outlived_certificate.inc();
                     }
+                    if ends.late {
+                        return self.leave(tunnel).await;
+                    }
                 }
                 Next::Closed => return tunnel.close(self.ctx.limits.settle).await,
                 Next::Leave => return self.leave(tunnel).await,
-                Next::Failed(error) => return self.failed(tunnel, ends, &error),
+                Next::Failed(error) => return self.failed(tunnel, &ends, &error),
             }
             wait = self.ctx.limits.server_idle;
             place = Idle::enter(&self.idle, self.ctx.limits.idle_tunnels);
@@ -105,7 +121,7 @@ impl Inbound {
         tunnel: &mut Tunnel,
         wait: Duration,
         credentials: &mut watch::Receiver<Option<Arc<Credentials>>>,
-        bundle_version: u64,
+        (bundle_version, late): (u64, bool),
     ) -> Next {
         let left = tunnel.expires().saturating_duration_since(Instant::now());
         tokio::select! {
@@ -116,7 +132,7 @@ impl Inbound {
                 Err(error) => Next::Failed(error),
             },
             () = tokio::time::sleep(wait.min(left)) => Next::Leave,
-            () = self.ctx.drain.cancelled() => Next::Leave,
+            () = self.ctx.drain.cancelled(), if !late => Next::Leave,
             () = another_bundle(credentials, bundle_version) => Next::Leave,
         }
     }
@@ -136,23 +152,22 @@ impl Inbound {
     }
 
     /// One app connection. An error means that the tunnel is of no further use.
-    async fn stream(&self, tunnel: &mut Tunnel, ends: Ends) -> Result<(), TunnelError> {
-        let Ends { from, to } = ends;
-        if self.ctx.drain.is_cancelled() || Instant::now() >= tunnel.expires() {
+    async fn stream(&self, tunnel: &mut Tunnel, ends: &Ends) -> Result<(), TunnelError> {
+        if self.ctx.drain.is_cancelled() && !ends.late || Instant::now() >= tunnel.expires() {
             // The client tries another tunnel: nothing is lost, so nothing is counted as refused.
             tunnel.refuse(RefuseCode::Draining)?;
             return self.settle(tunnel, None, self.ctx.limits.settle).await;
         }
-        let registered = match self.admit(Peer::Proved(tunnel.peer().clone()), from, to) {
+        let registered = match self.admit(Peer::Proved(tunnel.peer().clone()), ends.from, ends.to) {
             Ok(registered) => registered,
             Err(denial) => {
-                refusal::denied(&self.ctx.metrics, &denial, (from, to), Some(tunnel.peer().as_str()));
+                refusal::denied(&self.ctx.metrics, &denial, ends.both(), Some(tunnel.peer().as_str()));
                 tunnel.refuse(RefuseCode::Denied)?;
                 return self.settle(tunnel, None, self.ctx.limits.settle).await;
             }
         };
         let opening = self.ctx.metrics.opening();
-        let connected = socket::connect(to, self.ctx.limits.connect_timeout).await;
+        let connected = socket::connect_app(ends.to, self.ctx.limits.connect_timeout).await;
         drop(opening);
         match connected {
             Ok(app) => self.copy_stream(tunnel, ends, TcpSide::new(app), &registered).await,
@@ -162,7 +177,8 @@ impl Inbound {
                     _ => RefuseCode::Unreachable,
                 };
                 let (metrics, detail) = (&self.ctx.metrics, error.to_string());
-                refusal::refused(metrics, Direction::Inbound, Reason::NoListener, (from, to), &detail);
+                note_connect(metrics, &error);
+                refusal::refused(metrics, Direction::Inbound, Reason::NoListener, ends.both(), &detail);
                 tunnel.refuse(code)?;
                 self.settle(tunnel, None, self.ctx.limits.settle).await
             }
@@ -172,15 +188,16 @@ impl Inbound {
     async fn copy_stream(
         &self,
         tunnel: &mut Tunnel,
-        Ends { from, to }: Ends,
+        ends: &Ends,
         mut app: TcpSide,
         registered: &Registered,
     ) -> Result<(), TunnelError> {
         tunnel.opened()?;
-        let metrics = self.ctx.metrics.connection(Direction::Inbound, Transport::Tunnel);
+        let record = ConnectionRecord::inbound(&self.ctx.metrics.telemetry, registered, ends.from);
+        let metrics = self.ctx.metrics.connection(Direction::Inbound, Transport::Tunnel).with_record(record);
         let mut watch = Watch::new(&metrics).judged(registered);
         let end = if registered.is_http() {
-            let job = Job { ctx: &self.ctx, registered, from, early: Vec::new() };
+            let job = Job { ctx: &self.ctx, registered, from: ends.from, early: Vec::new() };
             // Boxed, so that streams that are not read are no larger for it.
             Box::pin(http_filter::relay(tunnel, &mut app, job, &mut watch)).await.end
         } else {
@@ -194,7 +211,7 @@ impl Inbound {
             }
             End::Finished => return Ok(()),
             End::Cut(reason) => {
-                refusal::cut(&self.ctx.metrics, reason, registered.denial(), from, to);
+                refusal::cut(&self.ctx.metrics, reason, registered.denial(), ends.from, ends.to);
                 Some(ResetCode::Cut)
             }
             End::Failed(Which::First, Failure::Broken) => {
@@ -214,12 +231,13 @@ impl Inbound {
         why: Option<ResetCode>,
         limit: Duration,
     ) -> Result<(), TunnelError> {
-        tokio::time::timeout(limit, tunnel.settle(why))
+        // Boxed, so that streams are no larger for it while they are copied.
+        Box::pin(tokio::time::timeout(limit, tunnel.settle(why)))
             .await
             .map_err(|_| TunnelError::Broken(io::ErrorKind::TimedOut.into()))?
     }
 
-    fn failed(&self, tunnel: Tunnel, Ends { from, to }: Ends, error: &TunnelError) {
+    fn failed(&self, tunnel: Tunnel, ends: &Ends, error: &TunnelError) {
         if let TunnelError::Protocol(_) | TunnelError::Tls(_) = error {
             self.ctx.metrics.count_protocol_error(Direction::Inbound);
             let detail = error.to_string();
@@ -227,7 +245,7 @@ impl Inbound {
                 &self.ctx.metrics,
                 Direction::Inbound,
                 Reason::TunnelBroken,
-                (from, to),
+                ends.both(),
                 &detail,
             );
         }

@@ -1,6 +1,6 @@
 //! What is watched while a connection is copied: its bytes, for metrics and evidence, and the order to cut it.
 
-use crate::copy::{Observer, Which};
+use crate::copy::{End, Observer, Which};
 use crate::evidence::Accepted;
 use crate::live::Registered;
 use crate::path_metrics::ConnectionMetrics;
@@ -41,11 +41,14 @@ impl Observer for Watch<'_> {
         if let Some(accepted) = &mut self.accepted {
             accepted.served();
         }
-        let counter = match from {
-            Which::First => &self.metrics.received,
-            Which::Second => &self.metrics.sent,
-        };
-        counter.inc_by(bytes as u64);
+        match from {
+            Which::First => self.metrics.count_received(bytes),
+            Which::Second => self.metrics.count_sent(bytes),
+        }
+    }
+
+    fn ended(&mut self, end: End) {
+        self.metrics.ended(end, self.registered.and_then(Registered::denial));
     }
 
     fn poll_cut(&mut self, cx: &mut Context<'_>) -> Option<Reason> {

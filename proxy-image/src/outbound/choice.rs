@@ -1,5 +1,5 @@
-//! Which endpoint of several takes a connection: of two ready ones picked at random, the one with fewer open
-//! connections of ours.
+//! Which endpoint of several takes a connection: the one that took the last, where the Service wants that; else, of
+//! two ready ones picked at random, the one with fewer open connections of ours.
 
 use crate::context::Endpoint;
 use parking_lot::Mutex;
@@ -7,6 +7,7 @@ use rand::RngExt;
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 /// Open connections of this proxy, by endpoint.
 #[derive(Debug, Default)]
@@ -70,11 +71,53 @@ impl Tried {
     }
 }
 
-/// The endpoint for a connection that the app made to `to`. A pod that was dialled by its own address need not
-/// be ready: only Services promise that.
+/// Which endpoint took the last connection to a destination, of Services with `sessionAffinity: ClientIP`: all our
+/// connections have the pod as their client.
+#[derive(Debug)]
+pub(super) struct Affinity {
+    last: Mutex<HashMap<SocketAddr, Last>>,
+    capacity: usize,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Last {
+    endpoint: SocketAddr,
+    until: Instant,
+}
+
+impl Affinity {
+    /// Keeps at most `capacity` destinations.
+    pub(super) fn new(capacity: usize) -> Self {
+        Affinity { last: Mutex::default(), capacity: capacity.max(1) }
+    }
+
+    /// The endpoint that took the last connection to `to`, if that was not too long ago.
+    pub(super) fn of(&self, to: SocketAddr, now: Instant) -> Option<SocketAddr> {
+        let last = *self.last.lock().get(&to)?;
+        (now < last.until).then_some(last.endpoint)
+    }
+
+    /// Remembers `endpoint` for `within` from `now` on. Where there is no room, what runs out first goes.
+    pub(super) fn note(&self, to: SocketAddr, endpoint: SocketAddr, within: Duration, now: Instant) {
+        let mut last = self.last.lock();
+        if last.len() >= self.capacity && !last.contains_key(&to) {
+            last.retain(|_, last| now < last.until);
+            if last.len() >= self.capacity
+                && let Some(first) = last.iter().min_by_key(|(_, last)| last.until).map(|(to, _)| *to)
+            {
+                last.remove(&first);
+            }
+        }
+        last.insert(to, Last { endpoint, until: now + within });
+    }
+}
+
+/// The endpoint for a connection that the app made to `to`: `preferred`, if it takes connections. A pod that was
+/// dialled by its own address need not be ready: only Services promise that.
 pub(super) fn choose<'a>(
     endpoints: &'a [Endpoint],
     to: SocketAddr,
+    preferred: Option<SocketAddr>,
     tried: &Tried,
     loads: &Loads,
 ) -> Option<&'a Endpoint> {
@@ -84,6 +127,9 @@ pub(super) fn choose<'a>(
             .filter(|endpoint| endpoint.ready || endpoint.address == to)
             .filter(|endpoint| !tried.addresses.contains(&endpoint.address))
     };
+    if let Some(kept) = preferred.and_then(|address| usable().find(|endpoint| endpoint.address == address)) {
+        return Some(kept);
+    }
     let count = usable().count();
     if count < 2 {
         return usable().next();
@@ -122,12 +168,51 @@ mod tests {
     }
 
     #[test]
+    fn the_endpoint_of_the_last_connection_is_kept_until_its_time_is_over_or_it_is_gone() {
+        let (all, loads) = (endpoints(&[true, true, true]), Loads::default());
+        let (affinity, start) = (Affinity::new(2), Instant::now());
+        let chosen = |endpoints: &[Endpoint], now: Instant, tried: &Tried| {
+            choose(endpoints, service(), affinity.of(service(), now), tried, &loads).unwrap().address
+        };
+        let minute = Duration::from_secs(60);
+        affinity.note(service(), address(2), minute, start);
+        for second in 0..59 {
+            assert_eq!(chosen(&all, start + Duration::from_secs(second), &Tried::default()), address(2));
+        }
+        let others = |endpoints: &[Endpoint], now: Instant, tried: &Tried| {
+            (0..50).any(|_| chosen(endpoints, now, tried) != address(2))
+        };
+        assert!(others(&all, start + minute, &Tried::default()), "its time is over");
+        assert_ne!(chosen(&endpoints(&[true, false, true]), start, &Tried::default()), address(2));
+        let mut tried = Tried::default();
+        tried.add(address(2));
+        assert_ne!(chosen(&all, start, &tried), address(2), "it could not be reached");
+        assert_eq!(affinity.of(address(1), start), None, "of another destination nothing is known");
+    }
+
+    #[test]
+    fn affinity_is_bounded_and_what_runs_out_first_goes() {
+        let (affinity, start) = (Affinity::new(2), Instant::now());
+        let seconds = Duration::from_secs;
+        affinity.note(address(1), address(9), seconds(50), start);
+        affinity.note(address(2), address(9), seconds(20), start);
+        affinity.note(address(2), address(8), seconds(30), start);
+        affinity.note(address(3), address(9), seconds(40), start);
+        let held = |now: Instant| [1, 2, 3, 4].map(|to| affinity.of(address(to), now).is_some());
+        assert_eq!(held(start), [true, false, true, false]);
+        let later = start + seconds(45);
+        affinity.note(address(4), address(9), seconds(1), later);
+        assert_eq!(held(later), [true, false, false, true]);
+        assert_eq!(affinity.last.lock().len(), 2);
+    }
+
+    #[test]
     fn only_ready_endpoints_are_chosen_and_each_of_them_is() {
         let all = endpoints(&[true, false, true, true]);
         let loads = Arc::new(Loads::default());
         let mut seen = std::collections::BTreeSet::new();
         for _ in 0..200 {
-            seen.insert(choose(&all, service(), &Tried::default(), &loads).unwrap().address);
+            seen.insert(choose(&all, service(), None, &Tried::default(), &loads).unwrap().address);
         }
         assert_eq!(seen.into_iter().collect::<Vec<_>>(), [address(1), address(3), address(4)]);
     }
@@ -138,7 +223,7 @@ mod tests {
         let loads = Arc::new(Loads::default());
         let held = loads.enter(address(1));
         for _ in 0..50 {
-            assert_eq!(choose(&all, service(), &Tried::default(), &loads).unwrap().address, address(2));
+            assert_eq!(choose(&all, service(), None, &Tried::default(), &loads).unwrap().address, address(2));
         }
         drop(held);
         assert!(loads.open.lock().is_empty());
@@ -151,11 +236,11 @@ mod tests {
         let mut tried = Tried::default();
         tried.add(address(1));
         tried.again_if_alone(address(1), &all);
-        assert_eq!(choose(&all, service(), &tried, &loads).unwrap().address, address(2));
+        assert_eq!(choose(&all, service(), None, &tried, &loads).unwrap().address, address(2));
         tried.add(address(2));
-        assert!(choose(&all, service(), &tried, &loads).is_none());
+        assert!(choose(&all, service(), None, &tried, &loads).is_none());
         tried.again_if_alone(address(2), &all);
-        assert_eq!(choose(&all, service(), &tried, &loads).unwrap().address, address(2));
+        assert_eq!(choose(&all, service(), None, &tried, &loads).unwrap().address, address(2));
         assert_eq!(tried.count(), 2);
     }
 
@@ -163,7 +248,7 @@ mod tests {
     fn none_ready_is_none_but_a_pod_dialled_by_its_address_need_not_be() {
         let all = endpoints(&[false, false]);
         let loads = Loads::default();
-        assert!(choose(&all, service(), &Tried::default(), &loads).is_none());
-        assert_eq!(choose(&all, address(2), &Tried::default(), &loads).unwrap().address, address(2));
+        assert!(choose(&all, service(), None, &Tried::default(), &loads).is_none());
+        assert_eq!(choose(&all, address(2), None, &Tried::default(), &loads).unwrap().address, address(2));
     }
 }

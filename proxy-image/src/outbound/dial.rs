@@ -2,13 +2,14 @@
 //! that accepts this identity and no other.
 
 use crate::context::{Context, Credentials};
-use crate::gate::Gate;
+use crate::gate::{Gate, Turn};
+use crate::limits::note_connect;
 use crate::path_metrics::{Direction, Outcome};
 use crate::pool::{Key, Pool};
 use crate::refusal;
 use crate::socket;
 use crate::tunnel_io::{self, Answer, Bounds, HandshakeError, Tunnel, TunnelError};
-use cinch_identity::{Peer, SpiffeId, client_config};
+use cinch_identity::{SpiffeId, tunnel_client_config};
 use cinch_reason::Reason;
 use cinch_tunnel::{ALPN, RefuseCode, ResetCode};
 use parking_lot::Mutex;
@@ -61,7 +62,12 @@ impl Dialler {
         let limits = &ctx.limits;
         Dialler {
             pool: Pool::new(limits, ctx.metrics.clone()),
-            gate: Gate::new(limits.handshakes, limits.handshakes_per_source, limits.handshakes_waiting),
+            // All connections of the apps may wait, be it for one peer: how many there are is bounded already.
+            gate: Gate::new(
+                limits.handshakes,
+                limits.handshakes_per_source,
+                limits.connections.saturating_mul(4),
+            ),
             configs: Mutex::default(),
             ctx: ctx.clone(),
         }
@@ -71,13 +77,15 @@ impl Dialler {
         &self.pool
     }
 
-    /// Closes idle tunnels that are past their time or of other credentials than the current ones.
+    /// Closes idle tunnels that are past their time, of other credentials than the current ones, or lead to an endpoint
+    /// that is gone.
     pub(super) fn keep_swept(&self) -> impl Future<Output = ()> + Send + 'static {
-        let credentials = self.ctx.credentials.clone();
+        let (credentials, discovery) = (self.ctx.credentials.clone(), self.ctx.discovery.clone());
         self.pool.clone().keep_swept(move |key| {
-            credentials.borrow().as_ref().is_some_and(|held| {
+            let current = credentials.borrow().as_ref().is_some_and(|held| {
                 (held.generation, held.bundle_version) == (key.generation, key.bundle_version)
-            })
+            });
+            current && discovery.leads_to(key.address)
         })
     }
 
@@ -99,18 +107,28 @@ impl Dialler {
         if !fresh && let Some(tunnel) = self.pool.take(&key) {
             return Ok((key, tunnel));
         }
-        let tunnel = self.dial(&key, &credentials).await?;
+        // Many connections to one new peer at once shake hands a few at a time, and the others take what has become
+        // idle by then.
+        let Some(turn) = self.gate.queue(address.ip(), self.ctx.limits.open_timeout).await else {
+            self.ctx.metrics.count_limit("handshakes");
+            return Err(Trouble::Unreachable(Reason::Overloaded));
+        };
+        if !fresh && let Some(tunnel) = self.pool.take(&key) {
+            return Ok((key, tunnel));
+        }
+        let tunnel = self.dial(&key, &credentials, turn).await?;
         Ok((key, tunnel))
     }
 
-    async fn dial(&self, key: &Key, credentials: &Credentials) -> Result<Tunnel, Trouble> {
+    async fn dial(&self, key: &Key, credentials: &Credentials, turn: Turn) -> Result<Tunnel, Trouble> {
         let (limits, metrics) = (&self.ctx.limits, &self.ctx.metrics);
         // Before there is a place for the handshake: an endpoint that swallows packets must not keep places from
-        // those that answer. How many connect at once is bounded by the app's own connections.
+        // those that answer.
         let stream = socket::connect(key.address, limits.connect_timeout)
             .await
+            .inspect_err(|error| note_connect(metrics, error))
             .map_err(|_| Trouble::Unreachable(Reason::NoListener))?;
-        let Some(pass) = self.gate.enter(key.address.ip(), limits.handshake_timeout).await else {
+        let Some(pass) = turn.enter(limits.handshake_timeout).await else {
             metrics.count_limit("handshakes");
             return Err(Trouble::Refused(Reason::Overloaded));
         };
@@ -141,8 +159,8 @@ impl Dialler {
         if let Some(config) = configs.by_peer.get(&key.peer) {
             return Ok(config.clone());
         }
-        let peer = Peer::Exactly(key.peer.clone());
-        let config = client_config(Some(&credentials.svid), &credentials.bundle, peer, &[ALPN])
+        let Credentials { svid, bundle, records, .. } = credentials;
+        let config = tunnel_client_config(svid, bundle, key.peer.clone(), ALPN, *records)
             .map_err(|error| Trouble::Refused(error.reason()))?;
         configs.by_peer.insert(key.peer.clone(), config.clone());
         Ok(config)

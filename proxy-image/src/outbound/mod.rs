@@ -9,11 +9,13 @@ use crate::accept::{Accepted, OriginalDestination, accept, redirected};
 use crate::context::{Context, Destination, Endpoint, HEALTH_PORT, METRICS_PORT};
 use crate::copy::{End, Failure, TcpSide, Which, relay};
 use crate::inbound::{Watch, serve_local};
+use crate::limits;
 use crate::path_metrics::{Direction, OpenGauge, Transport};
 use crate::refusal;
 use crate::socket;
+use crate::telemetry::ConnectionRecord;
 use crate::tunnel_io::{Tunnel, TunnelError};
-use choice::{Loads, Tried, choose};
+use choice::{Affinity, Loads, Tried, choose};
 use cinch_policy::Mode;
 use cinch_reason::Reason;
 use cinch_redirect::{AGENT_TEST_ADDRESS, AGENT_TEST_ADDRESS_V6};
@@ -21,6 +23,7 @@ use cinch_tunnel::ResetCode;
 use dial::{Dialler, Opened, Trouble};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::task::TaskTracker;
@@ -32,12 +35,15 @@ const ENDPOINTS: usize = 3;
 struct Outbound {
     ctx: Arc<Context>,
     loads: Arc<Loads>,
+    affinity: Affinity,
     dialler: Dialler,
     original: OriginalDestination,
+    /// Where we listen; 0 where that is not known.
+    port: u16,
     tasks: TaskTracker,
 }
 
-/// A connection of an app, on its way.
+/// A connection of an app, on its way. Boxed, because every call that hands it on would keep room for it in the task.
 struct Departure {
     app: TcpSide,
     from: SocketAddr,
@@ -53,7 +59,7 @@ enum Routed {
     /// It is over, one way or the other.
     Done,
     /// A peer proved another identity than the record says.
-    Mismatch(Departure),
+    Mismatch(Box<Departure>),
 }
 
 /// Serves `listener` until the drain has begun and every connection has ended, or the drain has. What is open
@@ -66,8 +72,10 @@ pub async fn serve(listener: TcpListener, ctx: Arc<Context>) {
 pub async fn serve_with(listener: TcpListener, ctx: Arc<Context>, original: OriginalDestination) {
     let outbound = Arc::new(Outbound {
         loads: Arc::default(),
+        affinity: Affinity::new(ctx.limits.destinations),
         dialler: Dialler::new(&ctx),
         original,
+        port: listener.local_addr().map_or(0, |local| local.port()),
         tasks: TaskTracker::new(),
         ctx: ctx.clone(),
     });
@@ -107,7 +115,6 @@ impl Outbound {
     }
 
     async fn take(&self, Accepted { stream, from, place, opening }: Accepted) {
-        socket::prepare(&stream);
         let Ok(to) = (self.original)(&stream) else {
             self.ctx.metrics.count_refused(Direction::Outbound, Reason::RedirectMissing);
             return socket::abort(stream);
@@ -121,66 +128,82 @@ impl Outbound {
             return self.answer_agent(stream).await;
         }
         // Who dials the listener himself is told that he meant the listener.
-        let local = stream.local_addr().is_ok_and(|local| local == to);
-        let departure = Departure { app: TcpSide::new(stream), from, to, early: Vec::new(), opening };
+        let local = to.port() == self.port && stream.local_addr().is_ok_and(|local| local == to);
+        let app = TcpSide::new(stream);
+        let departure = Box::new(Departure { app, from, to, early: Vec::new(), opening });
         if local || to.ip().is_unspecified() || to.ip().is_multicast() {
-            return self.refuse(departure, Reason::DestinationRefused, "not a redirected connection");
+            return self.refuse(*departure, Reason::DestinationRefused, "not a redirected connection");
         }
         self.route(departure).await;
         drop(place);
     }
 
-    async fn route(&self, mut departure: Departure) {
+    async fn route(&self, mut departure: Box<Departure>) {
         for _ in 0..2 {
             let to = departure.to;
-            match self.ctx.discovery.resolve(to).await {
-                Destination::PassThrough => return self.plain(departure, to).await,
-                Destination::Refuse(reason) => return self.refuse(departure, reason, ""),
-                Destination::Endpoints(endpoints) => match self.reach(departure, &endpoints).await {
-                    Routed::Done => return,
-                    Routed::Mismatch(back) => {
-                        self.ctx.discovery.forget(to);
-                        departure = back;
-                    }
-                },
+            let (endpoints, within) = match self.ctx.discovery.resolve(to).await {
+                Destination::PassThrough => return Box::pin(self.plain(departure, to)).await,
+                Destination::Refuse(reason) => return self.refuse(*departure, reason, ""),
+                Destination::Endpoints(endpoints) => (endpoints, None),
+                Destination::Sticky(endpoints, within) => (endpoints, Some(within)),
+            };
+            match self.reach(departure, &endpoints, within).await {
+                Routed::Done => return,
+                Routed::Mismatch(back) => {
+                    self.ctx.discovery.forget(to);
+                    departure = back;
+                }
             }
         }
-        self.refuse(departure, Reason::PeerIdentityMismatch, "");
+        self.refuse(*departure, Reason::PeerIdentityMismatch, "");
     }
 
-    async fn reach(&self, mut departure: Departure, endpoints: &[Endpoint]) -> Routed {
+    /// `within`: how long connections keep to the endpoint that took the last one.
+    async fn reach(
+        &self,
+        mut departure: Box<Departure>,
+        endpoints: &[Endpoint],
+        within: Option<Duration>,
+    ) -> Routed {
         if !endpoints.is_empty() && endpoints.iter().all(|endpoint| !endpoint.meshed) {
             // As the app meant it: what balances this address outside of the mesh goes on doing so.
             let to = departure.to;
-            self.plain(departure, to).await;
+            Box::pin(self.plain(departure, to)).await;
             return Routed::Done;
         }
+        let to = departure.to;
+        let preferred = within.and_then(|_| self.affinity.of(to, Instant::now()));
         let mut tried = Tried::default();
         let mut retried = false;
         let mut reason = Reason::NoListener;
         while tried.count() < ENDPOINTS {
-            let Some(endpoint) = choose(endpoints, departure.to, &tried, &self.loads) else { break };
+            let Some(endpoint) = choose(endpoints, to, preferred, &tried, &self.loads) else { break };
             if self.ctx.is_own(endpoint.address.ip()) {
-                let Departure { app, from, early, opening, .. } = departure;
-                serve_local(&self.ctx, (app, early, opening), from, endpoint.address).await;
+                self.keep_to(endpoint, to, within);
+                let Departure { app, from, early, opening, .. } = *departure;
+                Box::pin(serve_local(&self.ctx, (app, early, opening), from, endpoint.address)).await;
                 return Routed::Done;
             }
             tried.add(endpoint.address);
             let _load = self.loads.enter(endpoint.address);
             if is_plain(endpoint) {
-                match socket::connect(endpoint.address, self.ctx.limits.connect_timeout).await {
+                match Box::pin(socket::connect(endpoint.address, self.ctx.limits.connect_timeout)).await {
                     Ok(network) => {
-                        self.copy_plain(departure, network).await;
+                        self.keep_to(endpoint, to, within);
+                        Box::pin(self.copy_plain(departure, network, endpoint.address)).await;
                         return Routed::Done;
                     }
-                    Err(_) => {
+                    Err(error) => {
+                        limits::note_connect(&self.ctx.metrics, &error);
                         self.ctx.metrics.retries.inc();
                         continue;
                     }
                 }
             }
-            match self.open(&mut departure, endpoint, retried).await {
+            // Boxed, so that what only the opening needs is gone with it.
+            match Box::pin(self.open(&mut departure, endpoint, retried)).await {
                 Ok(opened) => {
+                    self.keep_to(endpoint, to, within);
                     self.copy_tunnel(departure, opened).await;
                     return Routed::Done;
                 }
@@ -192,7 +215,7 @@ impl Outbound {
                     tried.again_if_alone(endpoint.address, endpoints);
                 }
                 Err(Trouble::Retry(why) | Trouble::Refused(why)) => {
-                    self.refuse(departure, why, "");
+                    self.refuse(*departure, why, "");
                     return Routed::Done;
                 }
                 Err(Trouble::AppGone) => {
@@ -202,8 +225,15 @@ impl Outbound {
             }
             self.ctx.metrics.retries.inc();
         }
-        self.refuse(departure, reason, "no endpoint could be reached");
+        self.refuse(*departure, reason, "no endpoint could be reached");
         Routed::Done
+    }
+
+    /// The next connection to `to` goes to `endpoint` too, where the Service wants that.
+    fn keep_to(&self, endpoint: &Endpoint, to: SocketAddr, within: Option<Duration>) {
+        if let Some(within) = within {
+            self.affinity.note(to, endpoint.address, within, Instant::now());
+        }
     }
 
     /// A tunnel to `endpoint` that has said OPENED. `fresh`: not one from the pool.
@@ -226,36 +256,50 @@ impl Outbound {
     }
 
     /// In plaintext, as the app asked for it.
-    async fn plain(&self, departure: Departure, to: SocketAddr) {
+    async fn plain(&self, departure: Box<Departure>, to: SocketAddr) {
         match socket::connect(to, self.ctx.limits.connect_timeout).await {
-            Ok(network) => self.copy_plain(departure, network).await,
-            Err(error) => self.refuse(departure, Reason::NoListener, &error.to_string()),
+            Ok(network) => self.copy_plain(departure, network, to).await,
+            Err(error) => {
+                limits::note_connect(&self.ctx.metrics, &error);
+                self.refuse(*departure, Reason::NoListener, &error.to_string());
+            }
         }
     }
 
-    async fn copy_plain(&self, departure: Departure, network: TcpStream) {
+    /// `upstream`: to where `network` goes.
+    async fn copy_plain(&self, departure: Box<Departure>, network: TcpStream, upstream: SocketAddr) {
+        let Departure { mut app, from, to, early, opening } = *departure;
+        let ends = (from, to);
+        let record = ConnectionRecord::outbound(&self.ctx.metrics.telemetry, ends, upstream, None);
         let metrics = self.ctx.metrics.connection(Direction::Outbound, Transport::Plaintext);
-        drop(departure.opening);
-        let (mut network, mut app) = (TcpSide::new(network), departure.app);
+        let metrics = metrics.with_record(Some(record));
+        drop(opening);
+        let mut network = TcpSide::new(network);
         // Early words were read for a tunnel that did not come about; they were given to nobody.
-        if !departure.early.is_empty() {
-            metrics.sent.inc_by(departure.early.len() as u64);
-            if crate::copy::Side::send(&mut network, &departure.early, false).is_err() {
+        if !early.is_empty() {
+            metrics.count_sent(early.len());
+            if crate::copy::Side::send(&mut network, &early, false).is_err() {
                 return app.abort();
             }
         }
+        drop(early);
         if relay(&mut network, &mut app, &mut Watch::new(&metrics)).await != End::Finished {
             network.abort();
             app.abort();
         }
     }
 
-    async fn copy_tunnel(&self, departure: Departure, Opened { key, mut tunnel }: Opened) {
+    async fn copy_tunnel(&self, departure: Box<Departure>, mut opened: Opened) {
+        let Departure { mut app, from, to, early, opening } = *departure;
+        let telemetry = &self.ctx.metrics.telemetry;
+        let record =
+            ConnectionRecord::outbound(telemetry, (from, to), opened.key.address, Some(&opened.key.peer));
         let metrics = self.ctx.metrics.connection(Direction::Outbound, Transport::Tunnel);
-        let Departure { mut app, from, to, early, opening } = departure;
-        metrics.sent.inc_by(early.len() as u64);
+        let metrics = metrics.with_record(Some(record));
+        metrics.count_sent(early.len());
         drop((early, opening));
-        let end = relay(&mut tunnel, &mut app, &mut Watch::new(&metrics)).await;
+        let end = relay(&mut opened.tunnel, &mut app, &mut Watch::new(&metrics)).await;
+        let Opened { key, mut tunnel } = opened;
         if tunnel.outlived_certificate() {
             self.ctx.metrics.outlived_certificate.inc();
         }
@@ -270,7 +314,7 @@ impl Outbound {
             End::Failed(Which::Second, _) | End::Cut(_) => Some(ResetCode::App),
         };
         app.abort();
-        self.dialler.settle(key, tunnel, owed).await;
+        Box::pin(self.dialler.settle(key, tunnel, owed)).await;
     }
 
     fn broken(&self, tunnel: &mut Tunnel, from: SocketAddr, to: SocketAddr) {

@@ -1,21 +1,30 @@
 //! How a tunnel comes about: the TLS handshake of either side, from a TCP connection and credentials to a
 //! [`Tunnel`] whose peer is verified.
 
-use super::Tunnel;
+use super::by_rustls::ByRustls;
 use super::heard::Heard;
+use super::in_place::InPlace;
+use super::side::Held;
+use super::wire::Wire;
+use super::{State, Tunnel};
 use crate::context::Credentials;
+use crate::copy::with_scratch;
 use crate::path_metrics::OpenGauge;
 use crate::socket;
-use cinch_identity::{IdentityError, handshake_reason, peer_id, peer_not_after, require_alpn, server_name};
+use cinch_identity::{
+    IdentityError, SpiffeId, handshake_reason, peer_id, peer_not_after, require_alpn, server_name,
+};
 use cinch_reason::Reason;
+use cinch_record::{Handshake, RecordError};
 use cinch_tunnel::{ALPN, Session, Side};
-use rustls::{ClientConfig, Connection};
+use rustls::{ClientConfig, CommonState, Connection};
+use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant, SystemTime};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
@@ -53,6 +62,15 @@ impl From<io::Error> for HandshakeError {
     }
 }
 
+impl From<RecordError> for HandshakeError {
+    fn from(error: RecordError) -> Self {
+        match error {
+            RecordError::Tls(error) => io::Error::new(io::ErrorKind::InvalidData, error).into(),
+            other => HandshakeError::Failed(io::Error::new(io::ErrorKind::InvalidData, other)),
+        }
+    }
+}
+
 impl From<IdentityError> for HandshakeError {
     fn from(error: IdentityError) -> Self {
         HandshakeError::Refused(error.reason(), error.to_string())
@@ -80,15 +98,18 @@ pub async fn accept(
     gauge: OpenGauge,
 ) -> Result<Tunnel, HandshakeError> {
     socket::prepare_tunnel(&stream);
-    let acceptor = TlsAcceptor::from(credentials.tunnel_server.clone());
-    let shaking = acceptor.accept(Prefixed { stream, prefix, taken: 0 });
-    let tls =
-        tokio::time::timeout(bounds.handshake, shaking).await.map_err(|_| HandshakeError::Timeout)??;
-    let (prefixed, connection) = tls.into_inner();
-    if !prefixed.is_drained() {
-        return Err(HandshakeError::Failed(io::ErrorKind::InvalidData.into()));
-    }
-    finish(prefixed.stream, Connection::Server(connection), Side::Server, credentials, bounds, gauge)
+    let config = credentials.tunnel_server.clone();
+    let (tcp, proved) = if config.enable_secret_extraction {
+        within(bounds, shake(stream, Handshake::server(config)?, prefix)).await?
+    } else {
+        let shaking = TlsAcceptor::from(config).accept(Prefixed { stream, prefix, taken: 0 });
+        let (prefixed, tls) = within(bounds, shaking).await?.into_inner();
+        if !prefixed.is_drained() {
+            return Err(HandshakeError::Failed(io::ErrorKind::InvalidData.into()));
+        }
+        (prefixed.stream, by_rustls(Connection::Server(tls))?)
+    };
+    Ok(finish(tcp, proved, Side::Server, credentials, bounds, gauge))
 }
 
 /// The client side. `config` says whom it accepts.
@@ -103,40 +124,108 @@ pub async fn dial(
     gauge: OpenGauge,
 ) -> Result<Tunnel, HandshakeError> {
     socket::prepare_tunnel(&stream);
-    let shaking = TlsConnector::from(config).connect(server_name(), stream);
-    let tls =
-        tokio::time::timeout(bounds.handshake, shaking).await.map_err(|_| HandshakeError::Timeout)??;
-    let (stream, connection) = tls.into_inner();
-    finish(stream, Connection::Client(connection), Side::Client, credentials, bounds, gauge)
+    let (tcp, proved) = if config.enable_secret_extraction {
+        let handshake = Handshake::client(config, server_name())?;
+        within(bounds, shake(stream, handshake, Vec::new())).await?
+    } else {
+        let shaking = TlsConnector::from(config).connect(server_name(), stream);
+        let (stream, tls) = within(bounds, shaking).await?.into_inner();
+        (stream, by_rustls(Connection::Client(tls))?)
+    };
+    Ok(finish(tcp, proved, Side::Client, credentials, bounds, gauge))
+}
+
+async fn within<T, E>(
+    bounds: Bounds,
+    shaking: impl Future<Output = Result<T, E>>,
+) -> Result<T, HandshakeError>
+where
+    HandshakeError: From<E>,
+{
+    Ok(tokio::time::timeout(bounds.handshake, shaking).await.map_err(|_| HandshakeError::Timeout)??)
+}
+
+/// What a handshake has come to.
+struct Proved {
+    wire: Wire,
+    peer: SpiffeId,
+    /// End of the peer's certificate, in seconds since 1970.
+    until: u64,
+}
+
+/// Who the peer proved to be, until when, and that it speaks our protocol.
+fn verified(tls: &CommonState) -> Result<(SpiffeId, u64), IdentityError> {
+    require_alpn(tls, ALPN)?;
+    Ok((peer_id(tls.peer_certificates())?, peer_not_after(tls.peer_certificates()).unwrap_or(0)))
+}
+
+fn by_rustls(tls: Connection) -> Result<Proved, HandshakeError> {
+    let (peer, until) = verified(&tls)?;
+    Ok(Proved { wire: Wire::Rustls(Box::new(ByRustls::new(tls))), peer, until })
+}
+
+/// A handshake after which the records are ours. `input`: what was already read.
+async fn shake(
+    mut stream: TcpStream,
+    mut handshake: Handshake,
+    mut input: Vec<u8>,
+) -> Result<(TcpStream, Proved), HandshakeError> {
+    let mut out = Vec::new();
+    loop {
+        let advanced = handshake.advance(&mut input, &mut out);
+        // Also after a fault, which the peer should hear of; the fault says more than that it did not.
+        let sent = stream.write_all(&out).await;
+        let progress = advanced?;
+        sent?;
+        out.clear();
+        input.drain(..progress.used);
+        if progress.done {
+            break;
+        }
+        if poll_fn(|cx| poll_more(&mut stream, cx, &mut input)).await? == 0 {
+            return Err(HandshakeError::Failed(io::ErrorKind::UnexpectedEof.into()));
+        }
+    }
+    let (peer, until) = verified(handshake.state())?;
+    // What may have come behind the handshake, and no more room than it needs.
+    input.shrink_to_fit();
+    let wire = Wire::InPlace(InPlace::new(handshake.into_records()?, input));
+    Ok((stream, Proved { wire, peer, until }))
+}
+
+/// Appends what has come to `input`.
+fn poll_more(stream: &mut TcpStream, cx: &mut Context<'_>, input: &mut Vec<u8>) -> Poll<io::Result<usize>> {
+    with_scratch(|scratch| {
+        let mut buffer = ReadBuf::new(scratch);
+        ready!(Pin::new(stream).poll_read(cx, &mut buffer))?;
+        input.extend_from_slice(buffer.filled());
+        Poll::Ready(Ok(buffer.filled().len()))
+    })
 }
 
 fn finish(
     tcp: TcpStream,
-    mut tls: Connection,
+    Proved { wire, peer, until }: Proved,
     side: Side,
     credentials: &Credentials,
     bounds: Bounds,
     gauge: OpenGauge,
-) -> Result<Tunnel, HandshakeError> {
-    require_alpn(&tls, ALPN)?;
-    let peer = peer_id(tls.peer_certificates())?;
-    // We write only what a single read gave us, so the bound is that of the read.
-    tls.set_buffer_limit(None);
-    let until = peer_not_after(tls.peer_certificates()).unwrap_or(0).min(credentials.svid.not_after());
+) -> Tunnel {
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    let valid = Duration::from_secs(until).saturating_sub(now);
-    Ok(Tunnel {
+    let valid = Duration::from_secs(until.min(credentials.svid.not_after())).saturating_sub(now);
+    Tunnel(Box::new(State {
         tcp,
-        tls,
+        wire,
         session: Session::new(side),
         peer,
         expires: Instant::now() + valid.min(bounds.age),
         certificate_ends: Instant::now() + valid,
         heard: Heard::default(),
+        held: Held::No,
         failed: None,
         fault: None,
         _gauge: gauge,
-    })
+    }))
 }
 
 /// A connection some of whose bytes were read already.

@@ -2,26 +2,29 @@
 //! bytes of an app, out come what the peer says and the bytes of its app. One frame is one TLS record; what has
 //! come is read 64 KiB at a time into the thread's buffer; an idle tunnel owns no buffer of ours.
 
+mod by_rustls;
 mod handshake;
 mod heard;
+mod in_place;
 mod side;
+mod wire;
 
 pub use handshake::{Bounds, HandshakeError, accept, dial};
 
-use crate::copy::{Failure, Sink, with_scratch};
+use crate::copy::{Failure, Sink};
 use crate::path_metrics::OpenGauge;
 use crate::socket;
 use cinch_identity::SpiffeId;
+use cinch_record::RecordError;
 use cinch_tunnel::{MAX_PAYLOAD, Misuse, Open, ProtocolError, RefuseCode, ResetCode, Session};
 use heard::Heard;
-use rustls::Connection;
+use side::Held;
 use std::future::poll_fn;
-use std::io::{self, BufRead, IoSlice, Write};
-use std::pin::Pin;
+use std::io;
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
-use tokio::io::{AsyncRead, ReadBuf};
 use tokio::net::TcpStream;
+use wire::Wire;
 
 /// Why a tunnel is of no further use.
 #[derive(Debug, thiserror::Error)]
@@ -33,14 +36,25 @@ pub enum TunnelError {
     #[error("the connection broke: {0}")]
     Broken(io::Error),
     /// The bytes are no TLS.
-    #[error("TLS: {0}")]
-    Tls(rustls::Error),
+    #[error("{0}")]
+    Tls(RecordError),
     /// The bytes break the tunnel's protocol.
     #[error("protocol: {0}")]
     Protocol(#[from] ProtocolError),
     /// We asked for something that the tunnel's state does not permit.
     #[error("{0}")]
     Misuse(#[from] Misuse),
+}
+
+impl From<RecordError> for TunnelError {
+    fn from(error: RecordError) -> Self {
+        match error {
+            // Encrypted since the handshake: the peer itself says that it ends the tunnel, perhaps because it did
+            // not accept our certificate, which TLS 1.3 tells only now.
+            RecordError::Alert(_) => TunnelError::Closed,
+            other => TunnelError::Tls(other),
+        }
+    }
 }
 
 /// A server's answer to OPEN.
@@ -52,15 +66,18 @@ pub enum Answer {
     Refused(RefuseCode),
 }
 
-/// A tunnel.
-pub struct Tunnel {
+/// A tunnel. Boxed, because the tasks that own one hand it on through many calls, and each would keep room for it.
+pub struct Tunnel(Box<State>);
+
+struct State {
     tcp: TcpStream,
-    tls: Connection,
+    wire: Wire,
     session: Session,
     peer: SpiffeId,
     expires: Instant,
     certificate_ends: Instant,
     heard: Heard,
+    held: Held,
     /// Found with the last words of the peer; told by the next read.
     failed: Option<TunnelError>,
     /// Why the relay could not go on.
@@ -72,37 +89,37 @@ impl Tunnel {
     /// Who the peer proved to be.
     #[must_use]
     pub fn peer(&self) -> &SpiffeId {
-        &self.peer
+        &self.0.peer
     }
 
     /// Until when streams may begin on it: the end of its certificates, or its greatest age.
     #[must_use]
     pub fn expires(&self) -> Instant {
-        self.expires
+        self.0.expires
     }
 
     /// One of its certificates has run out.
     #[must_use]
     pub fn outlived_certificate(&self) -> bool {
-        Instant::now() >= self.certificate_ends
+        Instant::now() >= self.0.certificate_ends
     }
 
     /// No stream is under way and another one may begin.
     #[must_use]
     pub fn is_reusable(&self) -> bool {
-        self.failed.is_none() && self.session.is_reusable() && Instant::now() < self.expires
+        self.0.failed.is_none() && self.0.session.is_reusable() && Instant::now() < self.0.expires
     }
 
     /// The peer said DRAIN, or we did.
     #[must_use]
     pub fn is_draining(&self) -> bool {
-        self.session.is_draining()
+        self.0.session.is_draining()
     }
 
     /// Nothing has come that nobody has read: a tunnel that is idle in truth, and not one that has just ended.
     #[must_use]
     pub fn is_quiet(&self) -> bool {
-        socket::is_quiet(&self.tcp)
+        socket::is_quiet(&self.0.tcp)
     }
 
     /// Client: begins a stream, with what the app has said so far.
@@ -110,11 +127,11 @@ impl Tunnel {
     /// # Errors
     /// [`TunnelError::Misuse`] when the tunnel is not reusable.
     pub fn begin(&mut self, early: &[u8]) -> Result<(), TunnelError> {
-        self.heard = Heard::default();
+        self.0.heard = Heard::default();
         let mut frame = Vec::with_capacity(16);
-        self.session.open(Open::default(), &mut frame)?;
+        self.0.session.open(Open::default(), &mut frame)?;
         // OPEN is a record of its own, but leaves in the same segment as the data behind it.
-        self.write(&frame)?;
+        self.0.wire.keep(&frame)?;
         if !early.is_empty() {
             self.write_data(early, false)?;
         }
@@ -128,7 +145,7 @@ impl Tunnel {
     pub async fn answer(&mut self) -> Result<Answer, TunnelError> {
         poll_fn(|cx| {
             loop {
-                if let Some(answer) = self.heard.answer {
+                if let Some(answer) = self.0.heard.answer {
                     return Poll::Ready(Ok(answer));
                 }
                 // What is not yet sent goes on while we wait.
@@ -145,7 +162,7 @@ impl Tunnel {
     /// it did not break.
     fn last_words(&mut self, cx: &mut Context<'_>) -> Option<Result<Answer, TunnelError>> {
         loop {
-            if let Some(answer) = self.heard.answer {
+            if let Some(answer) = self.0.heard.answer {
                 return Some(Ok(answer));
             }
             match self.poll_receive(cx, None) {
@@ -162,9 +179,9 @@ impl Tunnel {
     /// When the tunnel ends otherwise.
     pub fn poll_open(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Open>, TunnelError>> {
         loop {
-            if let Some((open, reset)) = self.heard.open.take() {
-                self.heard.reset = reset;
-                self.heard.copying = false;
+            if let Some((open, reset)) = self.0.heard.open.take() {
+                self.0.heard.reset = reset;
+                self.0.heard.copying = false;
                 return Poll::Ready(Ok(Some(open)));
             }
             if let Poll::Ready(Err(error)) = self.poll_send(cx) {
@@ -172,20 +189,24 @@ impl Tunnel {
             }
             match ready!(self.poll_receive(cx, None)) {
                 Ok(()) => {}
-                Err(TunnelError::Closed) if self.session.is_idle() => return Poll::Ready(Ok(None)),
+                Err(TunnelError::Closed) if self.0.session.is_idle() => return Poll::Ready(Ok(None)),
                 Err(error) => return Poll::Ready(Err(error)),
             }
         }
     }
 
-    /// Server: accepts the stream; it is copied from now on.
+    /// Server: accepts the stream; it is copied from now on. Where the client has spoken already, OPENED may leave
+    /// with the first words of the app.
     ///
     /// # Errors
     /// [`TunnelError::Misuse`] when there is none.
     pub fn opened(&mut self) -> Result<(), TunnelError> {
         let mut frame = Vec::with_capacity(8);
-        self.session.opened(&mut frame)?;
-        self.write(&frame)
+        self.0.session.opened(&mut frame)?;
+        // A client that fills a frame with its first words has more of them, and waits for us to say them.
+        let asks = (1..MAX_PAYLOAD).contains(&self.0.heard.data.len());
+        self.0.held = if asks { Held::BEGIN } else { Held::No };
+        self.0.wire.keep(&frame)
     }
 
     /// Server: refuses the stream. Call [`Tunnel::settle`] before the next one.
@@ -194,8 +215,8 @@ impl Tunnel {
     /// [`TunnelError::Misuse`] when there is none.
     pub fn refuse(&mut self, why: RefuseCode) -> Result<(), TunnelError> {
         let mut frame = Vec::with_capacity(8);
-        self.session.refused(why, &mut frame)?;
-        self.write(&frame)
+        self.0.session.refused(why, &mut frame)?;
+        self.0.wire.keep(&frame)
     }
 
     /// Server: takes no further streams.
@@ -204,8 +225,8 @@ impl Tunnel {
     /// [`TunnelError::Misuse`] on a client.
     pub fn drain(&mut self) -> Result<(), TunnelError> {
         let mut frame = Vec::with_capacity(8);
-        self.session.drain(&mut frame)?;
-        self.write(&frame)
+        self.0.session.drain(&mut frame)?;
+        self.0.wire.keep(&frame)
     }
 
     /// Ends a stream that did not end by itself: says RESET if that is still owed or `why` is given, then takes
@@ -214,26 +235,28 @@ impl Tunnel {
     /// # Errors
     /// When the tunnel ends first.
     pub async fn settle(&mut self, why: Option<ResetCode>) -> Result<(), TunnelError> {
-        self.heard.copying = false;
-        let owed = why.or((!self.session.local_ended()).then_some(ResetCode::Answer));
+        self.0.heard.copying = false;
+        let owed = why.or((!self.0.session.local_ended()).then_some(ResetCode::Answer));
+        // With the next OPEN there, this stream is over, and what is owed would be said of the next one.
         if let Some(why) = owed
-            && !self.session.is_idle()
+            && self.0.heard.open.is_none()
+            && !self.0.session.is_idle()
         {
             let mut frame = Vec::with_capacity(8);
-            match self.session.reset(why, &mut frame) {
-                Ok(()) => self.write(&frame)?,
+            match self.0.session.reset(why, &mut frame) {
+                Ok(()) => self.0.wire.keep(&frame)?,
                 // Said before: there is nothing more to say.
-                Err(Misuse(_)) if self.session.local_ended() => {}
+                Err(Misuse(_)) if self.0.session.local_ended() => {}
                 Err(misuse) => return Err(misuse.into()),
             }
         }
         poll_fn(|cx| {
             loop {
                 let sent = self.poll_send(cx)?;
-                if self.heard.open.is_none() {
-                    self.heard.forget_data();
+                if self.0.heard.open.is_none() {
+                    self.0.heard.forget_data();
                 }
-                if self.session.is_idle() || self.heard.open.is_some() {
+                if self.0.session.is_idle() || self.0.heard.open.is_some() {
                     return sent.map(Ok);
                 }
                 ready!(self.poll_receive(cx, None))?;
@@ -250,7 +273,7 @@ impl Tunnel {
                 return Poll::Ready(());
             }
             let received = ready!(self.poll_receive(cx, None));
-            if received.is_err() || !self.session.is_reusable() {
+            if received.is_err() || !self.0.session.is_reusable() {
                 return Poll::Ready(());
             }
         }
@@ -259,56 +282,41 @@ impl Tunnel {
     /// Why the copy through it could not go on.
     #[must_use]
     pub fn take_fault(&mut self) -> TunnelError {
-        self.fault.take().unwrap_or(TunnelError::Closed)
+        self.0.fault.take().unwrap_or(TunnelError::Closed)
     }
 
     fn broken(&mut self, error: TunnelError) -> Failure {
-        self.fault = Some(error);
+        self.0.fault = Some(error);
         Failure::Broken
     }
 
     /// Says goodbye and closes. The peer then knows that it was us.
     pub async fn close(mut self, limit: Duration) {
-        self.tls.send_close_notify();
+        self.0.wire.close_notify();
         let sent = poll_fn(|cx| self.poll_send(cx));
         let _ = tokio::time::timeout(limit, sent).await;
     }
 
     /// Closes without a word, with a RST.
     pub fn abort(self) {
-        socket::abort(self.tcp);
+        socket::abort(self.0.tcp);
     }
 
     /// Sends all that is waiting.
     fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), TunnelError>> {
-        while self.tls.wants_write() {
-            match self.tls.write_tls(&mut Socket(&self.tcp)) {
-                Ok(_) => {}
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    ready!(self.tcp.poll_write_ready(cx)).map_err(TunnelError::Broken)?;
-                }
-                Err(error) => return Poll::Ready(Err(TunnelError::Broken(error))),
-            }
-        }
-        Poll::Ready(Ok(()))
-    }
-
-    fn write(&mut self, frame: &[u8]) -> Result<(), TunnelError> {
-        self.tls.writer().write_all(frame).map_err(TunnelError::Broken)
+        let State { tcp, wire, .. } = &mut *self.0;
+        wire.poll_send(tcp, cx)
     }
 
     /// Seals `bytes` as frames, each one record.
     fn write_data(&mut self, bytes: &[u8], fin: bool) -> Result<(), TunnelError> {
+        self.0.held = Held::No;
         let mut rest = bytes;
         loop {
             let (chunk, after) = rest.split_at_checked(MAX_PAYLOAD).unwrap_or((rest, &[]));
             let last = after.is_empty();
-            let head = self.session.data(chunk.len(), fin && last)?;
-            let slices = [IoSlice::new(&head), IoSlice::new(chunk)];
-            let written = self.tls.writer().write_vectored(&slices).map_err(TunnelError::Broken)?;
-            if written != head.len() + chunk.len() {
-                return Err(TunnelError::Broken(io::ErrorKind::WriteZero.into()));
-            }
+            let head = self.0.session.data(chunk.len(), fin && last)?;
+            self.0.wire.send(&self.0.tcp, [&head, chunk], last)?;
             if last {
                 return Ok(());
             }
@@ -322,95 +330,22 @@ impl Tunnel {
         cx: &mut Context<'_>,
         mut sink: Option<&mut Sink<'_>>,
     ) -> Poll<Result<(), TunnelError>> {
-        if let Some(error) = self.failed.take() {
+        if let Some(error) = self.0.failed.take() {
             return Poll::Ready(Err(error));
         }
-        // The handshake may have read past its own end.
-        match self.take_in(&mut sink) {
-            Ok(false) => {}
-            Ok(true) => return Poll::Ready(Ok(())),
-            Err(error) => return Poll::Ready(self.later(error)),
-        }
-        with_scratch(|scratch| {
-            let mut buffer = ReadBuf::new(scratch);
-            ready!(Pin::new(&mut self.tcp).poll_read(cx, &mut buffer)).map_err(TunnelError::Broken)?;
-            let mut input = buffer.filled();
-            if input.is_empty() {
-                return Poll::Ready(Err(TunnelError::Broken(io::ErrorKind::UnexpectedEof.into())));
+        let State { tcp, wire, session, heard, .. } = &mut *self.0;
+        let mut hear = |mut input: &[u8]| {
+            while let Some(event) = session.receive(&mut input)? {
+                heard.take(event, &mut sink);
             }
-            while !input.is_empty() {
-                let before = input.len();
-                self.tls.read_tls(&mut input).map_err(TunnelError::Broken)?;
-                let processed = self.tls.process_new_packets();
-                // What came before the fault counts: deliver it, then report the fault.
-                let taken = self.take_in(&mut sink);
-                if let Err(error) = processed {
-                    return Poll::Ready(self.later(tls_error(error)));
-                }
-                if let Err(error) = taken {
-                    return Poll::Ready(self.later(error));
-                }
-                if input.len() == before {
-                    break;
-                }
-            }
-            Poll::Ready(Ok(()))
-        })
-    }
-
-    /// A close that comes with the last words must not swallow them: it is reported by the next read.
-    fn later(&mut self, error: TunnelError) -> Result<(), TunnelError> {
-        if matches!(error, TunnelError::Closed) {
-            self.failed = Some(error);
-            return Ok(());
+            Ok(())
+        };
+        let received = ready!(wire.poll_receive(tcp, cx, &mut hear));
+        if let Err(error @ TunnelError::Closed) = received {
+            // A close that comes with the last words must not swallow them: the next read reports it.
+            self.0.failed = Some(error);
+            return Poll::Ready(Ok(()));
         }
-        Err(error)
-    }
-
-    /// Takes in all plaintext that TLS holds; says whether there was any.
-    fn take_in(&mut self, sink: &mut Option<&mut Sink<'_>>) -> Result<bool, TunnelError> {
-        let mut any = false;
-        loop {
-            let length = match self.tls.reader().into_first_chunk() {
-                Ok([]) => return Err(TunnelError::Closed),
-                Ok(chunk) => {
-                    let mut input = chunk;
-                    while let Some(event) = self.session.receive(&mut input)? {
-                        self.heard.take(event, sink);
-                    }
-                    chunk.len()
-                }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(any),
-                Err(error) => return Err(TunnelError::Broken(error)),
-            };
-            self.tls.reader().consume(length);
-            any = true;
-        }
-    }
-}
-
-fn tls_error(error: rustls::Error) -> TunnelError {
-    match error {
-        // Encrypted since the handshake: the peer itself says that it ends the tunnel, perhaps because it did
-        // not accept our certificate, which TLS 1.3 tells only now.
-        rustls::Error::AlertReceived(_) => TunnelError::Closed,
-        other => TunnelError::Tls(other),
-    }
-}
-
-/// The socket as TLS writes to it.
-struct Socket<'a>(&'a TcpStream);
-
-impl Write for Socket<'_> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.try_write(bytes)
-    }
-
-    fn write_vectored(&mut self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
-        self.0.try_write_vectored(slices)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
+        Poll::Ready(received)
     }
 }

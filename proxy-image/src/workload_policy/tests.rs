@@ -5,6 +5,7 @@ use cinch_policy::{Connection, Decision, Partial, no_providers};
 use std::net::IpAddr;
 
 const WEB: &str = "spiffe://cluster.local/ns/shop/sa/web";
+const DENY_PUT: &str = r#"{"action":"DENY","rules":[{"to":[{"operation":{"methods":["PUT"]}}]}]}"#;
 const ALL: &str = r#"{"action":"ALLOW","rules":[{}]}"#;
 
 fn target() -> Target {
@@ -59,6 +60,40 @@ fn modes_and_the_lock_are_taken_over() {
     assert!(received.policies.is_none());
     sent.locked = true;
     assert_eq!(receive(sent, &target()).modes.weakest(), Mode::Strict);
+}
+
+#[test]
+fn declared_ports_are_taken_over_and_what_is_unknown_of_them_declares_nothing() {
+    let mut sent = message(Vec::new());
+    let declared = |port: u32, protocol: i32| v1::DeclaredPort { port, protocol };
+    sent.declared = vec![
+        declared(80, v1::Protocol::Http as i32),
+        declared(81, v1::Protocol::Grpc as i32),
+        declared(82, 99),
+        declared(83, 0),
+        declared(70_000, v1::Protocol::Http as i32),
+    ];
+    let received = receive(sent, &target());
+    assert_eq!(received.nack, "");
+    let speaking: Vec<u16> = (79..90).filter(|port| received.speaks_http(*port)).collect();
+    assert_eq!((speaking, received.declared.len()), (vec![80, 81], 2));
+}
+
+#[test]
+fn dry_runs_of_requests_are_kept_for_declared_ports_alone_and_count_as_deciding_nothing() {
+    let dry = |policy: v1::Policy| v1::Policy { dry_run: true, ..policy };
+    let http =
+        dry(v1::Policy { required_features: vec![HTTP.into()], ..policy("shop/dry", "DENY", DENY_PUT) });
+    let mut sent = message(vec![http.clone()]);
+    assert!(receive(sent.clone(), &target()).policies.is_none(), "nobody's requests are read");
+    sent.declared = vec![v1::DeclaredPort { port: 80, protocol: v1::Protocol::Http as i32 }];
+    let received = receive(sent.clone(), &target());
+    assert!(received.policies.as_ref().unwrap().reports() && received.only_reports);
+    assert!(!received.reports.as_ref().unwrap().reports(), "nothing is said of what is not read");
+    let enforced = policy("shop/deny", "DENY", DENY_PUT);
+    sent.policies.push(v1::Policy { required_features: vec![HTTP.into()], ..enforced });
+    let received = receive(sent, &target());
+    assert!(received.policies.unwrap().reports() && received.reports.is_none() && !received.only_reports);
 }
 
 #[test]

@@ -91,12 +91,10 @@ async fn pair() -> (Tunnel, Tunnel) {
         let gauge = PathMetrics::default().tunnel_open(Direction::Inbound);
         tunnel_io::accept(stream, Vec::new(), &server, bounds, gauge).await.unwrap()
     });
-    let peer = cinch_identity::Peer::Exactly(id(API));
-    let config =
-        cinch_identity::client_config(Some(&client.svid), &client.bundle, peer, &[cinch_tunnel::ALPN]);
+    let config = to_api(&client);
     let gauge = PathMetrics::default().tunnel_open(Direction::Outbound);
     let stream = TcpStream::connect(address).await.unwrap();
-    let dialled = tunnel_io::dial(stream, config.unwrap(), &client, bounds, gauge).await.unwrap();
+    let dialled = tunnel_io::dial(stream, config, &client, bounds, gauge).await.unwrap();
     (accepting.await.unwrap(), dialled)
 }
 

@@ -167,6 +167,7 @@ async fn a_slow_first_byte_closes_and_never_makes_the_connection_one_that_is_not
         begun.send("GE").await;
         assert_eq!(silent.rest().await.0, b"", "{over:?}");
         assert_eq!(begun.rest().await, (Vec::new(), Some(ErrorKind::ConnectionReset)), "{over:?}");
+        assert_eq!(mesh.api.metric("limit_refusals_total{limit=\"http_first_byte\"}"), Some(2), "{over:?}");
         assert!(lines(&heard).is_empty());
     }
 }
@@ -196,7 +197,15 @@ async fn the_drain_ends_idle_connections_and_lets_requests_finish() {
     eventually("it is on its way", || heard.lock().unwrap().len() == 2).await;
     mesh.api.ctx.drain.cancel();
     assert_eq!(idle.rest().await, (Vec::new(), None));
+    // Where requests are under way the app still serves, so new ones find it too.
+    for over in BOTH {
+        let mut new = connect(&mesh, over).await;
+        let answer = new.ask("GET /new").await;
+        assert_eq!((answer.status, field(&answer.head, "connection")), (200, Some("close")), "{over:?}");
+        assert_eq!(new.rest().await, (Vec::new(), None), "{over:?}");
+    }
     busy.send("body").await;
-    assert_eq!(busy.answer().await.status, 200);
+    let answer = busy.answer().await;
+    assert_eq!((answer.status, field(&answer.head, "connection")), (200, Some("close")));
     assert_eq!(busy.rest().await, (Vec::new(), None));
 }

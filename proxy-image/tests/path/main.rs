@@ -4,6 +4,10 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 #![allow(missing_docs)]
 
+/// `path_by_rustls` has the same tests for the other record layer.
+const RECORDS: cinch_identity::RecordLayer = cinch_identity::RecordLayer::InPlace;
+
+mod declared;
 mod endings;
 mod evidence;
 mod hostile;
@@ -11,9 +15,15 @@ mod http;
 mod http2;
 mod http_bytes;
 mod http_tokens;
+// What only other tests use.
+#[allow(dead_code)]
 mod mesh;
 mod modes;
 mod outbound;
 mod policies;
+mod records;
+mod reuse;
+mod states;
+mod telemetry;
 mod tunnels;
 mod web;

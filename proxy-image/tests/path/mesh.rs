@@ -1,9 +1,12 @@
 //! The pieces that the tests put together: an authority, pods with a proxy each, apps, and a discovery that says
 //! what it is told.
 
-use cinch_identity::{ClientCertificate, KeyPair, SpiffeId, Svid, TrustBundle, TrustDomain, server_config};
+use cinch_identity::{
+    KeyPair, SpiffeId, Svid, TrustBundle, TrustDomain, tunnel_client_config, tunnel_server_config,
+};
 use cinch_policy::{Mode, PortModes};
 use cinch_proxy::accept::OriginalDestination;
+use cinch_proxy::access_log::{AccessLog, AccessLogSettings};
 use cinch_proxy::context::{
     Context, Credentials, Destination, Discovery, Endpoint, InboundPolicy, VirtualPorts,
 };
@@ -41,6 +44,12 @@ pub const SERVICE: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(10, 96,
 
 pub fn id(text: &str) -> SpiffeId {
     SpiffeId::parse(text).unwrap()
+}
+
+/// Of the client side of tunnels to api.
+pub fn to_api(credentials: &Credentials) -> Arc<rustls::ClientConfig> {
+    let Credentials { svid, bundle, records, .. } = credentials;
+    tunnel_client_config(svid, bundle, id(API), cinch_tunnel::ALPN, *records).unwrap()
 }
 
 /// A root that signs leaves.
@@ -82,14 +91,15 @@ impl Authority {
     /// Credentials whose peers must chain to `bundle`.
     pub fn credentials(&self, uri: &str, lifetime: i64, bundle: TrustBundle) -> Credentials {
         let svid = self.svid(uri, lifetime);
-        let required = ClientCertificate::Required;
-        let tunnel_server = server_config(&svid, &bundle, required, &[cinch_tunnel::ALPN]).unwrap();
+        let records = crate::RECORDS;
+        let tunnel_server = tunnel_server_config(&svid, &bundle, cinch_tunnel::ALPN, records).unwrap();
         Credentials {
             generation: 1,
             bundle_version: 1,
             svid: Arc::new(svid),
             bundle: Arc::new(bundle),
             tunnel_server,
+            records,
         }
     }
 
@@ -103,6 +113,8 @@ impl Authority {
 pub struct Told {
     destinations: Mutex<HashMap<SocketAddr, Vec<Destination>>>,
     pub forgotten: Mutex<Vec<SocketAddr>>,
+    /// Endpoints to which nothing leads any more.
+    pub gone: Mutex<Vec<SocketAddr>>,
 }
 
 impl Told {
@@ -130,6 +142,10 @@ impl Discovery for Told {
         {
             all.pop();
         }
+    }
+
+    fn leads_to(&self, endpoint: SocketAddr) -> bool {
+        !self.gone.lock().unwrap().contains(&endpoint)
     }
 }
 
@@ -173,6 +189,43 @@ pub struct Pod {
     pub app: Arc<Mutex<SocketAddr>>,
     pub dialled: Arc<Mutex<SocketAddr>>,
     pub serving: Vec<JoinHandle<()>>,
+    /// What the access log says; it tells everything.
+    pub log: Log,
+}
+
+/// Keeps the lines of an access log.
+#[derive(Clone, Default)]
+pub struct Log(Arc<Mutex<Vec<u8>>>);
+
+impl Log {
+    /// Drops what was said so far.
+    pub fn forget(&self) {
+        *self.0.lock().unwrap() = Vec::new();
+    }
+
+    fn start(&self) -> AccessLog {
+        let settings = AccessLogSettings { sampling: 1.0, ..AccessLogSettings::default() };
+        AccessLog::start_to(&settings, self.clone()).unwrap()
+    }
+
+    pub fn text(&self) -> String {
+        String::from_utf8(self.0.lock().unwrap().clone()).unwrap()
+    }
+
+    pub fn lines(&self) -> Vec<serde_json::Value> {
+        self.text().lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    }
+}
+
+impl io::Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 fn says(address: &Arc<Mutex<SocketAddr>>) -> OriginalDestination {
@@ -190,12 +243,15 @@ impl Pod {
     }
 
     pub async fn with(ip: Ipv4Addr, credentials: Credentials, mode: Mode, limits: Limits) -> Pod {
+        let own = credentials.svid.id().clone();
         let (credentials, credentials_seen) = watch::channel(Some(Arc::new(credentials)));
         let (policy, policy_seen) = watch::channel(Some(Arc::new(policy(mode))));
         let (_, own_addresses) = watch::channel(Arc::from([IpAddr::V4(ip)]));
         let told = Arc::new(Told::default());
         let live = Arc::new(Live::default());
-        let metrics = Arc::new(PathMetrics::default());
+        let log = Log::default();
+        let metrics = Arc::new(PathMetrics::with_log(log.start()));
+        metrics.telemetry.set_own(own);
         tokio::spawn(live.clone().follow(policy_seen.clone()));
         let ctx = Arc::new(Context {
             credentials: credentials_seen,
@@ -221,7 +277,7 @@ impl Pod {
             tokio::spawn(inbound::serve_with(inbound_listener, ctx.clone(), says(&app))),
             tokio::spawn(outbound::serve_with(outbound_listener, ctx.clone(), says(&dialled))),
         ];
-        Pod { ctx, told, credentials, policy, inbound, outbound, app, dialled, serving }
+        Pod { ctx, told, credentials, policy, inbound, outbound, app, dialled, serving, log }
     }
 
     pub fn set_app(&self, app: SocketAddr) {

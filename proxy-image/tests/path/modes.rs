@@ -1,7 +1,6 @@
 //! What a port accepts, by its mode, and what happens when that changes.
 
 use crate::mesh::*;
-use cinch_identity::{Peer, client_config};
 use cinch_policy::{Mode, PortModes};
 use cinch_proxy::context::InboundPolicy;
 use cinch_proxy::path_metrics::{Direction, PathMetrics};
@@ -25,9 +24,7 @@ pub async fn tunnel(authority: &Authority, pod: &Pod, silence: Duration) -> Tunn
     let stream = TcpStream::connect(pod.inbound).await.unwrap();
     tokio::time::sleep(silence).await;
     let credentials = authority.good(WEB);
-    let peer = Peer::Exactly(id(API));
-    let config =
-        client_config(Some(&credentials.svid), &credentials.bundle, peer, &[cinch_tunnel::ALPN]).unwrap();
+    let config = to_api(&credentials);
     let bounds = Bounds { handshake: Duration::from_secs(5), age: Duration::from_secs(60) };
     let gauge = PathMetrics::default().tunnel_open(Direction::Outbound);
     tunnel_io::dial(stream, config, &credentials, bounds, gauge).await.unwrap()

@@ -200,6 +200,76 @@ async fn a_pod_that_is_not_ready_is_reached_by_its_own_address() {
     assert_eq!(exchange(&mut mesh.web.dial(address).await, b"pod").await.unwrap(), b"pod");
 }
 
+/// An app that says who it is and waits for its client's end.
+async fn says(name: &'static str) -> SocketAddr {
+    app(API_IP, move |mut stream| async move {
+        stream.write_all(name.as_bytes()).await.unwrap();
+        let _ = stream.read_to_end(&mut Vec::new()).await;
+    })
+    .await
+}
+
+async fn who(web: &Pod, to: SocketAddr) -> String {
+    let mut stream = web.dial(to).await;
+    let mut name = [0];
+    within(stream.read_exact(&mut name)).await.unwrap();
+    String::from_utf8_lossy(&name).into_owned()
+}
+
+#[tokio::test]
+async fn with_affinity_connections_stay_with_the_endpoint_that_took_the_last_one() {
+    let (authority, web) = web().await;
+    let mut pods = Vec::new();
+    let mut endpoints = Vec::new();
+    for name in ["a", "b", "c"] {
+        let pod = Pod::start(API_IP, authority.good(API), Mode::Strict).await;
+        pod.set_app(says(name).await);
+        endpoints.push(endpoint(pod.inbound, API));
+        pods.push(pod);
+    }
+    let sticky = |endpoints: &[Endpoint]| Destination::Sticky(endpoints.into(), Duration::from_secs(60));
+    web.told.say(SERVICE, sticky(&endpoints));
+    let first = who(&web, SERVICE).await;
+    for _ in 0..20 {
+        assert_eq!(who(&web, SERVICE).await, first);
+    }
+    // It takes no new connections any more: another one does, and keeps them.
+    let kept = ["a", "b", "c"].iter().position(|name| *name == first).unwrap();
+    let mut without = endpoints.clone();
+    without[kept].ready = false;
+    web.told.say(SERVICE, sticky(&without));
+    let second = who(&web, SERVICE).await;
+    assert_ne!(second, first);
+    web.told.say(SERVICE, sticky(&endpoints));
+    for _ in 0..10 {
+        assert_eq!(who(&web, SERVICE).await, second);
+    }
+    // Its time is over.
+    let brief = Destination::Sticky(endpoints.clone().into(), Duration::ZERO);
+    web.told.say(SERVICE, brief);
+    let mut seen = std::collections::BTreeSet::new();
+    for _ in 0..40 {
+        seen.insert(who(&web, SERVICE).await);
+    }
+    assert!(seen.len() > 1, "{seen:?}");
+}
+
+#[tokio::test]
+async fn idle_tunnels_to_an_endpoint_that_is_gone_are_closed() {
+    let mesh = Mesh::with_echo(Mode::Strict).await;
+    let idle = || mesh.web.metric("tunnels_idle");
+    assert_eq!(exchange(&mut mesh.dial().await, b"first").await.unwrap(), b"first");
+    eventually("an idle tunnel", || idle() == Some(1)).await;
+    // It stays past a sweep while anything leads there.
+    tokio::time::sleep(Duration::from_millis(1200)).await;
+    assert_eq!(idle(), Some(1));
+    mesh.web.told.gone.lock().unwrap().push(mesh.api.inbound);
+    eventually("it to be closed", || idle() == Some(0)).await;
+    // Both ends have let go of it.
+    eventually("the other end", || mesh.api.metric("tunnels_open{direction=\"inbound\"}").unwrap_or(0) == 0)
+        .await;
+}
+
 /// A server that shakes hands and then does `work` with each tunnel.
 async fn server<F>(authority: &Authority, work: impl Fn(Tunnel) -> F + Send + 'static) -> SocketAddr
 where

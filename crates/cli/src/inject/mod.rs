@@ -9,6 +9,7 @@ pub use workload::future_pod;
 
 use crate::documents::{self, STDIN};
 use anyhow::{Context, Result};
+use cinch_injection::Redirect;
 use clap::{Args, ValueEnum};
 use offline::{Assumed, Reviewed};
 use serde_json::{Value, json};
@@ -44,6 +45,27 @@ pub struct Inject {
     /// Trust domain of the mesh.
     #[arg(long, default_value = "cluster.local")]
     pub trust_domain: String,
+    /// Who sets the redirect: redirect.mode of the installation.
+    #[arg(long, value_enum, default_value_t = RedirectMode::Agent)]
+    pub redirect: RedirectMode,
+}
+
+/// Who sets the redirect.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum RedirectMode {
+    /// The agent on the node.
+    Agent,
+    /// The init container.
+    Init,
+}
+
+impl From<RedirectMode> for Redirect {
+    fn from(mode: RedirectMode) -> Self {
+        match mode {
+            RedirectMode::Agent => Self::Agent,
+            RedirectMode::Init => Self::Init,
+        }
+    }
 }
 
 /// What to print.
@@ -89,6 +111,7 @@ pub fn run(cinch_namespace: &str, options: &Inject) -> Result<ExitCode> {
         cinch_namespace,
         image: &options.image,
         trust_domain: &options.trust_domain,
+        redirect: options.redirect.into(),
     };
     let mut documents = Vec::new();
     for file in &options.files {

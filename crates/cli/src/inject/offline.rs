@@ -3,7 +3,7 @@
 use super::workload::{self, FuturePod, future_pod};
 use cinch_api::names::{MESH_ENABLED, MESH_LABEL};
 use cinch_injection::{
-    AccountState, DefaultAccount, Facts, JobOrigin, Op, Outcome, Owner, ProbeKey, Sidecar, inject,
+    AccountState, DefaultAccount, Facts, JobOrigin, Op, Outcome, Owner, ProbeKey, Redirect, Sidecar, inject,
 };
 use cinch_reason::Reason;
 use serde_json::{Value, json};
@@ -29,6 +29,8 @@ pub struct Assumed<'a> {
     pub image: &'a str,
     /// Trust domain of the mesh.
     pub trust_domain: &'a str,
+    /// Who sets the redirect.
+    pub redirect: Redirect,
 }
 
 /// What becomes of an object.
@@ -113,7 +115,9 @@ impl Assumed<'_> {
     }
 
     fn sidecar(&self) -> Sidecar {
-        Sidecar::usual(self.image, env!("CARGO_PKG_VERSION"), self.trust_domain, self.cinch_namespace)
+        let version = env!("CARGO_PKG_VERSION");
+        let usual = Sidecar::usual(self.image, version, self.trust_domain, self.cinch_namespace);
+        Sidecar { redirect: self.redirect, ..usual }
     }
 }
 

@@ -29,6 +29,7 @@ fn assumed(labels: &str, service_account_exists: bool) -> Assumed<'static> {
         cinch_namespace: "cinch-system",
         image: "r/cinch-proxy:1",
         trust_domain: "cluster.local",
+        redirect: Redirect::Agent,
     }
 }
 
@@ -48,10 +49,16 @@ fn names(object: &Value, at: &str) -> Vec<String> {
     list.map(|all| all.iter().map(name).collect()).unwrap_or_default()
 }
 
-const OURS: [&str; 2] = ["cinch-init", "cinch-proxy"];
+const OURS: [&str; 1] = ["cinch-proxy"];
 
 #[test]
-fn a_pod_gets_the_two_containers_and_a_second_pass_changes_nothing() {
+fn where_an_init_container_sets_the_redirect_both_are_put_in() {
+    let with_init = Assumed { redirect: Redirect::Init, ..assumed("", false) };
+    assert_eq!(names(&injected(POD, &with_init)[0], "/spec"), ["cinch-init", "cinch-proxy"]);
+}
+
+#[test]
+fn a_pod_gets_the_sidecar_and_a_second_pass_changes_nothing() {
     let first = injected(POD, &assumed("", false));
     assert_eq!(names(&first[0], "/spec"), OURS);
     assert_eq!(first[0]["metadata"]["annotations"]["cinch.dev/injected"], env!("CARGO_PKG_VERSION"));
@@ -157,9 +164,15 @@ fn what_is_not_meshed_is_printed_as_it_came() {
 #[test]
 fn a_pod_that_is_left_out_gets_the_reason_as_the_webhook_writes_it() {
     let labels = "pod-security.kubernetes.io/enforce=restricted";
-    let pod = &injected(POD, &assumed(labels, true))[0];
+    let with_init = Assumed { redirect: Redirect::Init, ..assumed(labels, true) };
+    let pod = &injected(POD, &with_init)[0];
     assert_eq!(pod["metadata"]["annotations"]["cinch.dev/injected"], "PodSecurityForbidsInit");
     assert!(names(pod, "/spec").is_empty());
+    assert_eq!(
+        names(&injected(POD, &assumed(labels, true))[0], "/spec"),
+        OURS,
+        "the node agent needs no leave"
+    );
 }
 
 #[test]

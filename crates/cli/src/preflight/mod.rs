@@ -81,6 +81,7 @@ pub fn preflight(survey: &Survey, restarting: Restarting) -> Preflight {
         result.warnings.push(Reason::DefaultServiceAccountBound.message_with(&by));
     }
     result.warnings.extend(network::cut(survey, &left_out));
+    result.warnings.extend(nodes_without_agent(survey));
     result
 }
 
@@ -167,6 +168,13 @@ fn host_network(survey: &Survey) -> Option<String> {
         .map(|pod| pod.name.as_str())
         .collect();
     (!pods.is_empty()).then(|| Reason::HostNetworkPods.message_with(&listed(&pods)))
+}
+
+/// Pods with the sidecar wait on such nodes, until their agent is ready.
+fn nodes_without_agent(survey: &Survey) -> Option<String> {
+    let nodes: Vec<&str> = survey.without_agent.iter().map(String::as_str).collect();
+    let message = || Reason::AgentUnreachable.message_with(&format!("on {}", listed(&nodes)));
+    (!nodes.is_empty()).then(|| format!("{}; kubectl cinch check tells more", message()))
 }
 
 /// The first few of many.

@@ -37,7 +37,7 @@ pub fn of_workload(survey: &Survey, template: &Value) -> Verdict {
         accounts: &|_| AccountState::Missing,
         jobs: &|_| JobOrigin::Named,
         dry_run: true,
-        sidecar: &sidecar(),
+        sidecar: &sidecar(survey.redirect),
         probe_key: &probe_key,
     };
     let mut pod = template.clone();
@@ -53,7 +53,7 @@ pub fn of_workload(survey: &Survey, template: &Value) -> Verdict {
     }
 }
 
-fn sidecar() -> Sidecar {
+fn sidecar(redirect: Redirect) -> Sidecar {
     Sidecar {
         image: "cinch-proxy".to_owned(),
         allowed_images: vec!["cinch-proxy".to_owned()],
@@ -61,12 +61,13 @@ fn sidecar() -> Sidecar {
         trust_domain: "cluster.local".to_owned(),
         operator_id: "spiffe://cluster.local/ns/cinch-system/sa/cinch-operator".to_owned(),
         log: None,
+        settings: None,
         resources: Resources {
             requests: BTreeMap::new(),
             limits: BTreeMap::new(),
             guaranteed: BTreeMap::new(),
         },
-        redirect: Redirect::default(),
+        redirect,
     }
 }
 

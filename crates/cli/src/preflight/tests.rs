@@ -1,7 +1,7 @@
 //! Preflight on surveys made by hand.
 
 use super::*;
-use cinch_injection::AccountState;
+use cinch_injection::{AccountState, Redirect};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use serde_json::{Value, json};
 
@@ -25,6 +25,8 @@ fn pod(owner: &Owner, name: &str) -> PodFacts {
         meshed: false,
         host_network: false,
         ending: false,
+        node: "node1".to_owned(),
+        holds_volume: false,
         ready: true,
         left_out: None,
         trouble: None,
@@ -71,6 +73,27 @@ fn without_restart_the_sidecar_comes_later() {
 }
 
 #[test]
+fn pod_security_stands_against_nothing_where_agents_set_the_redirect() {
+    for level in ["baseline", "restricted"] {
+        let mut survey = survey();
+        survey.labels.insert("pod-security.kubernetes.io/enforce".to_owned(), level.to_owned());
+        let said = preflight(&survey, Restarting::Now);
+        assert!(said.stops.is_empty() && said.warnings.is_empty(), "{level}: {said}");
+        assert_eq!(said.to_restart, vec![Owner::new(OwnerKind::Deployment, "web")]);
+    }
+}
+
+#[test]
+fn nodes_on_which_the_sidecar_would_wait_are_named() {
+    let mut survey = survey();
+    survey.without_agent.insert("node7".to_owned());
+    let said = preflight(&survey, Restarting::Now);
+    assert!(said.warnings[0].starts_with("AgentUnreachable: "), "{said}");
+    assert!(said.warnings[0].contains("node7") && said.warnings[0].contains("cinch check"), "{said}");
+    assert!(said.stops.is_empty(), "they may come back: {said}");
+}
+
+#[test]
 fn what_stands_against_the_namespace_as_a_whole_stops() {
     for (label, value, word) in [
         ("pod-security.kubernetes.io/enforce", "restricted", "PodSecurityForbidsInit"),
@@ -78,6 +101,7 @@ fn what_stands_against_the_namespace_as_a_whole_stops() {
         ("istio-injection", "enabled", "OtherMesh"),
     ] {
         let mut survey = survey();
+        survey.redirect = Redirect::Init;
         survey.labels.insert(label.to_owned(), value.to_owned());
         let said = preflight(&survey, Restarting::Now);
         assert_eq!(said.stops.len(), 1, "{label}={value}");

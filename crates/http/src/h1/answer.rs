@@ -57,7 +57,6 @@ fn text(status: Status) -> (&'static str, &'static str) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use cinch_reason::Reason;
 
     #[test]
     fn every_answer_is_one_that_an_independent_reader_understands() {
@@ -73,7 +72,7 @@ mod tests {
             VersionNotSupported,
         ];
         for status in all {
-            let refusal = Refusal { status, reason: Reason::BadRequest, fault: "" };
+            let refusal = Refusal { status, ..Refusal::bad_request("") };
             for (after, is_head) in [(After::KeepAlive, false), (After::Close, true)] {
                 let mut bytes = Vec::new();
                 write(&refusal, after, is_head, &mut bytes);

@@ -11,6 +11,10 @@ use crate::Turn;
 
 /// The status that is reported of an answer that can't be read.
 const UNREADABLE: u16 = 0;
+/// What a head ends with.
+const EMPTY_LINE: &[u8] = b"\r\n";
+/// Continue (RFC 9110, section 15.2.1).
+const CONTINUE: u16 = 100;
 /// Switching Protocols (RFC 9110, section 15.2.2).
 const SWITCHING: u16 = 101;
 
@@ -70,6 +74,7 @@ impl Connection {
                 App::Length { left, last } => {
                     let length = usize::try_from(left).unwrap_or(usize::MAX).min(rest);
                     feed.pass(at, length, &mut turn.out.to_client);
+                    self.count_answer(length, turn);
                     match left - u64::try_from(length).unwrap_or(left) {
                         0 => self.answer_ended(last, turn),
                         left => self.app = App::Length { left, last },
@@ -79,6 +84,7 @@ impl Connection {
                 App::Chunked { decoder, last } => self.app_chunked(feed, at, decoder, last, turn),
                 App::ToEnd | App::Tunnel => {
                     feed.pass(at, rest, &mut turn.out.to_client);
+                    self.count_answer(rest, turn);
                     rest
                 }
             };
@@ -98,12 +104,20 @@ impl Connection {
         let mut decoder = decoder;
         let (taken, step) = decoder.advance(feed.bytes.get(at..).unwrap_or_default());
         feed.pass(at, taken, &mut turn.out.to_client);
+        self.count_answer(decoder.take_text(), turn);
         match step {
             Step::More => self.app = App::Chunked { decoder, last },
             Step::Trailers | Step::Done => self.answer_ended(last, turn),
             Step::Bad(_) => self.lose_frame(),
         }
         taken
+    }
+
+    /// The front's answer has so many more bytes of body.
+    fn count_answer(&self, bytes: usize, turn: &mut Turn<'_>) {
+        if let Some(Entry::Forwarded(request)) = self.queue.front() {
+            turn.authorizer.answer_body(request.id, bytes);
+        }
     }
 
     /// The end of the answer can't be told: all that follows belongs to it.
@@ -138,7 +152,13 @@ impl Connection {
             self.lose_frame();
             return Some(0);
         };
-        feed.pass(at, length, &mut turn.out.to_client);
+        if self.draining && self.queue.len() == 1 && answer.status >= 200 && !answer.last {
+            // A client that knows does not send its next request into the end of this connection.
+            feed.pass(at, length.saturating_sub(EMPTY_LINE.len()), &mut turn.out.to_client);
+            turn.out.to_client.own(b"Connection: close\r\n\r\n");
+        } else {
+            feed.pass(at, length, &mut turn.out.to_client);
+        }
         self.answer_begun(request, answer, turn);
         Some(length)
     }
@@ -162,16 +182,21 @@ impl Connection {
             return;
         }
         if interim {
+            if answer.status == CONTINUE {
+                self.queue.set_continued();
+            }
             return;
         }
         if request.websocket && self.client == Client::Upgrade {
             self.client = Client::Head { skipped: false };
         }
         // An answer before the end of the request: the body is finished, and nothing follows it. Where the client
-        // waited for leave to send it, apps differ on whether it will come: they get no more.
+        // waited for leave to send it and got none, apps differ on whether it will come: they get no more, and are told
+        // so, because some wait for it.
         self.last |= answer.last || self.is_front_mid_body();
         if request.expects && self.is_front_mid_body() {
             self.client = Client::Discard;
+            self.finish_app(turn.out);
         }
         let last = answer.last;
         match answer.framing {

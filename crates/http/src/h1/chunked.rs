@@ -50,11 +50,13 @@ pub(super) struct Chunked {
     place: Place,
     digits: u8,
     left: u64,
+    /// Bytes of the body itself since they were last asked for.
+    text: usize,
 }
 
 impl Chunked {
     pub(super) fn new(rigour: Rigour) -> Chunked {
-        Chunked { rigour, place: Place::Size, digits: 0, left: 0 }
+        Chunked { rigour, place: Place::Size, digits: 0, left: 0, text: 0 }
     }
 
     /// Takes bytes; says how many, and what comes then.
@@ -65,7 +67,8 @@ impl Chunked {
                 let rest = u64::try_from(bytes.len() - taken).unwrap_or(u64::MAX);
                 let step = rest.min(self.left);
                 self.left -= step;
-                taken += usize::try_from(step).unwrap_or(usize::MAX);
+                let step = usize::try_from(step).unwrap_or(usize::MAX);
+                (taken, self.text) = (taken + step, self.text + step);
                 if self.left == 0 {
                     self.place = Place::DataCr;
                 }
@@ -78,6 +81,11 @@ impl Chunked {
             }
         }
         (taken, Step::More)
+    }
+
+    /// Bytes of the body itself, without its coding, that were taken since the last call.
+    pub(super) fn take_text(&mut self) -> usize {
+        std::mem::take(&mut self.text)
     }
 
     fn byte(&mut self, byte: u8) -> Step {

@@ -100,6 +100,7 @@ impl Connection {
                 Client::Upgrade => Progress::Wait,
                 Client::Tunnel => {
                     feed.pass(at, rest.len(), &mut turn.out.to_app);
+                    turn.authorizer.request_body(self.newest(), rest.len());
                     Progress::Taken(rest.len())
                 }
                 Client::Discard => {
@@ -131,6 +132,8 @@ impl Connection {
         if !skipped && rest.starts_with(b"\r\n") {
             // Some clients send one after a body (RFC 9112, section 2.2).
             self.client = Client::Head { skipped: true };
+            // Of what was looked at nothing is left.
+            self.from_client.scanned = 0;
             return Progress::Taken(2);
         }
         let limit = self.limits.head_bytes;
@@ -147,7 +150,10 @@ impl Connection {
                 self.from_client.scanned = rest.len();
                 Progress::Wait
             }
-            Ok(None) => self.refuse_head(Refusal::of(Status::FieldsTooLarge, "the head is too long"), turn),
+            Ok(None) => self.refuse_head(
+                Refusal::over(Status::FieldsTooLarge, "http.head_bytes", "the head is too long"),
+                turn,
+            ),
             Err(_) => self.refuse_head(Refusal::bad_request("a line ends without CR"), turn),
         }
     }
@@ -242,6 +248,7 @@ impl Connection {
         let rest = feed.bytes.len() - at;
         let length = usize::try_from(left).unwrap_or(usize::MAX).min(rest);
         feed.pass(at, length, &mut turn.out.to_app);
+        turn.authorizer.request_body(self.newest(), length);
         match left - u64::try_from(length).unwrap_or(left) {
             0 => self.body_ended(turn),
             left => self.client = Client::Length(left),
@@ -258,6 +265,7 @@ impl Connection {
     ) -> Progress {
         let (taken, step) = decoder.advance(feed.bytes.get(at..).unwrap_or_default());
         feed.pass(at, taken, &mut turn.out.to_app);
+        turn.authorizer.request_body(self.newest(), decoder.take_text());
         match step {
             Step::More => self.client = Client::Chunked(decoder),
             Step::Trailers | Step::Done => self.client = Client::Trailers,
@@ -279,7 +287,9 @@ impl Connection {
                 let bytes = window.get(..end).unwrap_or_default();
                 head::check_trailers(bytes, &self.limits, turn.authorizer).map(|()| end)
             }
-            Ok(None) => Err(Refusal::of(Status::FieldsTooLarge, "the trailers are too long")),
+            Ok(None) => {
+                Err(Refusal::over(Status::FieldsTooLarge, "http.trailer_bytes", "the trailers are too long"))
+            }
             Err(_) => Err(Refusal::bad_request("a line ends without CR")),
         };
         self.from_client.scanned = 0;

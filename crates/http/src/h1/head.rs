@@ -119,7 +119,9 @@ fn check_parse(bytes: &[u8], result: httparse::Result<usize>) -> Result<(), Refu
     Err(match result {
         Ok(httparse::Status::Complete(length)) if length == bytes.len() => return Ok(()),
         Ok(_) => Refusal::bad_request("the head does not end where its empty line is"),
-        Err(Error::TooManyHeaders) => Refusal::of(Status::FieldsTooLarge, "the head has too many fields"),
+        Err(Error::TooManyHeaders) => {
+            Refusal::over(Status::FieldsTooLarge, "http.head_fields", "the head has too many fields")
+        }
         Err(Error::Version) if has_other_version(bytes) => {
             Refusal::of(Status::VersionNotSupported, "the version is neither HTTP/1.1 nor HTTP/1.0")
         }
@@ -152,7 +154,11 @@ fn examine<'r, 'b: 'r, R>(
 ) -> Result<R, Refusal> {
     let fields: &[httparse::Header<'b>] = request.headers;
     if fields.len() > limits.head_fields {
-        return Err(Refusal::of(Status::FieldsTooLarge, "the head has too many fields"));
+        return Err(Refusal::over(
+            Status::FieldsTooLarge,
+            "http.head_fields",
+            "the head has too many fields",
+        ));
     }
     let version = if request.version == Some(1) { Version::Http11 } else { Version::Http10 };
     let method = request.method.unwrap_or_default();
@@ -340,7 +346,7 @@ pub(super) fn check_trailers(
         _ => return Err(Refusal::bad_request("the trailers are malformed")),
     };
     if parsed.len() > limits.head_fields {
-        return Err(Refusal::of(Status::FieldsTooLarge, "there are too many trailers"));
+        return Err(Refusal::over(Status::FieldsTooLarge, "http.head_fields", "there are too many trailers"));
     }
     if parsed.iter().any(|field| is_taken_for_another(field.name, &|name| authorizer.is_guarded(name))) {
         return Err(Refusal::bad_request("the trailers hold a field that may not stand there"));

@@ -38,6 +38,8 @@ pub struct Connection {
     fin_to_app: bool,
     /// No further request is forwarded on this connection.
     last: bool,
+    /// The proxy wants to end: the last answer says so.
+    draining: bool,
     /// A request was forwarded, so there is an app.
     dialled: bool,
     /// Requests wait because our own answers must be sent first.
@@ -101,6 +103,7 @@ impl Connection {
             fin_to_client: false,
             fin_to_app: false,
             last: false,
+            draining: false,
             dialled: false,
             stalled: false,
             discard: limits.discard_bytes,
@@ -112,10 +115,11 @@ impl Connection {
         }
     }
 
-    /// Takes no further request: what is under way ends as it would, then the connection closes. Upgraded ones stay.
+    /// Takes no further request: what is under way ends as it would, with `Connection: close` in the last answer if
+    /// that has not begun, then the connection closes. Upgraded ones stay.
     pub fn drain(&mut self, turn: &mut Turn<'_>) {
         if self.end.is_none() {
-            self.last = true;
+            (self.last, self.draining) = (true, true);
             self.settle(turn);
         }
     }
@@ -290,11 +294,17 @@ impl Filter for Connection {
         if due(self.linger) {
             self.end = Some(End::Finished);
         } else if due(self.head_deadline()) {
-            self.refuse_client(Refusal::of(Status::RequestTimeout, "a head did not come in time"), turn);
+            self.refuse_client(
+                Refusal::over(Status::RequestTimeout, "http.head_timeout", "a head did not come in time"),
+                turn,
+            );
             self.settle(turn);
         } else if due(self.idle_deadline()) {
             if self.client.is_mid_body() {
-                self.refuse_client(Refusal::of(Status::RequestTimeout, "a body did not come in time"), turn);
+                self.refuse_client(
+                    Refusal::over(Status::RequestTimeout, "http.idle_timeout", "a body did not come in time"),
+                    turn,
+                );
             } else {
                 self.close(turn);
             }
@@ -364,6 +374,11 @@ impl Connection {
             self.refuse(id, refusal, After::Close, false, turn);
         }
         self.from_client.forget();
+    }
+
+    /// The request that came last: whatever the client sends of a body belongs to it.
+    fn newest(&self) -> RequestId {
+        RequestId(self.next_id.saturating_sub(1))
     }
 
     fn take_id(&mut self) -> RequestId {

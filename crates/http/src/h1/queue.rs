@@ -15,7 +15,7 @@ pub(super) struct Forwarded {
     pub(super) id: RequestId,
     pub(super) is_head: bool,
     pub(super) websocket: bool,
-    /// It has an Expect field.
+    /// It has an Expect field, and the app has not said yet that it will read the body.
     pub(super) expects: bool,
     /// Its answer is complete, and its body is not.
     pub(super) answered: bool,
@@ -78,6 +78,13 @@ impl Queue {
     pub(super) fn set_answered(&mut self) {
         if let Some(Entry::Forwarded(entry)) = self.entries.front_mut() {
             entry.answered = true;
+        }
+    }
+
+    /// The front has leave to send its body, so that it will come.
+    pub(super) fn set_continued(&mut self) {
+        if let Some(Entry::Forwarded(entry)) = self.entries.front_mut() {
+            entry.expects = false;
         }
     }
 

@@ -31,10 +31,9 @@ pub(super) fn write(
         let digits = [status / 100 % 10, status / 10 % 10, status % 10].map(|digit| b'0' + digit as u8);
         field(":status", &digits, hint::STATUS);
         if grpc == Form::Grpc {
-            let (number, message) = grpc_status(refusal.status);
             field("content-type", b"application/grpc", hint::CONTENT_TYPE);
-            field("grpc-status", number.as_bytes(), 0);
-            field("grpc-message", message.as_bytes(), 0);
+            field("grpc-status", refusal.status.grpc().to_string().as_bytes(), 0);
+            field("grpc-message", grpc_message(refusal.status).as_bytes(), 0);
             return;
         }
         field("content-length", b"0", hint::CONTENT_LENGTH);
@@ -58,15 +57,15 @@ pub(super) enum Form {
     Grpc,
 }
 
-/// The status of gRPC, by its own table of HTTP statuses; the message is of a form that needs no encoding.
-fn grpc_status(status: Status) -> (&'static str, &'static str) {
+/// What a caller by gRPC is told; of a form that needs no encoding.
+fn grpc_message(status: Status) -> &'static str {
     match status {
-        Status::Forbidden => ("7", "RBAC: access denied"),
-        Status::Unauthorized => ("16", "Jwt verification fails"),
-        Status::Unavailable => ("14", "Service Unavailable"),
-        Status::RequestTimeout => ("4", "Request Timeout"),
-        Status::FieldsTooLarge => ("8", "Request Header Fields Too Large"),
-        Status::MethodNotAllowed => ("12", "Method Not Allowed"),
-        Status::BadRequest | Status::VersionNotSupported => ("13", "Bad Request"),
+        Status::Forbidden => "RBAC: access denied",
+        Status::Unauthorized => "Jwt verification fails",
+        Status::Unavailable => "Service Unavailable",
+        Status::RequestTimeout => "Request Timeout",
+        Status::FieldsTooLarge => "Request Header Fields Too Large",
+        Status::MethodNotAllowed => "Method Not Allowed",
+        Status::BadRequest | Status::VersionNotSupported => "Bad Request",
     }
 }

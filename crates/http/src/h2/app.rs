@@ -7,7 +7,7 @@ use super::reader::{Block, Data, Sink};
 use super::response::{self, Answer};
 use super::settings::{self, Reader};
 use super::streams::Way;
-use crate::Turn;
+use crate::{Peer, Turn};
 
 /// What the log and metrics hear of an answer that can't be passed on.
 const BAD_GATEWAY: u16 = 502;
@@ -66,6 +66,7 @@ impl Sink for FromApp<'_, '_, '_> {
             self.core.client_budget.earn();
         }
         pass(&data, &mut self.turn.out.to_client);
+        self.turn.authorizer.answer_body(id(data.stream), data.text);
         if data.end_stream {
             self.answer_ended(data.stream);
         }
@@ -147,6 +148,9 @@ impl FromApp<'_, '_, '_> {
             self.turn.authorizer.answered(id(block.stream), answer.status);
         }
         if block.end_stream {
+            if let Some(status) = response::grpc_status(fields) {
+                self.turn.authorizer.grpc_status(id(block.stream), status);
+            }
             self.answer_ended(block.stream);
         }
     }
@@ -157,6 +161,7 @@ impl FromApp<'_, '_, '_> {
         if live.answer == Way::Begun {
             self.turn.authorizer.answered(id(stream), BAD_GATEWAY);
         }
+        self.turn.authorizer.reset(id(stream), Peer::App);
         self.core.cut(stream, code::INTERNAL_ERROR, code::PROTOCOL_ERROR, self.turn);
     }
 
@@ -172,6 +177,7 @@ impl FromApp<'_, '_, '_> {
         if let Some(live) = self.core.streams.get(stream) {
             let answered = live.answer != Way::Begun;
             self.turn.out.to_client.build(|out| frame::write(kind::RST_STREAM, 0, stream, payload, out));
+            self.turn.authorizer.reset(id(stream), Peer::App);
             self.core.remove(stream, self.turn);
             // What the filter does not check itself, as the windows of the client, the app does.
             if matches!(word(payload), code::PROTOCOL_ERROR | code::FLOW_CONTROL_ERROR | code::STREAM_CLOSED)

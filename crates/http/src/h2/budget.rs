@@ -35,7 +35,7 @@ impl Budget {
             self.left = earned.min(BURST);
             self.since += Duration::from_secs(seconds);
         }
-        self.left = self.left.checked_sub(1).ok_or(Fault::calm(flood))?;
+        self.left = self.left.checked_sub(1).ok_or(Fault::calm("http.idle_frames", flood))?;
         Ok(())
     }
 }
@@ -51,12 +51,12 @@ mod tests {
         for _ in 0..BURST {
             assert_eq!(budget.spend(start, "flood"), Ok(()));
         }
-        assert_eq!(budget.spend(start, "flood"), Err(Fault::calm("flood")));
+        assert_eq!(budget.spend(start, "flood"), Err(Fault::calm("http.idle_frames", "flood")));
         let later = start + Duration::from_secs(2);
         for _ in 0..2 * PER_SECOND {
             assert_eq!(budget.spend(later, "flood"), Ok(()));
         }
-        assert_eq!(budget.spend(later, "flood"), Err(Fault::calm("flood")));
+        assert_eq!(budget.spend(later, "flood"), Err(Fault::calm("http.idle_frames", "flood")));
     }
 
     #[test]

@@ -8,7 +8,7 @@ use super::hpack::{Field, Fields};
 use super::reader::{Block, Data, Sink};
 use super::settings::{self, Reader};
 use super::streams::{Stream, Way};
-use crate::{H2_PREFACE, Output, Refusal, Status, Turn, Verdict};
+use crate::{H2_PREFACE, Output, Peer, Refusal, Status, Turn, Verdict};
 
 /// Static entries of the names that we write ourselves.
 mod hint {
@@ -76,6 +76,7 @@ impl Sink for FromClient<'_, '_, '_> {
             self.core.client_budget.earn();
         }
         pass(&data, &mut self.turn.out.to_app);
+        self.turn.authorizer.request_body(id(data.stream), data.text);
         if data.end_stream {
             self.request_ended(data.stream);
         }
@@ -139,7 +140,7 @@ impl FromClient<'_, '_, '_> {
         if self.core.streams.len() >= self.core.limits.streams as usize
             || self.core.streams.bytes() >= MAX_HEADS
         {
-            let refusal = Refusal::of(Status::Unavailable, "more streams than permitted");
+            let refusal = Refusal::over(Status::Unavailable, "http.streams", "more streams than permitted");
             self.turn.authorizer.refused(id(stream), &refusal);
             self.core.reset_client(self.turn.out, stream, code::REFUSED_STREAM);
             self.turn.authorizer.finished(id(stream));
@@ -288,6 +289,7 @@ impl FromClient<'_, '_, '_> {
         };
         let answered = live.answer != Way::Begun;
         self.turn.out.to_app.build(|out| frame::reset(stream, reason, out));
+        self.turn.authorizer.reset(id(stream), Peer::Client);
         self.core.remove(stream, self.turn);
         self.core.count_reset(answered)
     }

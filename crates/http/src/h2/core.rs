@@ -197,7 +197,10 @@ impl Core {
     /// A live stream was reset by the client, or by what the client sent.
     pub(super) fn count_reset(&mut self, answered: bool) -> Result<(), Fault> {
         if !answered && self.streams.reset_early() {
-            return Err(Fault::calm("the client resets most of its streams before their answers"));
+            return Err(Fault::calm(
+                "http.resets",
+                "the client resets most of its streams before their answers",
+            ));
         }
         Ok(())
     }
@@ -239,7 +242,7 @@ pub(super) fn pass(data: &Data<'_>, out: &mut Outgoing) {
 /// The fault of a block that can't be decoded.
 pub(super) fn undecoded(error: HpackError) -> Fault {
     if error.is_limit() {
-        Fault::calm("a head with more fields or bytes than permitted")
+        Fault::calm("http.head_bytes", "a head with more fields or bytes than permitted")
     } else {
         Fault::new(frame::code::COMPRESSION_ERROR, "a header block that can not be decoded")
     }
@@ -248,5 +251,5 @@ pub(super) fn undecoded(error: HpackError) -> Fault {
 /// What the log hears of a connection that ended by a fault.
 pub(super) fn refusal(fault: Fault) -> Refusal {
     let calm = fault.code == frame::code::ENHANCE_YOUR_CALM;
-    Refusal::of(if calm { Status::Unavailable } else { Status::BadRequest }, fault.text)
+    Refusal::over(if calm { Status::Unavailable } else { Status::BadRequest }, fault.limit, fault.text)
 }

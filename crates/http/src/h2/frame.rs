@@ -48,11 +48,13 @@ pub(super) mod code {
 pub(super) struct Fault {
     pub(super) code: u32,
     pub(super) text: &'static str,
+    /// The bound that was passed, as [`Refusal::limit`](crate::Refusal) has it.
+    pub(super) limit: &'static str,
 }
 
 impl Fault {
     pub(super) const fn new(code: u32, text: &'static str) -> Fault {
-        Fault { code, text }
+        Fault { code, text, limit: "" }
     }
 
     pub(super) const fn protocol(text: &'static str) -> Fault {
@@ -60,8 +62,8 @@ impl Fault {
     }
 
     /// Against our bounds rather than the RFC.
-    pub(super) const fn calm(text: &'static str) -> Fault {
-        Fault::new(code::ENHANCE_YOUR_CALM, text)
+    pub(super) const fn calm(limit: &'static str, text: &'static str) -> Fault {
+        Fault { limit, ..Fault::new(code::ENHANCE_YOUR_CALM, text) }
     }
 }
 

@@ -24,7 +24,7 @@ mod settings;
 mod streams;
 
 use self::core::{Core, LAST, id, refusal};
-use crate::{End, Filter, Limits, Output, Refusal, RequestId, Turn, Verdict};
+use crate::{End, Filter, Limits, Output, Refusal, RequestId, Status, Turn, Verdict};
 use app::FromApp;
 use cinch_reason::Reason;
 use client::FromClient;
@@ -194,10 +194,21 @@ impl Connection {
     fn due(&mut self, due: Due, turn: &mut Turn<'_>) {
         match due {
             Due::Greeting if self.client.is_greeted() => self.end = Some(End::Cut(Reason::BadAnswer)),
-            Due::Greeting => self.client_failed(Fault::calm("the preface did not come in time"), turn),
-            Due::ClientBlock => self.client_failed(Fault::calm("a head did not come in time"), turn),
-            Due::AppBlock => self.app_failed(Fault::calm("a head did not come in time"), turn),
-            Due::Stalled => self.end = Some(End::Cut(Reason::Overloaded)),
+            Due::Greeting => {
+                self.client_failed(Fault::calm("http.head_timeout", "the preface did not come in time"), turn)
+            }
+            Due::ClientBlock => {
+                self.client_failed(Fault::calm("http.head_timeout", "a head did not come in time"), turn)
+            }
+            Due::AppBlock => {
+                self.app_failed(Fault::calm("http.head_timeout", "a head did not come in time"), turn)
+            }
+            Due::Stalled => {
+                let fault = "the client does not read our answers";
+                let refusal = Refusal::over(Status::RequestTimeout, "http.answer_bytes", fault);
+                turn.authorizer.refused(self.newest(), &refusal);
+                self.end = Some(End::Cut(refusal.reason));
+            }
             Due::Goodbye => {
                 let last = self.core.streams.highest;
                 self.core.goaway(&mut turn.out.to_client, last, code::NO_ERROR, &[]);

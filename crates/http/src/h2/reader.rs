@@ -403,7 +403,7 @@ impl Reader {
         let Some(open) = &mut self.open else { return Ok(()) };
         open.continuations += 1;
         if payload.is_empty() || open.continuations > MAX_CONTINUATION {
-            return Err(Fault::calm("a flood of CONTINUATION"));
+            return Err(Fault::calm("http.continuation", "a flood of CONTINUATION"));
         }
         if self.block.len() + payload.len() > self.max_block {
             return Err(too_large());
@@ -427,7 +427,7 @@ fn dependency() -> Fault {
 }
 
 fn too_large() -> Fault {
-    Fault::calm("a header block larger than permitted")
+    Fault::calm("http.head_bytes", "a header block larger than permitted")
 }
 
 /// The payload without its padding.

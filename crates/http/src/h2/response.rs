@@ -58,3 +58,9 @@ pub(super) fn answer(fields: &Fields) -> Result<Answer, &'static str> {
 pub(super) fn trailers(fields: &Fields) -> Result<(), &'static str> {
     fields.iter().try_for_each(|field| head::check(field).map(|_| ()))
 }
+
+/// The status with which a call of gRPC ends; `fields` are trailers, or the head of an answer that is nothing else.
+pub(super) fn grpc_status(fields: &Fields) -> Option<u8> {
+    let field = fields.iter().find(|field| field.name == b"grpc-status")?;
+    std::str::from_utf8(field.value).ok()?.parse().ok()
+}

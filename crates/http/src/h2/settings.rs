@@ -35,13 +35,12 @@ pub(super) fn rewrite(
     bounds: Bounds,
     out: &mut Vec<u8>,
 ) -> Result<Option<u32>, Fault> {
+    // Before a byte of the frame is written: half of one would be another frame.
+    entries(payload).try_for_each(|(id, value)| check(id, value, reader))?;
     let start = out.len();
     out.extend_from_slice(&[0; HEAD]);
     let (mut window, mut streams, mut list) = (None, false, false);
-    for entry in payload.chunks_exact(6) {
-        let [a, b, c, d, e, f] = *entry else { continue };
-        let (id, value) = (u16::from_be_bytes([a, b]), u32::from_be_bytes([c, d, e, f]));
-        check(id, value, reader)?;
+    for (id, value) in entries(payload) {
         match id {
             INITIAL_WINDOW_SIZE => {
                 window = Some(value);
@@ -78,6 +77,14 @@ pub(super) fn rewrite(
         room.copy_from_slice(&head.bytes());
     }
     Ok(window)
+}
+
+/// What each setting says.
+fn entries(payload: &[u8]) -> impl Iterator<Item = (u16, u32)> {
+    payload.chunks_exact(6).filter_map(|entry| {
+        let [a, b, c, d, e, f] = *entry else { return None };
+        Some((u16::from_be_bytes([a, b]), u32::from_be_bytes([c, d, e, f])))
+    })
 }
 
 /// The values that RFC 9113, section 6.5.2, and RFC 8441, section 3, forbid.

@@ -266,4 +266,38 @@ pub const CHUNKS: &[Row] = &[
     ),
 ];
 
+pub const UPGRADES: &[Row] = &[
+    (
+        170,
+        "h2c",
+        b"GET / HTTP/1.1\r\nHost: a\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABk\r\n\r\n",
+        Passed("GET / HTTP/1.1\r\nHost: a\r\n\r\n"),
+    ),
+    (
+        171,
+        "h2c beside websocket",
+        b"GET / HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket, h2c\r\n\r\n",
+        Passed("GET / HTTP/1.1\r\nHost: a\r\n\r\n"),
+    ),
+    (
+        172,
+        "websocket without its Connection",
+        b"GET / HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\n\r\n",
+        Passed("GET / HTTP/1.1\r\nHost: a\r\n\r\n"),
+    ),
+    (
+        173,
+        "websocket with a body",
+        b"POST / HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nContent-Length: 5\r\n\r\nhello",
+        Passed("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nhello"),
+    ),
+    (
+        174,
+        "websocket in HTTP/1.0",
+        b"GET / HTTP/1.0\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n",
+        Passed("GET / HTTP/1.0\r\n\r\n"),
+    ),
+    (175, "TLS by upgrade", b"GET / HTTP/1.1\r\nHost: a\r\nUpgrade: TLS/1.0\r\nConnection: Upgrade\r\n\r\n", Passed("GET / HTTP/1.1\r\nHost: a\r\n\r\n")),
+];
+
 pub const CHUNKED: &str = "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n";

@@ -1,5 +1,5 @@
-//! Servers of three kinds on loopback. Each says in `X-Seen` of every answer what it saw of the request: method,
-//! target, and the length of the body (nginx does not count it: `-`).
+//! Servers of three kinds on loopback, of HTTP/1 and HTTP/2. Each says in `X-Seen` of every answer what it saw of the
+//! request: method, target, and the length of the body (nginx does not count it: `-`).
 
 use http_body_util::{BodyExt, Full};
 use hyper::body::{Bytes, Incoming};
@@ -44,6 +44,39 @@ pub async fn hyper() -> Backend {
     Backend { address, child: None, _folder: None }
 }
 
+/// The `h2` crate, within this process; it is what hyper speaks HTTP/2 with.
+pub async fn h2() -> Backend {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                let Ok(mut connection) = h2::server::handshake(stream).await else { return };
+                while let Some(Ok((request, respond))) = connection.accept().await {
+                    tokio::spawn(answer(request, respond));
+                }
+            });
+        }
+    });
+    Backend { address, child: None, _folder: None }
+}
+
+async fn answer(request: Request<h2::RecvStream>, mut respond: h2::server::SendResponse<Bytes>) {
+    let (head, mut body) = request.into_parts();
+    let mut length = 0;
+    while let Some(piece) = body.data().await {
+        let Ok(piece) = piece else { return };
+        length += piece.len();
+        let _ = body.flow_control().release_capacity(piece.len());
+    }
+    if body.trailers().await.is_err() {
+        return;
+    }
+    let target = head.uri.path_and_query().map_or("*", |target| target.as_str());
+    let seen = format!("{} {target} {length}", head.method);
+    let _ = respond.send_response(Response::builder().header("x-seen", seen).body(()).unwrap(), true);
+}
+
 async fn seen(request: Request<Incoming>) -> Result<Response<Full<Bytes>>, hyper::Error> {
     let (head, body) = request.into_parts();
     let length = body.collect().await?.to_bytes().len();
@@ -73,11 +106,11 @@ pub fn go() -> Result<Backend, String> {
     Ok(Backend { address: line.trim().parse().unwrap(), child: Some(child), _folder: Some(folder) })
 }
 
-/// nginx: the machine's, or Debian's unpacked into the cache.
+/// nginx: the machine's, or Debian's unpacked into the cache. `listening`: what its socket speaks in place of HTTP/1.
 ///
 /// # Errors
 /// Why it can't be had here.
-pub fn nginx() -> Result<Backend, String> {
+pub fn nginx(listening: &str) -> Result<Backend, String> {
     let program = find_nginx()?;
     let folder = tempfile::tempdir().map_err(|error| error.to_string())?;
     let [address, behind] =
@@ -89,7 +122,7 @@ pub fn nginx() -> Result<Backend, String> {
          events {{}}\n\
          http {{ access_log off; client_body_temp_path body; proxy_temp_path a; fastcgi_temp_path b;\n\
          uwsgi_temp_path c; scgi_temp_path d; lingering_close off;\n\
-         server {{ listen {address}; location / {{ proxy_pass http://{behind};\n\
+         server {{ listen {address}{listening}; location / {{ proxy_pass http://{behind};\n\
          add_header X-Seen \"$request_method $request_uri -\" always; }} }}\n\
          server {{ listen {behind}; location / {{ return 200 ok; }} }} }}\n"
     );

@@ -1,4 +1,4 @@
-// A server on net/http that says of each request what it saw: method, target, and the length of its body.
+// A server on net/http, of HTTP/1 and of HTTP/2 without TLS, that says of each request what it saw: method, target, and the length of its body.
 package main
 
 import (
@@ -24,6 +24,8 @@ func main() {
 		io.WriteString(w, "ok")
 	})
 	// Without it, the server answers OPTIONS * by itself.
-	server := http.Server{Handler: handler, DisableGeneralOptionsHandler: true}
+	server := http.Server{Handler: handler, DisableGeneralOptionsHandler: true, Protocols: new(http.Protocols)}
+	server.Protocols.SetHTTP1(true)
+	server.Protocols.SetUnencryptedHTTP2(true)
 	panic(server.Serve(listener))
 }

@@ -52,6 +52,7 @@ impl Namespace {
                 trust_domain: "cluster.local".into(),
                 operator_id: "spiffe://cluster.local/ns/cinch-system/sa/cinch-operator".into(),
                 log: None,
+                settings: None,
                 resources: Resources::default(),
                 redirect: Redirect::Init,
             },

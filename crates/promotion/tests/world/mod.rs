@@ -3,7 +3,7 @@
 #![allow(dead_code)]
 
 use cinch_promotion::{
-    Action, Counts, Departure, Facts, Injection, Memory, Millis, Namespace, Outcome, Plaintext, Pod,
+    Action, Bypass, Counts, Departure, Facts, Injection, Memory, Millis, Namespace, Outcome, Plaintext, Pod,
     PodClass, Policy, Report, Slot, Source, SourceName, Spec, State, short, step,
 };
 use std::collections::BTreeMap;
@@ -24,6 +24,7 @@ pub struct Proxy {
     /// When the redirect last proved itself, if it no longer does: inbound, outbound.
     pub unproved: [Option<Millis>; 2],
     pub heard: Option<Report>,
+    pub bypass: Vec<Bypass>,
 }
 
 pub struct World {
@@ -200,6 +201,7 @@ impl World {
             node_reachable: !proxy.node_down,
             report: proxy.heard,
             acknowledged_lock: self.namespace.locked && proxy.acknowledges,
+            bypass: proxy.bypass.clone(),
         });
         // Sources are known only once somebody has reported them.
         let known = self.pods.is_empty() || self.pods.values().any(|proxy| proxy.heard.is_some());

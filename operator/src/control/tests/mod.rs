@@ -78,6 +78,7 @@ pub(super) fn pod(uid: &str, account: &str, ips: &[&str]) -> PodInfo {
         ready: true,
         terminating: false,
         labels: Arc::default(),
+        ports: Arc::default(),
         created_unix_ms: 0,
         host_ips: Vec::new(),
         node_ready: true,
@@ -108,7 +109,7 @@ impl ClusterView for FakeView {
         Some(Arc::new(v1::WorkloadPolicy { version, policies, ..v1::WorkloadPolicy::default() }))
     }
 
-    fn record(&self, to: SocketAddr) -> v1::Record {
+    fn record(&self, _: &str, to: SocketAddr) -> v1::Record {
         let unknown = || {
             let mut record = v1::Record { address: Some(address(to)), ..v1::Record::default() };
             record.set_kind(RecordKind::Unknown);
@@ -117,8 +118,8 @@ impl ClusterView for FakeView {
         self.records.lock().get(&to).cloned().unwrap_or_else(unknown)
     }
 
-    fn resolve(&self, to: SocketAddr) -> BoxFuture<'static, v1::Record> {
-        let mut record = self.record(to);
+    fn resolve(&self, pod_uid: &str, to: SocketAddr) -> BoxFuture<'static, v1::Record> {
+        let mut record = self.record(pod_uid, to);
         if record.kind() == RecordKind::Unknown {
             record.set_kind(*self.confirmed.lock());
         }

@@ -153,11 +153,11 @@ fn unknown_is_said_only_after_a_consistent_read_and_again_when_it_becomes_known(
     session.refresh(&view, &bundle).unwrap();
     let to: SocketAddr = "10.0.0.9:80".parse().unwrap();
     assert_eq!(subscribe(&mut session, &view, &["10.0.0.9:80"]), ["resolve"]);
-    let mut unspecified = view.record(to);
+    let mut unspecified = view.record("a", to);
     unspecified.set_kind(RecordKind::Unspecified);
     assert_eq!(session.resolved(to, unspecified), None);
     assert_eq!(names(&session.refresh(&view, &bundle).unwrap()), ["resolve"]);
-    assert!(session.resolved(to, view.record(to)).is_some());
+    assert!(session.resolved(to, view.record("a", to)).is_some());
     assert!(session.refresh(&view, &bundle).unwrap().is_empty());
     view.set("10.0.0.9:80", RecordKind::Endpoints, 5);
     assert_eq!(names(&session.refresh(&view, &bundle).unwrap()), ["record"]);

@@ -3,8 +3,9 @@
 
 use super::model::{PolicyInfo, PolicyKey, PolicyKind};
 use super::object::{Body, Object};
-use crate::index::model::Labels;
+use crate::index::model::{Labels, Protocol};
 use crate::index::policy::{content_version, wire};
+use crate::index::protocol;
 use bytes::{Bytes, BytesMut};
 use cinch_control::{MAX_MESSAGE, size, v1};
 use cinch_policy::{MeshConfig, Mode, PathNormalization, PortModes, Workload};
@@ -12,14 +13,20 @@ use parking_lot::RwLock;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
-/// What a message may hold, with room for the frame around it.
-const BOUND: usize = MAX_MESSAGE - 1024;
+/// What a message may hold of policies, with room for the frame around it, modes of ports and declared ports.
+const BOUND: usize = MAX_MESSAGE - 32 * 1024;
 
 /// Kinds of pods that are kept of one namespace; beyond it they are put together again.
 const LOOKS: usize = 1024;
 
+/// Lists of declared ports that are kept of pods that enforce the same; beyond it they are put together again.
+const DECLARED: usize = 64;
+
 /// The values of the labels that selectors ask for, in the order of the keys, and whether the lock is on.
 type Look = (bool, Vec<Option<Arc<str>>>);
+
+/// Ports that are declared to speak HTTP, in order.
+type Declared = Vec<(u16, Protocol)>;
 
 /// The objects that may concern pods of one namespace.
 #[derive(Debug)]
@@ -39,12 +46,48 @@ pub(super) struct OfNamespace {
 pub(in crate::index) struct Composed {
     /// What each port accepts.
     pub(in crate::index) modes: PortModes,
-    /// What travels to the pod's proxy.
-    pub(in crate::index) policy: Arc<v1::WorkloadPolicy>,
+    /// What travels to the pod's proxy, but for declared ports.
+    policy: Arc<v1::WorkloadPolicy>,
+    /// The same with declared ports.
+    declared: RwLock<HashMap<Declared, Arc<v1::WorkloadPolicy>>>,
     /// The objects that select the pod, by kind and name.
     pub(in crate::index) selected: Vec<Arc<PolicyInfo>>,
     /// Those of them that did not fit the message and are closed, and why.
     pub(in crate::index) oversized: BTreeMap<PolicyKey, String>,
+}
+
+impl Composed {
+    /// What travels to the proxy of a pod whose `ports` are declared to speak HTTP.
+    pub(in crate::index) fn policy_with(&self, ports: &[(u16, Protocol)]) -> Arc<v1::WorkloadPolicy> {
+        if ports.is_empty() {
+            return Arc::clone(&self.policy);
+        }
+        if let Some(held) = self.declared.read().get(ports) {
+            return Arc::clone(held);
+        }
+        let declared = ports.iter().map(|(port, protocol)| v1::DeclaredPort {
+            port: u32::from(*port),
+            protocol: protocol::wire(*protocol).into(),
+        });
+        let policy = v1::WorkloadPolicy { declared: declared.collect(), ..self.policy.as_ref().clone() };
+        let made = Arc::new(versioned(policy));
+        let mut held = self.declared.write();
+        if held.len() >= DECLARED {
+            held.clear();
+        }
+        held.insert(ports.to_vec(), Arc::clone(&made));
+        made
+    }
+}
+
+/// With the version that follows from its content.
+fn versioned(mut policy: v1::WorkloadPolicy) -> v1::WorkloadPolicy {
+    policy.version = 0;
+    let mut content = BytesMut::new();
+    // It is within the bound of a message: what was not has been closed.
+    let _ = cinch_control::encode(&policy, &mut content);
+    policy.version = content_version(&content);
+    policy
 }
 
 impl OfNamespace {
@@ -119,19 +162,16 @@ impl OfNamespace {
         let ports = modes
             .exceptions()
             .map(|(port, mode)| v1::PortMode { port: port.into(), mode: wire(mode).into() });
-        let mut policy = v1::WorkloadPolicy {
+        let policy = versioned(v1::WorkloadPolicy {
             version: 0,
             mode: wire(modes.default_mode()).into(),
             ports: ports.collect(),
             policies: policies.into_iter().map(|(_, message)| message).collect(),
             locked: *locked,
             mesh: Some(mesh_settings(&self.mesh)),
-        };
-        let mut content = BytesMut::new();
-        // It is within the bound of a message: what was not has been closed.
-        let _ = cinch_control::encode(&policy, &mut content);
-        policy.version = content_version(&content);
-        Composed { modes, policy: Arc::new(policy), selected, oversized }
+            declared: Vec::new(),
+        });
+        Composed { modes, policy: Arc::new(policy), declared: RwLock::default(), selected, oversized }
     }
 
     /// The lock is a floor. So is a PeerAuthentication of the namespace whose selector can't be read: nobody can

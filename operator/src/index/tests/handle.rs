@@ -86,12 +86,20 @@ fn the_generation_grows_only_when_something_changed() {
 #[tokio::test]
 async fn what_no_watcher_told_is_unknown_only_after_a_consistent_read() {
     let index = synced();
-    assert_eq!(index.resolve(at("10.1.0.5:80")).await.kind(), Kind::Unspecified, "nobody can be asked");
-    assert_eq!(index.resolve(at("203.0.113.1:80")).await.kind(), Kind::Unknown, "outside, nobody need be");
-    let asked = api_server(&index, 200, 0);
-    assert_eq!(index.resolve(at("10.1.0.5:80")).await.kind(), Kind::Unknown);
     assert_eq!(
-        index.resolve(at("10.1.0.5:443")).await.kind(),
+        index.resolve(ASKER, at("10.1.0.5:80")).await.kind(),
+        Kind::Unspecified,
+        "nobody can be asked"
+    );
+    assert_eq!(
+        index.resolve(ASKER, at("203.0.113.1:80")).await.kind(),
+        Kind::Unknown,
+        "outside, nobody need be"
+    );
+    let asked = api_server(&index, 200, 0);
+    assert_eq!(index.resolve(ASKER, at("10.1.0.5:80")).await.kind(), Kind::Unknown);
+    assert_eq!(
+        index.resolve(ASKER, at("10.1.0.5:443")).await.kind(),
         Kind::Unknown,
         "the answer holds for a moment"
     );
@@ -111,13 +119,13 @@ async fn what_no_watcher_told_is_unknown_only_after_a_consistent_read() {
 async fn a_pod_that_exists_is_waited_for() {
     let index = synced();
     let server = api_server(&index, 200, 1);
-    let (answer, ()) = tokio::join!(index.resolve(at("10.1.0.5:80")), async {
+    let (answer, ()) = tokio::join!(index.resolve(ASKER, at("10.1.0.5:80")), async {
         tokio::time::sleep(Duration::from_millis(50)).await;
         apply_pod(&index, "web", "10.1.0.5");
     });
     assert_eq!(endpoints(&answer), ["10.1.0.5:80 web"]);
     assert_eq!(
-        index.resolve(at("10.1.0.6:80")).await.kind(),
+        index.resolve(ASKER, at("10.1.0.6:80")).await.kind(),
         Kind::Unspecified,
         "the watcher did not tell in time"
     );
@@ -128,7 +136,7 @@ async fn a_pod_that_exists_is_waited_for() {
 async fn an_api_server_that_fails_makes_nothing_unknown() {
     let index = synced();
     let server = api_server(&index, 500, 0);
-    assert_eq!(index.resolve(at("10.1.0.5:80")).await.kind(), Kind::Unspecified);
+    assert_eq!(index.resolve(ASKER, at("10.1.0.5:80")).await.kind(), Kind::Unspecified);
     server.abort();
 }
 
@@ -152,7 +160,7 @@ async fn a_second_address_is_never_unknown_by_a_read_that_can_not_show_it() {
         ("10.1.0.5:80", Kind::Unknown),
         ("[2001:db8::1]:80", Kind::Unknown),
     ] {
-        assert_eq!(index.resolve(at(address)).await.kind(), kind, "{address}");
+        assert_eq!(index.resolve(ASKER, at(address)).await.kind(), kind, "{address}");
     }
     server.abort();
 }

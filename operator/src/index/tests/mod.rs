@@ -2,7 +2,9 @@
 
 mod handle;
 mod policies;
+mod protocols;
 mod record;
+mod traffic;
 mod watching;
 
 use super::fixtures::*;
@@ -103,7 +105,7 @@ fn the_pod_behind_an_address_is_the_live_one() {
     for (case, pods, want) in cases {
         let state = cluster(pods.into_iter().map(PodBuilder::build).collect(), vec![], vec![]);
         assert_eq!(state.pod_by_ip(ip("10.1.0.5")).as_deref().map(|pod| &*pod.name), want, "{case}");
-        let record = state.record(at("10.1.0.5:8080"));
+        let record = state.record(ASKER, at("10.1.0.5:8080"));
         let want: Vec<String> = want.map(|name| format!("10.1.0.5:8080 {name}")).into_iter().collect();
         assert_eq!(endpoints(&record), want, "{case}");
         assert_eq!(kind(&record), if want.is_empty() { Kind::Unknown } else { Kind::Endpoints }, "{case}");
@@ -142,7 +144,7 @@ fn a_relist_drops_what_it_did_not_name_also_after_a_broken_one() {
     feed.event(&mut state, Event::InitApply(pod("b").ip("10.1.0.2").build()));
     assert!(feed.event::<Pod, _>(&mut state, Event::InitDone));
     assert_eq!(state.pods_in("shop").iter().map(|pod| pod.name.to_string()).collect::<Vec<_>>(), ["b"]);
-    assert_eq!(kind(&state.record(at("10.1.0.3:80"))), Kind::Unknown);
+    assert_eq!(kind(&state.record(ASKER, at("10.1.0.3:80"))), Kind::Unknown);
     assert!(state.synced());
 }
 
@@ -151,7 +153,7 @@ fn nothing_is_unknown_before_everything_was_listed() {
     let mut state = empty_state();
     list(&mut state, vec![pod("web").ip("10.1.0.5").build()]);
     for to in ["10.1.0.5:80", "10.1.0.6:80", "10.96.0.1:443"] {
-        assert_eq!(kind(&state.record(at(to))), Kind::Unspecified, "{to}");
+        assert_eq!(kind(&state.record(ASKER, at(to))), Kind::Unspecified, "{to}");
     }
 }
 
@@ -245,11 +247,11 @@ fn addresses_of_hosts_are_nodes_also_by_their_pods_word() {
     let on_host = || pod("web").ip("10.1.0.5").set("/status/hostIPs", json!([{"ip": "10.9.9.9"}]));
     let mut state = cluster(vec![on_host().build()], vec![], vec![]);
     assert_eq!(state.source(ip("10.9.9.9"), Instant::now()), SourceName::Node("node1".into()));
-    assert_eq!(kind(&state.record(at("10.9.9.9:80"))), Kind::PassThrough);
+    assert_eq!(kind(&state.record(ASKER, at("10.9.9.9:80"))), Kind::PassThrough);
     apply(&mut state, on_host().phase("Failed").build());
-    assert_eq!(kind(&state.record(at("10.9.9.9:80"))), Kind::PassThrough);
+    assert_eq!(kind(&state.record(ASKER, at("10.9.9.9:80"))), Kind::PassThrough);
     delete(&mut state, on_host().build());
-    assert_eq!(kind(&state.record(at("10.9.9.9:80"))), Kind::Unknown);
+    assert_eq!(kind(&state.record(ASKER, at("10.9.9.9:80"))), Kind::Unknown);
 }
 
 fn cidrs(state: &State) -> Vec<String> {

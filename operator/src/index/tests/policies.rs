@@ -57,7 +57,7 @@ fn modes(state: &State, name: &str, ip: &str) -> (v1::Mode, v1::Mode) {
     let told = |port: u16| {
         let of_port = policy.ports.iter().find(|of_port| of_port.port == u32::from(port));
         let mode = of_port.map_or(policy.mode, |of_port| of_port.mode);
-        let record = state.record(at(&format!("{ip}:{port}")));
+        let record = state.record(ASKER, at(&format!("{ip}:{port}")));
         assert_eq!(record.endpoints[0].mode, mode, "both ends of port {port} are told the same");
         v1::Mode::try_from(mode).unwrap()
     };

@@ -13,18 +13,18 @@ fn an_endpoint_says_what_is_needed_to_reach_it() {
         pod("client").ip("10.1.0.6").unmeshed().namespace("old").build(),
     ];
     let mut state = cluster(pods, vec![], vec![]);
-    let record = state.record(at("10.1.0.5:8080"));
+    let record = state.record(ASKER, at("10.1.0.5:8080"));
     let endpoint = &record.endpoints[0];
     assert_eq!(endpoint.identity, "spiffe://cluster.local/ns/shop/sa/web");
     assert_eq!((endpoint.mode(), endpoint.zone.as_str()), (v1::Mode::Permissive, "zone-a"));
-    assert_eq!(endpoints(&state.record(at("10.1.0.6:80"))), ["10.1.0.6:80 -"]);
+    assert_eq!(endpoints(&state.record(ASKER, at("10.1.0.6:80"))), ["10.1.0.6:80 -"]);
     // The lock changes the mode and with it the version; a pod that is not ready is dialled all the same.
     apply(&mut state, namespace("shop", json!({"cinch.dev/mesh": "enabled", "cinch.dev/mode": "STRICT"})));
     apply(&mut state, pod("web").ip("10.1.0.5").set("/status/conditions", json!([])).build());
-    let locked = state.record(at("10.1.0.5:8080"));
+    let locked = state.record(ASKER, at("10.1.0.5:8080"));
     assert_eq!((locked.endpoints[0].mode(), locked.endpoints[0].ready), (v1::Mode::Strict, true));
     assert_ne!(locked.version, record.version);
-    assert_eq!(locked.version, state.record(at("10.1.0.5:8080")).version);
+    assert_eq!(locked.version, state.record(ASKER, at("10.1.0.5:8080")).version);
 }
 
 #[test]
@@ -86,7 +86,7 @@ fn a_service_leads_to_the_endpoints_that_serve() {
             vec![service("web", "10.96.0.10")],
             vec![slice("web-1", "web", json!(endpoint_list))],
         );
-        let record = state.record(at("10.96.0.10:80"));
+        let record = state.record(ASKER, at("10.96.0.10:80"));
         assert_eq!(kind(&record), Kind::Endpoints, "{case}");
         assert_eq!(endpoints(&record), want, "{case}");
     }
@@ -101,20 +101,20 @@ fn pods_that_have_ended_or_lost_their_address_are_no_endpoints() {
         services(),
         web(endpoint("10.1.0.1", "a", true)),
     );
-    assert!(endpoints(&ended.record(at("10.96.0.10:80"))).is_empty());
+    assert!(endpoints(&ended.record(ASKER, at("10.96.0.10:80"))).is_empty());
     // The slice is stale: its address belongs to a newer pod.
     let pods =
         vec![pod("a").ip("10.1.0.1").terminating().build(), pod("thief").ip("10.1.0.1").created(200).build()];
     let reused = cluster(pods, services(), web(endpoint("10.1.0.1", "a", true)));
-    assert!(endpoints(&reused.record(at("10.96.0.10:80"))).is_empty());
+    assert!(endpoints(&reused.record(ASKER, at("10.96.0.10:80"))).is_empty());
     // The slice is ahead of the pod's own event: the identity is known from the spec.
     let ahead =
         cluster(vec![pod("a").phase("Pending").build()], services(), web(endpoint("10.1.0.1", "a", true)));
-    assert_eq!(endpoints(&ahead.record(at("10.96.0.10:80"))), ["10.1.0.1:8080 a"]);
+    assert_eq!(endpoints(&ahead.record(ASKER, at("10.96.0.10:80"))), ["10.1.0.1:8080 a"]);
     // A pod on the node's network is not meshed, whatever its spec holds.
     let host = vec![pod("a").ip("10.240.0.11").host_network().build()];
     let host = cluster(host, services(), web(endpoint("10.240.0.11", "a", true)));
-    assert_eq!(endpoints(&host.record(at("10.96.0.10:80"))), ["10.240.0.11:8080 -"]);
+    assert_eq!(endpoints(&host.record(ASKER, at("10.96.0.10:80"))), ["10.240.0.11:8080 -"]);
 }
 
 #[test]
@@ -129,14 +129,14 @@ fn slices_are_joined_by_port_name_and_without_doubles() {
     ];
     let mut state =
         cluster(vec![pod("a").ip("10.1.0.1").build()], vec![service("web", "10.96.0.10")], slices);
-    assert_eq!(endpoints(&state.record(at("10.96.0.10:80"))), ["10.1.0.1:8080 a"]);
+    assert_eq!(endpoints(&state.record(ASKER, at("10.96.0.10:80"))), ["10.1.0.1:8080 a"]);
     // A slice that moves to another Service leaves this one.
     apply(&mut state, slice("web-3", "else", json!([endpoint("10.1.0.1", "a", true)])));
-    assert_eq!(endpoints(&state.record(at("10.96.0.10:80"))), ["10.1.0.1:8080 a !"]);
+    assert_eq!(endpoints(&state.record(ASKER, at("10.96.0.10:80"))), ["10.1.0.1:8080 a !"]);
     delete(&mut state, slice("web-1", "web", json!([])));
-    assert!(endpoints(&state.record(at("10.96.0.10:80"))).is_empty());
+    assert!(endpoints(&state.record(ASKER, at("10.96.0.10:80"))).is_empty());
     delete(&mut state, service("web", "10.96.0.10"));
-    assert_eq!(kind(&state.record(at("10.96.0.10:80"))), Kind::Unknown);
+    assert_eq!(kind(&state.record(ASKER, at("10.96.0.10:80"))), Kind::Unknown);
 }
 
 #[test]
@@ -179,7 +179,7 @@ fn addresses_mean_what_kube_proxy_makes_of_them() {
         ("elsewhere", "198.51.100.1:443", vip, Kind::Unknown, vec![]),
     ];
     for (case, to, status, want_kind, want) in cases {
-        let record = cluster(pods(), services(status), slices()).record(at(to));
+        let record = cluster(pods(), services(status), slices()).record(ASKER, at(to));
         assert_eq!(
             (kind(&record), endpoints(&record)),
             (want_kind, want.into_iter().map(str::to_owned).collect()),
@@ -206,5 +206,5 @@ fn the_older_service_keeps_an_address() {
         vec![younger, grab, service("web", "10.96.0.10")],
         slices,
     );
-    assert_eq!(endpoints(&state.record(at("10.96.0.10:80"))), ["10.1.0.1:8080 a"]);
+    assert_eq!(endpoints(&state.record(ASKER, at("10.96.0.10:80"))), ["10.1.0.1:8080 a"]);
 }

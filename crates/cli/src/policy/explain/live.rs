@@ -3,7 +3,7 @@
 
 use super::Explain;
 use super::find::{Found, described, given, of_pod};
-use crate::cluster::Cluster;
+use crate::cluster::{Cluster, SETTINGS};
 use crate::inject::future_pod;
 use anyhow::{Context, Result, bail};
 use cinch_api::ISTIO_GROUP;
@@ -14,9 +14,6 @@ use kube::Api;
 use kube::api::{ApiResource, DynamicObject, GroupVersionKind, ListParams};
 use serde::Deserialize;
 use serde_json::Value;
-
-/// The ConfigMap that operator and webhook read, and its key.
-const SETTINGS: (&str, &str) = ("cinch-settings", "settings.yaml");
 
 const POLICIES: [(&str, &str); 3] = [
     ("PeerAuthentication", "peerauthentications"),
