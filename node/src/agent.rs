@@ -2,11 +2,11 @@
 
 use crate::host::Host;
 use crate::limit::Bucket;
-use crate::look::{Subject, look};
+use crate::look::{Look, Subject, look};
 use crate::metrics::Metrics;
 use crate::names::PROXY_UID;
 use crate::netns::{self, Done};
-use crate::peer::{Sidecar, examine};
+use crate::peer::examine;
 use crate::process::{Credentials, ProcessHandle};
 use crate::refusal::Refusal;
 use cinch_reason::Reason;
@@ -14,12 +14,13 @@ use cinch_redirect::request::{Answer, MAX_REQUEST, Request};
 use cinch_redirect::sighting::Sightings;
 use cinch_redirect::{Exempt, RedirectConfig};
 use parking_lot::RwLock;
+use std::fs::File;
 use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 
 /// From the connection to the whole request: the sidecar sends it at once.
@@ -28,12 +29,18 @@ const REQUEST_TIMEOUT: Duration = Duration::from_millis(500);
 const ANSWER_TIMEOUT: Duration = Duration::from_millis(500);
 /// Visits of namespaces at a time: when a node starts, all its pods ask.
 const VISITS: usize = 16;
+/// Looks at a time. They may take long and much memory, as pods are, so they have turns of their own: a pod that
+/// starts waits for none of them.
+const LOOKS: usize = 2;
+/// How long a look waits for its turn; what is not looked at now is with the sidecar's next question.
+const TURN_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// What all requests share.
 pub struct Agent {
     /// The node; what is wrong with it until it is known.
     host: RwLock<Result<Arc<Host>, String>>,
     visits: Semaphore,
+    looks: Arc<Semaphore>,
     metrics: Metrics,
 }
 
@@ -63,7 +70,8 @@ impl Agent {
     /// An agent on a node that was looked at.
     #[must_use]
     pub fn new(host: Result<Host, String>, metrics: Metrics) -> Self {
-        Self { host: RwLock::new(host.map(Arc::new)), visits: Semaphore::new(VISITS), metrics }
+        let looks = Arc::new(Semaphore::new(LOOKS));
+        Self { host: RwLock::new(host.map(Arc::new)), visits: Semaphore::new(VISITS), looks, metrics }
     }
 
     /// What keeps the node from answering requests.
@@ -123,41 +131,58 @@ impl Agent {
             return Err(Refusal::new(Reason::PeerUnknown, sentence));
         }
         let handle = ProcessHandle::of_peer(stream, credentials).map_err(unknown)?;
-        let _visit = self.visits.acquire().await;
+        let visit = self.visits.acquire().await;
         let sidecar = examine(&host, &handle, uid)?;
-        self.visit(host, sidecar, handle.id(), uid, request).await
-    }
-
-    /// Sets and proves the redirect, and looks at the pod where the request asks for it.
-    async fn visit(
-        &self,
-        host: Arc<Host>,
-        sidecar: Sidecar,
-        proxy: i32,
-        uid: &str,
-        request: Request,
-    ) -> Result<Success, Refusal> {
         let config = RedirectConfig { exempt: sidecar.exempt, ..RedirectConfig::default() };
         let outbound_port = config.outbound_port;
-        let subject = Subject { uid: uid.to_owned(), proxy, group: sidecar.group, outbound_port };
-        let metrics = self.metrics.clone();
-        let work = move || {
-            let done = netns::set_and_prove(&config, request.nonce)?;
-            let sightings = request.look.then(|| metrics.looked(|| look(&host, &subject)));
-            Ok((done, sightings))
-        };
-        let (done, looked) = netns::inside(sidecar.namespace, work).await.map_err(|error| {
+        let unvisited = |error: io::Error| {
             Refusal::new(Reason::NodeUnsupported, format!("the pod's network namespace: {error}"))
-        })??;
-        let sightings = match looked {
-            Some(Err(error)) => {
+        };
+        let again = sidecar.namespace.try_clone().map_err(unvisited)?;
+        let set = move || netns::set_and_prove(&config, request.nonce);
+        let done = netns::inside(sidecar.namespace, set).await.map_err(unvisited)??;
+        drop(visit);
+        let sightings = if request.look {
+            let subject =
+                Subject { uid: uid.to_owned(), proxy: handle.id(), group: sidecar.group, outbound_port };
+            self.look(host, again, subject).await
+        } else {
+            None
+        };
+        Ok(Success { exempt: sidecar.exempt, done, sightings })
+    }
+
+    /// What passes by the proxy; `None` when nobody looked.
+    async fn look(&self, host: Arc<Host>, namespace: File, subject: Subject) -> Option<Sightings> {
+        let turn = self.turn(TURN_TIMEOUT).await?;
+        let metrics = self.metrics.clone();
+        let uid = subject.uid.clone();
+        let work = move || {
+            let looked = metrics.looked(|| look(&host, &subject));
+            // Here and not where it is awaited: the thread goes on when nobody waits any more.
+            drop(turn);
+            looked
+        };
+        match netns::inside(namespace, work).await.flatten() {
+            Ok(Look { sightings, is_cut }) => {
+                if is_cut {
+                    tracing::debug!(pod = uid, "a look at what passes by the proxy reached its bounds");
+                }
+                Some(sightings)
+            }
+            Err(error) => {
                 tracing::debug!(pod = uid, %error, "what passes by the proxy could not be seen");
                 None
             }
-            Some(Ok(sightings)) => Some(sightings),
-            None => None,
-        };
-        Ok(Success { exempt: sidecar.exempt, done, sightings })
+        }
+    }
+
+    async fn turn(&self, patience: Duration) -> Option<OwnedSemaphorePermit> {
+        let turn = timeout(patience, self.looks.clone().acquire_owned()).await;
+        if turn.is_err() {
+            self.metrics.skipped_look();
+        }
+        turn.ok()?.ok()
     }
 }
 
@@ -196,5 +221,23 @@ impl Memory {
             _ => tracing::debug!(pod = uid, ?outcome, ?took, "as before"),
         }
         self.last = Some(short);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn looks_wait_for_turns_of_their_own_and_are_counted_when_they_get_none() {
+        let agent = Agent::new(Err("no node".to_owned()), Metrics::default());
+        let skipped = |count: u32| agent.metrics().text().contains(&format!("looks_skipped_total {count}\n"));
+        let first = agent.turn(Duration::ZERO).await;
+        let second = agent.turn(Duration::ZERO).await;
+        assert!(first.is_some() && second.is_some() && skipped(0));
+        assert!(agent.turn(Duration::from_millis(1)).await.is_none() && skipped(1));
+        assert_eq!(agent.visits.available_permits(), VISITS, "who starts does not wait for looks");
+        drop(first);
+        assert!(agent.turn(Duration::ZERO).await.is_some() && skipped(1));
     }
 }

@@ -7,6 +7,7 @@
 //! kernel shows to pass by the sidecar all the same ([`look`]).
 
 pub mod agent;
+pub mod bounds;
 pub mod bypass;
 pub mod cgroup;
 pub mod csi;

@@ -1,19 +1,21 @@
 //! One look at a pod: what passes by its proxy, with the processes that do it.
 //!
 //! In go the node and the sidecar that asked; the calling thread is in the pod's network namespace. Out come the
-//! sightings. A pod of which everything meets the proxy costs a few lists of the kernel and nothing else.
+//! sightings. A pod of which everything meets the proxy costs a few lists of the kernel and nothing else; what any
+//! pod may cost is bounded ([`crate::bounds`]), and what was left for that is told.
 
-use crate::bypass::{Proxy, Scene, Suspect, has_open_udp, in_both, suspects};
+use crate::bounds::{Budget, Listed};
+use crate::bypass::{Proxy, Scene, Suspect, has_open_udp, in_both, leaves, matters, suspects};
 use crate::host::Host;
 use crate::owner::{self, Container};
-use crate::sockets::{self, Protocol};
+use crate::sockets::{self, Protocol, Socket};
 use cinch_redirect::sighting::{Sighting, Sightings};
 use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::io;
 use std::ops::RangeInclusive;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Between two looks, of which both must see it: longer than a connection takes to be opened or closed.
 const BETWEEN: Duration = Duration::from_millis(200);
@@ -35,37 +37,59 @@ pub struct Subject {
     pub outbound_port: u16,
 }
 
+/// What came of a look.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Look {
+    /// What was seen. Where a list was cut, its count of what is besides has one more: that is not known exactly.
+    pub sightings: Sightings,
+    /// The look reached one of its bounds: not everything was listed, or not all processes were found.
+    pub is_cut: bool,
+}
+
 /// Looks at the network namespace of the calling thread.
 ///
 /// # Errors
 /// The system's error; `NotFound` when this kernel can't list sockets.
-pub fn look(host: &Host, subject: &Subject) -> io::Result<Sightings> {
-    let container = Container::at(&host.cgroup_root.join(subject.group.trim_start_matches('/')));
-    let once = || {
-        let proxy = proxy(host, subject, &container);
-        Ok::<_, io::Error>(suspects(&scene(&host.proc, &proxy)?, &proxy))
-    };
-    let first = once()?;
-    if first.is_empty() {
-        return Ok(Sightings::default());
-    }
-    std::thread::sleep(BETWEEN);
-    let seen = in_both(&first, once()?);
-    Ok(Sightings::of(name(host, subject, &seen)))
+pub fn look(host: &Host, subject: &Subject) -> io::Result<Look> {
+    look_within(host, subject, &mut Budget::of_a_look(Instant::now()))
 }
 
-fn scene(proc: &Path, proxy: &Proxy) -> io::Result<Scene> {
-    let mut sockets = sockets::sockets(Protocol::Tcp)?;
+fn look_within(host: &Host, subject: &Subject, budget: &mut Budget) -> io::Result<Look> {
+    let container = Container::at(&host.cgroup_root.join(subject.group.trim_start_matches('/')));
+    let mut once = || {
+        let proxy = proxy(host, subject, &container, budget);
+        Ok::<_, io::Error>(suspects(&scene(&host.proc, &proxy, budget)?, &proxy))
+    };
+    let first = once()?;
+    let (seen, mut is_cut) = if first.all.is_empty() {
+        (Vec::new(), first.is_cut)
+    } else {
+        std::thread::sleep(BETWEEN);
+        let Listed { all, is_cut } = once()?;
+        (in_both(&first.all, all), first.is_cut || is_cut)
+    };
+    is_cut |= budget.is_exceeded();
+    let named = if seen.is_empty() { Vec::new() } else { name(host, subject, &seen, budget) };
+    let mut sightings = Sightings::of(named);
+    sightings.more = sightings.more.saturating_add(u16::from(is_cut));
+    Ok(Look { sightings, is_cut: is_cut || budget.is_exceeded() })
+}
+
+fn scene(proc: &Path, proxy: &Proxy, budget: &mut Budget) -> io::Result<Scene> {
+    let addresses = sockets::addresses()?;
+    let mut list =
+        |protocol| sockets::sockets(protocol, budget, |socket: &Socket| matters(socket, &addresses, proxy));
+    let tcp = list(Protocol::Tcp)?;
     // A kernel may lack the part that lists UDP, and that which lists flows.
-    sockets.extend(sockets::sockets(Protocol::Udp).unwrap_or_default());
-    let flows = if has_open_udp(&sockets, proxy) { sockets::flows().unwrap_or_default() } else { Vec::new() };
+    let udp = list(Protocol::Udp).unwrap_or_default();
+    let flows = if has_open_udp(&udp.all, proxy) {
+        sockets::flows(budget, |flow| leaves(flow, &addresses)).unwrap_or_default()
+    } else {
+        Listed::default()
+    };
     let ports = fs::read_to_string(proc.join(EPHEMERAL_PORTS)).unwrap_or_default();
-    Ok(Scene {
-        sockets,
-        flows,
-        addresses: sockets::addresses()?,
-        ephemeral: Some(range(&ports).unwrap_or(USUAL_EPHEMERAL_PORTS)),
-    })
+    let ephemeral = Some(range(&ports).unwrap_or(USUAL_EPHEMERAL_PORTS));
+    Ok(Scene { tcp, udp, flows, addresses, ephemeral })
 }
 
 fn range(text: &str) -> Option<RangeInclusive<u16>> {
@@ -73,53 +97,108 @@ fn range(text: &str) -> Option<RangeInclusive<u16>> {
     Some(numbers.next()?.ok()?..=numbers.next()?.ok()?)
 }
 
-fn proxy(host: &Host, subject: &Subject, container: &Container) -> Proxy {
-    let others = container.processes.iter().filter(|process| **process != subject.proxy);
-    let mut foreign: HashSet<u32> =
-        others.flat_map(|process| owner::inodes_of(&host.proc, *process)).collect();
+fn proxy(host: &Host, subject: &Subject, container: &Container, budget: &mut Budget) -> Proxy {
+    let mut foreign = HashSet::new();
+    for process in container.processes.iter().filter(|process| **process != subject.proxy) {
+        foreign.extend(owner::inodes_of(&host.proc, *process, budget));
+    }
     if !foreign.is_empty() {
         // What both hold is the proxy's.
-        let own = owner::inodes_of(&host.proc, subject.proxy);
-        foreign.retain(|inode| !own.contains(inode));
+        for inode in owner::inodes_of(&host.proc, subject.proxy, budget) {
+            foreign.remove(&inode);
+        }
+    }
+    // What the proxy holds was not all seen: none of it may be taken for somebody else's.
+    if budget.is_exceeded() {
+        foreign.clear();
     }
     Proxy { cgroups: container.cgroups.clone(), foreign, outbound_port: subject.outbound_port }
 }
 
-/// Finds the process and the container of each suspect.
-fn name(host: &Host, subject: &Subject, seen: &[Suspect]) -> Vec<Sighting> {
+/// Finds the process and the container of each suspect, as far as the budget goes.
+fn name(host: &Host, subject: &Subject, seen: &[Suspect], budget: &mut Budget) -> Vec<Sighting> {
     let containers = owner::containers(host, &subject.group, &subject.uid);
-    let mut names = HashMap::new();
-    let mut holders: HashMap<i32, HashSet<u32>> = HashMap::new();
-    let mut sighting = |suspect: &Suspect| {
-        let of_cgroup = |id: u64| containers.iter().position(|container| container.cgroups.contains(&id));
-        let at = suspect.cgroup.and_then(of_cgroup);
-        let container = at.and_then(|at| containers.get(at));
-        let process = container.and_then(|container| {
-            container.processes.iter().copied().find(|process| {
-                let held = holders.entry(*process).or_insert_with(|| owner::inodes_of(&host.proc, *process));
-                suspect.inode != 0 && held.contains(&suspect.inode)
-            })
-        });
-        let of_container = |at: usize| {
-            let container = containers.get(at);
-            container.map(|container| owner::name(host, container, &subject.uid)).unwrap_or_default()
-        };
-        Sighting {
-            way: suspect.way,
-            peer: suspect.peer(),
-            port: suspect.port(),
-            process: process.map(|process| owner::command(&host.proc, process)).unwrap_or_default(),
-            container: at
-                .map(|at| names.entry(at).or_insert_with(|| of_container(at)).clone())
-                .unwrap_or_default(),
+    let of_cgroup = |id: u64| containers.iter().position(|container| container.cgroups.contains(&id));
+    let mut wanted: HashMap<usize, HashSet<u32>> = HashMap::new();
+    for suspect in seen {
+        if let Some(at) = suspect.cgroup.and_then(of_cgroup) {
+            wanted.entry(at).or_default().insert(suspect.inode);
         }
+    }
+    // All names before any process: those are few reads, and these can be as many as a pod likes.
+    let names: HashMap<usize, String> = wanted
+        .keys()
+        .filter_map(|at| Some((*at, owner::name(host, containers.get(*at)?, &subject.uid, budget))))
+        .collect();
+    let mut processes: HashMap<u32, String> = HashMap::new();
+    for (at, inodes) in wanted {
+        let Some(container) = containers.get(at) else { continue };
+        let holders = owner::holders(&host.proc, &container.processes, inodes, budget);
+        let command = |(inode, process)| (inode, owner::command(&host.proc, process));
+        processes.extend(holders.into_iter().map(command));
+    }
+    let sighting = |suspect: &Suspect| Sighting {
+        way: suspect.way,
+        peer: suspect.peer(),
+        port: suspect.port(),
+        process: processes.get(&suspect.inode).cloned().unwrap_or_default(),
+        container: suspect
+            .cgroup
+            .and_then(of_cgroup)
+            .and_then(|at| names.get(&at))
+            .cloned()
+            .unwrap_or_default(),
     };
-    seen.iter().map(&mut sighting).collect()
+    seen.iter().map(sighting).collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::mounts::PodsDirectory;
+    use crate::owner::tests::{ample, held};
+
+    const UID: &str = "0b1f7c52-6f0e-4a7e-9d43-5a3c2f7a9e11";
+
+    fn subject() -> Subject {
+        Subject { uid: UID.to_owned(), proxy: 1, group: "/none/none".to_owned(), outbound_port: 15_001 }
+    }
+
+    fn host(proc: &Path) -> Host {
+        let log = format!("1 2 8:1 /k/pods/{UID}/containers/a/ab /dev/termination-log rw - x");
+        Host {
+            proc: proc.to_owned(),
+            cgroup_root: proc.join("cgroup"),
+            pods_directory: PodsDirectory::learn(&log).unwrap(),
+            network_namespace: fs::metadata("/").unwrap(),
+        }
+    }
+
+    #[test]
+    fn what_was_not_all_read_makes_nothing_of_the_proxys_somebody_elses() {
+        let proc = held(&[(1, &[5, 6, 7]), (2, &[5, 6, 8])]);
+        let container = Container { cgroups: HashSet::new(), processes: vec![1, 2] };
+        // Two lists and six descriptors.
+        for (reads, foreign) in [(8, vec![8]), (7, vec![]), (5, vec![]), (2, vec![]), (0, vec![])] {
+            let mut budget = ample(reads);
+            let proxy = proxy(&host(proc.path()), &subject(), &container, &mut budget);
+            assert_eq!(proxy.foreign, foreign.iter().copied().collect(), "{reads} reads");
+            assert_eq!(budget.is_exceeded(), reads < 8, "{reads} reads");
+        }
+    }
+
+    /// This thread's namespace is that of the machine.
+    #[test]
+    fn a_look_without_time_sees_nothing_and_says_that_there_is_more() {
+        let proc = tempfile::tempdir().unwrap();
+        let _listed = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let look = look_within(&host(proc.path()), &subject(), &mut Budget::new(Instant::now(), 9)).unwrap();
+        assert_eq!(look, Look { sightings: Sightings { seen: Vec::new(), more: 1 }, is_cut: true });
+        let metrics = crate::metrics::Metrics::default();
+        metrics.looked(|| Ok(look)).unwrap();
+        metrics.looked(|| Ok(Look::default())).unwrap();
+        assert!(metrics.text().contains("looks_cut_total 1\n"));
+    }
 
     #[test]
     fn ranges_are_read_as_the_kernel_writes_them() {

@@ -1,7 +1,8 @@
 //! What the agent counts, for Prometheus.
 
+use crate::look::Look;
 use cinch_reason::Reason;
-use cinch_redirect::sighting::{Sightings, Way};
+use cinch_redirect::sighting::Way;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -30,6 +31,8 @@ struct Inner {
     pods: Gauge,
     looks: Histogram,
     failed_looks: Counter,
+    cut_looks: Counter,
+    skipped_looks: Counter,
     sightings: Family<Passed, Counter>,
 }
 
@@ -45,6 +48,7 @@ impl Default for Metrics {
         let (seconds, pods) = (Histogram::new(buckets), Gauge::default());
         let looks = Histogram::new([0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.02, 0.1, 0.5, 2.0]);
         let (failed_looks, sightings) = (Counter::default(), Family::<Passed, Counter>::default());
+        let (cut_looks, skipped_looks) = (Counter::default(), Counter::default());
         let mut registry = Registry::with_prefix("cinch_node");
         registry.register("requests", "Requests of pods by outcome; empty reason: done", requests.clone());
         registry.register(
@@ -55,8 +59,24 @@ impl Default for Metrics {
         registry.register("pods", "Pods that have a socket", pods.clone());
         registry.register("look_seconds", "Time of a look at what passes by a pod's proxy", looks.clone());
         registry.register("looks_failed", "Looks that the kernel refused", failed_looks.clone());
+        registry.register("looks_cut", "Looks that reached a bound and left the rest", cut_looks.clone());
+        registry.register(
+            "looks_skipped",
+            "Looks that did not get their turn in time",
+            skipped_looks.clone(),
+        );
         registry.register("bypass_sightings", "What looks have seen pass by a proxy", sightings.clone());
-        Self(Arc::new(Inner { registry, requests, seconds, pods, looks, failed_looks, sightings }))
+        Self(Arc::new(Inner {
+            registry,
+            requests,
+            seconds,
+            pods,
+            looks,
+            failed_looks,
+            cut_looks,
+            skipped_looks,
+            sightings,
+        }))
     }
 }
 
@@ -72,19 +92,25 @@ impl Metrics {
     ///
     /// # Errors
     /// Those of `look`.
-    pub fn looked(&self, look: impl FnOnce() -> io::Result<Sightings>) -> io::Result<Sightings> {
+    pub fn looked(&self, look: impl FnOnce() -> io::Result<Look>) -> io::Result<Look> {
         let begin = Instant::now();
         let seen = look();
         self.0.looks.observe(begin.elapsed().as_secs_f64());
         match &seen {
             Err(_) => drop(self.0.failed_looks.inc()),
-            Ok(list) => {
-                for sighting in &list.seen {
+            Ok(look) => {
+                self.0.cut_looks.inc_by(u64::from(look.is_cut));
+                for sighting in &look.sightings.seen {
                     self.0.sightings.get_or_create(&Passed { way: word(sighting.way) }).inc();
                 }
             }
         }
         seen
+    }
+
+    /// Counts a look that was asked for and did not take place.
+    pub fn skipped_look(&self) {
+        self.0.skipped_looks.inc();
     }
 
     /// How many pods have a socket.

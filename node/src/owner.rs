@@ -3,19 +3,21 @@
 //! In goes the cgroup of one container of the pod; its siblings are found beside it. Everything is read at the time
 //! of asking, and what has ended meanwhile has no owner.
 
+use crate::bounds::Budget;
 use crate::cgroup::container_of;
 use crate::host::Host;
 use crate::peer::read;
-use std::collections::HashSet;
-use std::fs;
+use std::collections::{HashMap, HashSet};
+use std::fs::{self, File};
+use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 /// Of one container, also below its own group: processes and groups that are looked at.
 const MOST_PROCESSES: usize = 1024;
 const MOST_GROUPS: usize = 256;
-/// Descriptors of one process.
-const MOST_DESCRIPTORS: usize = 16_384;
+/// Of what the kernel says of a descriptor; the inode comes before what depends on its kind, which may be long.
+const DESCRIPTOR_HEAD: usize = 256;
 
 /// A container of the pod.
 #[derive(Debug)]
@@ -43,7 +45,7 @@ impl Container {
             this.processes.extend(text.lines().filter_map(|line| line.parse::<i32>().ok()).take(room));
             let below = fs::read_dir(&group).into_iter().flatten().flatten();
             let folders = below.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
-            waiting.extend(folders.map(|entry| entry.path()).take(MOST_GROUPS));
+            waiting.extend(folders.map(|entry| entry.path()).take(MOST_GROUPS.saturating_sub(waiting.len())));
         }
         this
     }
@@ -67,26 +69,65 @@ pub fn containers(host: &Host, path: &str, uid: &str) -> Vec<Container> {
 
 /// The name of a container, by the mounts of any of its processes; empty when none can be read.
 #[must_use]
-pub fn name(host: &Host, container: &Container, uid: &str) -> String {
+pub fn name(host: &Host, container: &Container, uid: &str, budget: &mut Budget) -> String {
     let of = |process: &i32| {
+        if !budget.take_read() {
+            return None;
+        }
         let mounts = read(&host.proc.join(process.to_string()).join("mountinfo")).ok()?;
         host.pods_directory.container(&mounts, uid).ok().map(str::to_owned)
     };
     container.processes.iter().find_map(of).unwrap_or_default()
 }
 
-/// The inodes of what a process holds open, its sockets among them.
+/// The inodes of what a process holds open, its sockets among them, as far as the budget goes.
 ///
 /// `fdinfo` and not `fd`, which only the process' own user may list: the agent has no capability to override that.
 /// Linux says the inode there since 5.14; nothing is found before.
-#[must_use]
-pub fn inodes_of(proc: &Path, process: i32) -> HashSet<u32> {
-    let descriptors =
-        fs::read_dir(proc.join(process.to_string()).join("fdinfo")).into_iter().flatten().flatten();
+pub fn inodes_of(proc: &Path, process: i32, budget: &mut Budget) -> impl Iterator<Item = u32> {
+    // The list of descriptors is a read too: there are as many as processes.
+    let directory =
+        budget.take_read().then(|| fs::read_dir(proc.join(process.to_string()).join("fdinfo")).ok());
+    let descriptors = directory.flatten().into_iter().flatten().flatten();
     descriptors
-        .take(MOST_DESCRIPTORS)
-        .filter_map(|descriptor| inode(&read(&descriptor.path()).ok()?))
-        .collect()
+        .take_while(|_| budget.take_read())
+        .filter_map(|descriptor| inode(&head(&descriptor.path()).ok()?))
+}
+
+/// Which of `processes` holds each of the sockets `wanted`; the first that does. Sockets that nobody holds, of
+/// number 0, are not searched, and nothing is read on when all are found.
+#[must_use]
+pub fn holders(
+    proc: &Path,
+    processes: &[i32],
+    mut wanted: HashSet<u32>,
+    budget: &mut Budget,
+) -> HashMap<u32, i32> {
+    wanted.remove(&0);
+    let mut found = HashMap::new();
+    if wanted.is_empty() {
+        return found;
+    }
+    for process in processes {
+        for inode in inodes_of(proc, *process, budget) {
+            if wanted.remove(&inode) {
+                found.insert(inode, *process);
+            }
+            if wanted.is_empty() {
+                break;
+            }
+        }
+        if wanted.is_empty() || budget.is_exceeded() {
+            break;
+        }
+    }
+    found
+}
+
+fn head(path: &Path) -> io::Result<String> {
+    let mut head = [0; DESCRIPTOR_HEAD];
+    let read = File::open(path)?.read(&mut head)?;
+    Ok(String::from_utf8_lossy(head.get(..read).unwrap_or_default()).into_owned())
 }
 
 /// The kernel's name of a process; empty when it has ended.
@@ -104,14 +145,62 @@ fn inode(text: &str) -> Option<u32> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::mounts::PodsDirectory;
     use std::net::TcpListener;
     use std::os::fd::AsRawFd;
+    use std::time::{Duration, Instant};
 
     const UID: &str = "0b1f7c52-6f0e-4a7e-9d43-5a3c2f7a9e11";
     const OTHER: &str = "99999999-6f0e-4a7e-9d43-5a3c2f7a9e11";
+
+    pub(crate) fn ample(reads: usize) -> Budget {
+        Budget::new(Instant::now() + Duration::from_secs(3600), reads)
+    }
+
+    /// A `/proc` with these processes, each with descriptors of these inodes.
+    pub(crate) fn held(processes: &[(i32, &[u32])]) -> tempfile::TempDir {
+        let proc = tempfile::tempdir().unwrap();
+        for (process, inodes) in processes {
+            let descriptors = proc.path().join(process.to_string()).join("fdinfo");
+            fs::create_dir_all(&descriptors).unwrap();
+            for (number, inode) in inodes.iter().enumerate() {
+                let text = format!("pos:\t0\nflags:\t02\nmnt_id:\t10\nino:\t{inode}\n");
+                fs::write(descriptors.join(number.to_string()), text).unwrap();
+            }
+        }
+        proc
+    }
+
+    #[test]
+    fn holders_of_sockets_are_found_within_one_budget_for_all_processes() {
+        let proc = held(&[(11, &[1, 2, 3]), (12, &[1, 2, 3]), (13, &[9])]);
+        let find = |wanted: &[u32], reads| {
+            let mut budget = ample(reads);
+            let found = holders(proc.path(), &[11, 12, 13], wanted.iter().copied().collect(), &mut budget);
+            let left = (0..).take_while(|_| budget.take_read()).count();
+            (found, reads - left)
+        };
+        // Three lists and seven descriptors.
+        assert_eq!(find(&[2, 9], 10), ([(2, 11), (9, 13)].into(), 10));
+        assert_eq!(find(&[2, 9], 9), ([(2, 11)].into(), 9), "the last read was not to be had");
+        assert_eq!(find(&[1, 2, 3], 10), ([(1, 11), (2, 11), (3, 11)].into(), 4), "all are found");
+        assert_eq!(find(&[0], 10), (HashMap::new(), 0), "nobody holds it");
+        let mut late = Budget::new(Instant::now(), 10);
+        assert_eq!(holders(proc.path(), &[11], [2].into(), &mut late), HashMap::new());
+        assert!(late.is_exceeded());
+    }
+
+    #[test]
+    fn of_a_descriptor_only_the_head_is_read() {
+        let proc = held(&[(11, &[5])]);
+        let path = proc.path().join("11/fdinfo/0");
+        let tail = "tfd:        7 events:       19 data:                7\n".repeat(100_000);
+        fs::write(&path, fs::read_to_string(&path).unwrap() + &tail).unwrap();
+        assert_eq!(head(&path).unwrap().len(), DESCRIPTOR_HEAD);
+        assert_eq!(inodes_of(proc.path(), 11, &mut ample(2)).collect::<Vec<_>>(), [5]);
+    }
 
     #[test]
     fn descriptors_are_read_as_the_kernel_writes_them() {
@@ -128,8 +217,9 @@ mod tests {
         let link = fs::read_link(format!("/proc/self/fd/{}", listener.as_raw_fd())).unwrap();
         let number = link.to_str().unwrap().trim_matches(|c: char| !c.is_ascii_digit()).parse().unwrap();
         let own = i32::try_from(std::process::id()).unwrap();
-        assert!(inodes_of(Path::new("/proc"), own).contains(&number));
-        assert!(inodes_of(Path::new("/proc"), 0).is_empty());
+        let of = |process| inodes_of(Path::new("/proc"), process, &mut ample(100_000)).collect::<Vec<_>>();
+        assert!(of(own).contains(&number));
+        assert!(of(0).is_empty());
         assert!(!command(Path::new("/proc"), own).is_empty());
     }
 
@@ -167,8 +257,10 @@ mod tests {
         let path = format!("/system.slice/{slice}:cri-containerd:{}", "a".repeat(64));
         let mut found = containers(&host, &path, UID);
         found.sort_by_key(|container| container.processes.clone());
-        let of: Vec<_> =
-            found.iter().map(|c| (name(&host, c, UID), c.processes.clone(), c.cgroups.len())).collect();
+        let of: Vec<_> = found
+            .iter()
+            .map(|c| (name(&host, c, UID, &mut ample(9)), c.processes.clone(), c.cgroups.len()))
+            .collect();
         assert_eq!(of, [("cinch-proxy".into(), vec![11, 12], 2), ("app".into(), vec![21], 1)]);
         assert_eq!(command(&proc, 21), "na?me");
     }

@@ -1,6 +1,7 @@
 //! Wires the parts: looks at the node, takes over its pods, serves the kubelet and the pods until SIGTERM.
 
 use crate::agent::Agent;
+use crate::bounds::Budget;
 use crate::health::{self, Health};
 use crate::host::{self, Host};
 use crate::metrics::Metrics;
@@ -12,6 +13,7 @@ use anyhow::{Context, Result};
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Instant;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
@@ -46,7 +48,7 @@ pub fn run(settings: Settings) -> Result<()> {
     match &host {
         Ok(Host { cgroup_root, pods_directory, .. }) => {
             tracing::info!(?cgroup_root, ?pods_directory, "the node can redirect pods");
-            if let Err(error) = sockets(Protocol::Tcp) {
+            if let Err(error) = sockets(Protocol::Tcp, &mut Budget::of_a_look(Instant::now()), |_| false) {
                 tracing::warn!(%error, "what passes by proxies can not be seen: the kernel does not list sockets");
             }
         }

@@ -3,14 +3,13 @@
 //!
 //! Bytes of the kernel go in, [`Socket`]s, [`Flow`]s and addresses come out.
 
+use crate::bounds::{Budget, Listed, MOST_LISTED};
 use crate::netlink::{Wanted, attribute, dump};
 use rustix::net::netlink::{NETFILTER, SOCK_DIAG};
 use std::collections::HashSet;
 use std::io::{self, ErrorKind};
 use std::net::{IpAddr, SocketAddr};
 
-/// What a pod may have before the rest is left: a bound for the agent's memory, not for pods.
-const MOST_SOCKETS: usize = 200_000;
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
 /// linux/inet_diag.h, `struct inet_diag_req_v2`: head and an empty socket id.
 const SOCKET_ID: usize = 48;
@@ -93,17 +92,21 @@ pub struct Flow {
     pub to: SocketAddr,
 }
 
-/// All sockets of `protocol`, of both families; of TCP only those that are open or listen. The kernel walks a table
-/// of all its namespaces for each family: half a millisecond, and as long again for other states.
+/// The sockets of `protocol` that are to `keep`, of both families; of TCP only those that are open or listen. The
+/// kernel walks a table of all its namespaces for each family: half a millisecond, and as long again for other
+/// states.
 ///
 /// # Errors
 /// The system's error; `NotFound` where this kernel can't list them.
-pub fn sockets(protocol: Protocol) -> io::Result<Vec<Socket>> {
-    let mut found = Vec::new();
+pub fn sockets(
+    protocol: Protocol,
+    budget: &mut Budget,
+    keep: impl Fn(&Socket) -> bool,
+) -> io::Result<Listed<Socket>> {
+    let mut found = Listed::default();
     let mut list = |family: i32| {
         dump(Some(SOCK_DIAG), SOCK_DIAG_BY_FAMILY, &question(family, protocol), |message| {
-            found.extend(socket(protocol, message));
-            if found.len() < MOST_SOCKETS { Wanted::More } else { Wanted::Enough }
+            found.take(socket(protocol, message).filter(&keep), MOST_LISTED, budget)
         })
     };
     list(libc::AF_INET)?;
@@ -111,17 +114,16 @@ pub fn sockets(protocol: Protocol) -> io::Result<Vec<Socket>> {
     Ok(found)
 }
 
-/// The UDP flows of the namespace; none where connection tracking can't be asked. The kernel walks the table of all
-/// its namespaces, which takes it some milliseconds.
+/// The UDP flows of the namespace that are to `keep`; none where connection tracking can't be asked. The kernel
+/// walks the table of all its namespaces, which takes it some milliseconds.
 ///
 /// # Errors
 /// The system's error.
-pub fn flows() -> io::Result<Vec<Flow>> {
-    let mut found = Vec::new();
+pub fn flows(budget: &mut Budget, keep: impl Fn(&Flow) -> bool) -> io::Result<Listed<Flow>> {
+    let mut found = Listed::default();
     // Of no family: of both.
     let listed = dump(Some(NETFILTER), CONNTRACK_GET, &[0; FAMILY_HEADER], |message| {
-        found.extend(flow(message));
-        if found.len() < MOST_SOCKETS { Wanted::More } else { Wanted::Enough }
+        found.take(flow(message).filter(&keep), MOST_LISTED, budget)
     });
     absent_is_none(listed)?;
     Ok(found)
@@ -216,13 +218,18 @@ fn flow(message: &[u8]) -> Option<Flow> {
 mod tests {
     use super::*;
     use std::net::{Ipv4Addr, TcpListener, TcpStream, UdpSocket};
+    use std::time::{Duration, Instant};
 
     /// This thread's namespace is that of the machine: only our own sockets are looked for.
     #[test]
     fn the_kernel_lists_our_sockets_with_their_ends_and_states() {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-        let tcp = sockets(Protocol::Tcp).unwrap();
+        let sockets = |protocol| {
+            let mut budget = Budget::new(Instant::now() + Duration::from_secs(3600), 0);
+            sockets(protocol, &mut budget, |socket| socket.local.ip().is_loopback()).unwrap().all
+        };
+        let tcp = sockets(Protocol::Tcp);
         let of = |local, state| tcp.iter().find(|s| s.local == local && s.state == state);
         assert!(of(listener.local_addr().unwrap(), State::Listening).is_some());
         let found = of(client.local_addr().unwrap(), State::Established).unwrap();
@@ -233,7 +240,7 @@ mod tests {
         let speaker = UdpSocket::bind("[::]:0").unwrap();
         let to = SocketAddr::new("::ffff:127.0.0.1".parse().unwrap(), peer.local_addr().unwrap().port());
         speaker.connect(to).unwrap();
-        let udp = sockets(Protocol::Udp).unwrap();
+        let udp = sockets(Protocol::Udp);
         let found = udp.iter().find(|s| s.remote == peer.local_addr().unwrap()).unwrap();
         assert_eq!(
             (found.state, found.local.port()),

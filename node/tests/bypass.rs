@@ -136,3 +136,24 @@ fn a_process_of_no_container_of_the_pod_is_seen_without_a_name() {
     let _stream = pair.pod.run(|| TcpStream::connect("10.9.0.1:9090").unwrap());
     assert_seen(&mut proxy, &["Outbound 10.9.0.1 9090 - -"], "entered from outside");
 }
+
+#[test]
+fn a_pod_with_more_peers_than_a_look_takes_is_answered_with_a_part_and_the_word_that_it_is_one() {
+    let node = need_node!(
+        "a_pod_with_more_peers_than_a_look_takes_is_answered_with_a_part_and_the_word_that_it_is_one"
+    );
+    let (pair, agent) = (with_holders(), serve(&node));
+    let mut proxy = node.start(&PROXY, Some(&pair.pod));
+    let mut app = node.start(&APP, Some(&pair.pod));
+    // What is seen of TCP must not be lost among it.
+    app.order("hold: 10.9.0.1:9090");
+    proxy.order("listen and hold");
+    // Flows are tracked from the redirect on.
+    assert!(proxy.order("ask").starts_with("done "));
+    app.order("udp towards many: 1500");
+    let found = proxy.order("look");
+    assert!(found.starts_with("seen [Outbound 10.9.0.1 9090 container app, UdpPeer 10.9.0.1 10"), "{found}");
+    // An answer names 32 of the 1024 that a look takes, and there is at least one more.
+    assert!(found.ends_with(" container app] and 993 more"), "{found}");
+    assert!(agent.metrics().text().contains("looks_cut_total 1\n"));
+}

@@ -61,6 +61,15 @@ fn foreign_volume(volume: &Value) -> Option<&str> {
     (driver == AGENT_DRIVER && name != AGENT_VOLUME).then_some(name)
 }
 
+/// The name of a container, wherever it stands, that is called as one of ours.
+pub(crate) fn look_alike<'a>(pod: &Pod<'a>) -> Option<&'a str> {
+    pod.containers
+        .iter()
+        .chain(&pod.init_containers)
+        .map(|container| container.name)
+        .find(|name| is_ours(name))
+}
+
 fn opted_out(pod: &Pod<'_>, _: &Facts<'_>) -> Option<Because> {
     let opted_out = pod.label(OPT_OUT_LABEL) == Some("disabled");
     opted_out.then(|| (Reason::OptedOut, format!("label {OPT_OUT_LABEL}: disabled")))

@@ -2,7 +2,7 @@
 
 use crate::account::{Assignment, assignment};
 use crate::compare::{positions, same_container};
-use crate::eligible::{Because, is_mirror, reason_to_skip, reserved_name};
+use crate::eligible::{Because, is_mirror, look_alike, reason_to_skip, reserved_name};
 use crate::facts::{Facts, Redirect};
 use crate::operation::{Op, escape};
 use crate::pod::{List, Malformed, Pod, map};
@@ -50,8 +50,8 @@ pub fn inject(pod: &Value, facts: &Facts<'_>) -> Outcome {
         Err(malformed) => return refuse((Reason::MalformedReview, malformed.to_string())),
     };
     if is_mirror(&pod) {
-        let detail = "a mirror of a static pod".to_owned();
-        return Outcome::Skip { reason: Reason::StaticPod, detail, operations: Vec::new() };
+        let because = (Reason::StaticPod, "a mirror of a static pod".to_owned());
+        return leave(&pod, because, Vec::new());
     }
     if let Some(because) = reason_to_skip(&pod, facts) {
         return skip(&pod, because);
@@ -70,10 +70,21 @@ fn refuse((reason, detail): Because) -> Outcome {
     Outcome::Refuse { reason, detail }
 }
 
-fn skip(pod: &Pod<'_>, (reason, detail): Because) -> Outcome {
-    match annotate(pod, reason.as_str()) {
-        Ok(operations) => Outcome::Skip { reason, detail, operations },
+fn skip(pod: &Pod<'_>, because: Because) -> Outcome {
+    match annotate(pod, because.0.as_str()) {
+        Ok(operations) => leave(pod, because, operations),
         Err(malformed) => refuse((Reason::MalformedReview, malformed.to_string())),
+    }
+}
+
+/// Leaves the pod as it is, unless a container in it has a name of ours: nobody would overwrite it there, and it would
+/// be taken for the sidecar.
+fn leave(pod: &Pod<'_>, (reason, detail): Because, operations: Vec<Op>) -> Outcome {
+    match look_alike(pod) {
+        Some(name) => {
+            refuse((Reason::ReservedName, format!("container {name}; left alone for {reason}: {detail}")))
+        }
+        None => Outcome::Skip { reason, detail, operations },
     }
 }
 

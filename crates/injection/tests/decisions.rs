@@ -76,6 +76,42 @@ fn pods_that_are_left_alone_say_why() {
 }
 
 #[test]
+fn a_container_of_our_name_does_not_stay_in_a_pod_that_is_left_alone() {
+    let cases: &[(&str, Change)] = &[
+        ("opt-out", |p| p["metadata"]["labels"]["cinch.dev/inject"] = json!("disabled")),
+        ("host network", |p| p["spec"]["hostNetwork"] = json!(true)),
+        ("another mesh", |p| p["metadata"]["annotations"] = json!({"linkerd.io/inject": "enabled"})),
+        ("a mirror", |p| p["metadata"]["annotations"] = json!({"kubernetes.io/config.mirror": "x"})),
+        ("http hook", |p| {
+            p["spec"]["containers"][0]["lifecycle"] = json!({"preStop": {"httpGet": {"port": 9}}});
+        }),
+        ("our port declared", |p| {
+            p["spec"]["containers"][0]["ports"] = json!([{"containerPort": 15000}]);
+        }),
+        ("grpc probe", |p| p["spec"]["containers"][0]["livenessProbe"] = json!({"grpc": {"port": 9}})),
+    ];
+    for namespace in [Namespace::with_agent(), Namespace::new()] {
+        let injected = namespace.injected(&web_pod());
+        for (case, change) in cases {
+            let plain = web_pod_with(change);
+            assert!(skipped(&namespace.decide(&plain)).is_some(), "{case}: as it is, the pod is left alone");
+            for name in ["cinch-init", "cinch-proxy"] {
+                let mut pod = plain.clone();
+                pod["spec"]["initContainers"] = json!([{"name": "x"}, {"name": name, "image": IMAGE}]);
+                assert_eq!(refused(&namespace.decide(&pod)), Some(Reason::ReservedName), "{case}: {name}");
+            }
+            let mut app = plain.clone();
+            app["spec"]["containers"].as_array_mut().unwrap().push(json!({"name": "cinch-proxy"}));
+            assert_eq!(refused(&namespace.decide(&app)), Some(Reason::ReservedName), "{case}: in the app");
+            let mut ours = plain;
+            ours["spec"]["initContainers"] = injected["spec"]["initContainers"].clone();
+            let outcome = namespace.decide(&ours);
+            assert_eq!(refused(&outcome), Some(Reason::ReservedName), "{case}: just as ours");
+        }
+    }
+}
+
+#[test]
 fn the_installations_settings_of_the_proxy_hold_over_the_pods() {
     let said = |pod: &Value| {
         let environment = pod["spec"]["initContainers"][1]["env"].as_array().unwrap().clone();

@@ -8,8 +8,6 @@ use crate::memory::Memory;
 const BLUR: Millis = 1_000;
 /// One in so many pod-seconds may go unobserved: 0.1 %.
 const BUDGET: u64 = 1_000;
-/// More doublings than this make no difference to anybody.
-const MOST_DOUBLINGS: u32 = 10;
 
 /// What the clock says.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -26,7 +24,7 @@ pub(crate) struct Quiet {
 
 /// The quiet period with its doublings.
 pub(crate) fn period(memory: &Memory, facts: &Facts) -> Millis {
-    facts.spec.quiet.saturating_mul(1 << memory.rollbacks.min(MOST_DOUBLINGS))
+    memory.period(&facts.spec)
 }
 
 /// Moves the clock to `facts.now`.
@@ -85,7 +83,8 @@ fn count(memory: &mut Memory, facts: &Facts, coverage: &Coverage<'_>) {
 /// Stops the clock while pods run that nobody observes, or none run at all; the time is added afterwards.
 fn hold(memory: &mut Memory, facts: &Facts, coverage: &Coverage<'_>) {
     let unobserved = facts.pods.iter().any(|pod| pod.class == PodClass::NotInjected);
-    if unobserved || !coverage.unproved.is_empty() || coverage.must_report == 0 {
+    let in_doubt = !coverage.unproved.is_empty() || !coverage.unlooked.is_empty();
+    if unobserved || in_doubt || coverage.must_report == 0 {
         memory.held_since.get_or_insert(facts.now);
         return;
     }

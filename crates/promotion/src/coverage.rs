@@ -16,6 +16,10 @@ const LONGEST_SELF_TEST: Millis = 30_000;
 const PROOF_FLOOR: Millis = 30_000;
 /// As [`PROOF_FLOOR`], for inbound: the kubelet's probes prove it, each 5 s if the node has the time.
 const INBOUND_PROOF_FLOOR: Millis = 90_000;
+/// The node agent looks each 30 s at what passes by a proxy; the first look is 30 s after the proxy's start. Without a
+/// look for three of these times nobody knows. A pod that has just started gets as long, and holds nothing back: the
+/// quiet period may be shorter than that.
+const LOOKED_WITHIN: Millis = 90_000;
 /// At most so many pods of a namespace are named in status.
 const REMEMBERED: usize = 4_000;
 
@@ -48,6 +52,8 @@ pub(crate) struct Coverage<'a> {
     pub unreachable: Vec<&'a Pod>,
     /// They report, but what they count is not all: their redirect is not proved.
     pub unproved: Vec<&'a Pod>,
+    /// They report, but nobody has lately looked at what passes by their proxies.
+    pub unlooked: Vec<&'a Pod>,
     /// When the oldest of the newest reports came.
     pub oldest: Option<Millis>,
     /// Pods that are gone and whose last word may still come.
@@ -80,6 +86,13 @@ fn is_proved(report: Report, facts: &Facts) -> bool {
     let inbound = interval.saturating_mul(3).max(INBOUND_PROOF_FLOOR);
     report.outbound_proof_age.is_some_and(|age| age <= outbound)
         && report.inbound_proof_age.is_some_and(|age| age <= inbound)
+}
+
+/// Whether the node agent has lately looked at what passes by the proxy. Where there is no agent nobody looks, and
+/// nobody is waited for. A restart of the proxy gives no more time: who has seen the pod longer knows how old it is.
+fn is_looked_at(pod: &Pod, report: Report, track: &Track) -> bool {
+    let since = report.last_look.unwrap_or_else(|| report.boot_started.min(track.first_seen));
+    !pod.by_agent || report.received.saturating_sub(since) <= LOOKED_WITHIN
 }
 
 /// Follows every pod, adds what was lost to the memory, and moves `observed_through`.
@@ -198,6 +211,9 @@ impl<'a> Coverage<'a> {
                     self.unproved.push(pod);
                 }
                 return;
+            }
+            if !is_looked_at(pod, report, track) {
+                self.unlooked.push(pod);
             }
             self.reporting += 1;
             let received = (!report.last_word).then_some(report.received);

@@ -100,6 +100,8 @@ pub struct Pod {
     pub name: String,
     /// What it means for the evidence.
     pub class: PodClass,
+    /// It was injected for the node agent, which looks at what passes by its proxy.
+    pub by_agent: bool,
     /// Its node is Ready.
     pub node_reachable: bool,
     /// The newest report of its proxy.
@@ -145,6 +147,8 @@ pub struct Report {
     pub inbound_proof_age: Option<Millis>,
     /// The same for what the pod's apps send.
     pub outbound_proof_age: Option<Millis>,
+    /// When the node agent last looked at what passes by the pod's proxy, whichever run of it; `None`: never.
+    pub last_look: Option<Millis>,
 }
 
 /// The last that is known of a pod that is gone.

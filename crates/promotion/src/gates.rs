@@ -1,9 +1,9 @@
 //! What stands against a promotion right now.
 
-use crate::clock;
+use crate::bypass;
 use crate::clock::Quiet;
 use crate::coverage::Coverage;
-use crate::facts::{Bypass, Facts, Pod, PodClass, Policy, Slot, Transport};
+use crate::facts::{Facts, Pod, PodClass, Policy, Slot};
 use crate::memory::{Memory, Phase};
 use crate::report::evidence_hash;
 use cinch_reason::Reason;
@@ -61,9 +61,10 @@ pub(crate) fn find(memory: &Memory, facts: &Facts, coverage: &Coverage<'_>, quie
     if !facts.namespace.host_network_allowed {
         gates.extend(Gate::of_pods(Reason::HostNetworkPods, &unmeshable, facts.pods.len()));
     }
-    gates.extend(bypass(memory, facts, coverage.must_report));
+    gates.extend(passed_by(memory, facts, coverage.must_report));
     gates.extend(Gate::of_pods(Reason::PodsNotReporting, &coverage.late, coverage.must_report));
     gates.extend(Gate::of_pods(Reason::RedirectMissing, &coverage.unproved, coverage.must_report));
+    gates.extend(Gate::of_pods(Reason::BypassUnknown, &coverage.unlooked, coverage.must_report));
     gates.extend(Gate::of_pods(Reason::NodeUnreachable, &coverage.unreachable, coverage.must_report));
     if coverage.must_report == 0 {
         gates.push(Gate::new(Reason::NoEvidence, Weight::Blocks, String::new()));
@@ -78,27 +79,15 @@ pub(crate) fn find(memory: &Memory, facts: &Facts, coverage: &Coverage<'_>, quie
     gates
 }
 
-/// Pods of which something passes by the proxy: the lock would neither protect it nor be a proof of anything. As with
-/// plaintext, what was not seen for a whole quiet period no longer counts; a pod that is gone takes it along.
-fn bypass(memory: &Memory, facts: &Facts, total: usize) -> Option<Gate> {
-    let pods = passed_by(memory, facts, Transport::Tcp);
-    let (_, first) = pods.first()?;
+/// Pods of which something passes by the proxy: the lock would neither protect it nor be a proof of anything.
+fn passed_by(memory: &Memory, facts: &Facts, total: usize) -> Option<Gate> {
+    let pods = bypass::of_tcp(memory, facts);
     let only: Vec<&Pod> = pods.iter().map(|(pod, _)| *pod).collect();
     let mut gate = Gate::of_pods(Reason::BypassSeen, &only, total)?;
-    gate.detail = format!("{} ({})", gate.detail, first.what);
+    if let Some(seen) = pods.iter().find_map(|(_, seen)| *seen) {
+        gate.detail = format!("{} ({})", gate.detail, seen.what);
+    }
     Some(gate)
-}
-
-/// Pods that are there, with the newest of what was lately seen to pass by each.
-pub(crate) fn passed_by<'a>(
-    memory: &Memory,
-    facts: &'a Facts,
-    transport: Transport,
-) -> Vec<(&'a Pod, &'a Bypass)> {
-    let cutoff = facts.now.saturating_sub(clock::period(memory, facts));
-    let lately = |seen: &&Bypass| seen.transport == transport && seen.last_seen >= cutoff;
-    let newest = |pod: &'a Pod| Some((pod, pod.bypass.iter().find(lately)?));
-    facts.pods.iter().filter(|pod| pod.class == PodClass::Started).filter_map(newest).collect()
 }
 
 fn plaintext(memory: &Memory, facts: &Facts, quiet: &Quiet) -> Vec<Gate> {

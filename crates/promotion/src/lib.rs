@@ -8,6 +8,7 @@
 //! The memory is all that survives a change of leader besides the namespace's labels and annotations. A caller
 //! persists it *before* it acts.
 
+mod bypass;
 mod clock;
 mod coverage;
 mod facts;

@@ -3,6 +3,7 @@
 //! `Watching -> Settling -> Acknowledging -> Probation -> Strict`; `TakingBack` leads from any of the middle
 //! ones to `Watching` or `NeedsDecision`; a person leads from the locked ones to `Relaxed`.
 
+use crate::bypass;
 use crate::clock::{self, Quiet};
 use crate::coverage::{self, Coverage};
 use crate::facts::{Facts, Millis, Policy, Slot};
@@ -26,6 +27,7 @@ pub fn step(facts: &Facts, memory: &Memory) -> Outcome {
     let mut memory = memory.clone();
     let coverage = coverage::observe(&mut memory, facts);
     probation::remember(&mut memory, facts);
+    bypass::remember(&mut memory, facts);
     let quiet = clock::advance(&mut memory, facts, &coverage);
     let gates = gates::find(&memory, facts, &coverage, &quiet);
     let mut turn = Turn { facts, coverage, quiet, gates, memory, action: None, events: Vec::new() };
@@ -279,5 +281,8 @@ impl Turn<'_> {
 
 /// Gates that a running promotion waits out instead of giving up.
 fn is_passing(reason: Reason) -> bool {
-    matches!(reason, Reason::PodsNotReporting | Reason::RedirectMissing | Reason::NodeUnreachable)
+    matches!(
+        reason,
+        Reason::PodsNotReporting | Reason::RedirectMissing | Reason::BypassUnknown | Reason::NodeUnreachable
+    )
 }

@@ -1,11 +1,14 @@
 //! What one step leaves to the next, and one leader to the next: written into the Posture's status.
 
 use crate::coverage::Track;
-use crate::facts::{Counts, Millis};
+use crate::facts::{Counts, Millis, Spec};
 use crate::outcome::State;
 use cinch_reason::Reason;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+
+/// More doublings than this make no difference to anybody.
+const MOST_DOUBLINGS: u32 = 10;
 
 /// The machine's memory. Serialise it into status before acting on an outcome. The parts that are not
 /// serialised only make a continuing leader more exact than a new one, never more lenient.
@@ -54,6 +57,9 @@ pub struct Memory {
     /// The newest served plaintext.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub last_served: Option<Millis>,
+    /// When TCP was last seen to pass by the proxy of each pod that is there, by short name.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub bypass: BTreeMap<String, Millis>,
     /// Why the last attempt came to nothing; it stands until the next one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub notice: Option<Notice>,
@@ -130,6 +136,12 @@ impl Memory {
     /// Short names ([`short`]) of the pods whose reports are followed, for [`crate::Facts::departures`].
     pub fn tracked(&self) -> impl Iterator<Item = &str> {
         self.tracks.iter().flatten().map(|(uid, _)| uid.as_str())
+    }
+
+    /// The quiet period with its doublings: nothing older than that counts.
+    #[must_use]
+    pub fn period(&self, spec: &Spec) -> Millis {
+        spec.quiet.saturating_mul(1 << self.rollbacks.min(MOST_DOUBLINGS))
     }
 
     /// Whether a promotion of the namespace is under way: it takes a slot.

@@ -1,8 +1,9 @@
 //! The outcome of a step as people read it: state, blockers, conditions, offenders.
 
+use crate::bypass;
 use crate::clock;
-use crate::facts::{Facts, Millis, PodClass, Source, Transport};
-use crate::gates::{self, Gate, Weight};
+use crate::facts::{Facts, Millis, PodClass, Source};
+use crate::gates::{Gate, Weight};
 use crate::machine::Turn;
 use crate::memory::{Memory, Notice, Phase};
 use crate::outcome::{
@@ -126,7 +127,7 @@ fn tally(turn: &Turn<'_>) -> PodTally {
 /// What stays outside the mesh and is no reason to wait.
 fn debt(facts: &Facts, memory: &Memory) -> Vec<(Reason, String)> {
     let mut debt = host_network(facts);
-    let udp = gates::passed_by(memory, facts, Transport::Udp);
+    let udp = bypass::of_udp(memory, facts);
     if let Some((pod, first)) = udp.first() {
         debt.push((Reason::UdpOutsideMesh, format!("{}: {} ({})", udp.len(), pod.name, first.what)));
     }
@@ -176,6 +177,7 @@ fn conditions(turn: &Turn<'_>, state: State) -> Vec<Condition> {
     let unreported = [
         Reason::PodsNotReporting,
         Reason::RedirectMissing,
+        Reason::BypassUnknown,
         Reason::NodeUnreachable,
         Reason::NoEvidence,
         Reason::UnobservedTime,

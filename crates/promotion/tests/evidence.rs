@@ -3,7 +3,7 @@
 
 mod world;
 
-use cinch_promotion::{Bypass, ConditionKind, PodClass, State, Transport};
+use cinch_promotion::{Bypass, ConditionKind, Millis, PodClass, State, Transport};
 use world::{SECOND, START, World};
 
 fn first_label(world: &World) -> u64 {
@@ -266,6 +266,37 @@ fn a_pod_that_goes_takes_along_what_passed_by_it() {
 }
 
 #[test]
+fn a_new_leader_knows_what_passed_by_a_proxy_that_has_started_anew() {
+    let mut world = World::meshed();
+    world.spec.quiet = 60 * SECOND;
+    let third = world.add("api-2", PodClass::Started);
+    let seen = bypass(&world, Transport::Tcp, "curl");
+    world.pods.get_mut(&third).expect("there").bypass = vec![seen];
+    world.run(5);
+    // What was seen goes with the proxy, and the leader after it.
+    world.restart(&third);
+    world.pods.get_mut(&third).expect("there").bypass = Vec::new();
+    world.change_leader();
+    let outcome = world.run(50);
+    assert_eq!(World::reasons(&outcome), ["BypassSeen"]);
+    assert_eq!(outcome.blockers[0].detail, "1 of 3: api-2");
+    let written = serde_json::to_value(&world.memory).expect("memory is JSON");
+    assert_eq!(written["bypass"].as_object().map(serde_json::Map::len), Some(1));
+    assert!(!World::reasons(&world.run(6)).contains(&"BypassSeen"), "a quiet period without it is enough");
+    let written = serde_json::to_value(&world.memory).expect("memory is JSON");
+    assert!(written.get("bypass").is_none(), "what does not count is not kept");
+    // And it goes with its pod.
+    let seen = bypass(&world, Transport::Tcp, "curl");
+    world.pods.get_mut(&third).expect("there").bypass = vec![seen];
+    world.run(1);
+    assert_eq!(world.memory.bypass.len(), 1);
+    world.remove(&third, true);
+    world.change_leader();
+    assert!(!World::reasons(&world.run(1)).contains(&"BypassSeen"));
+    assert!(world.memory.bypass.is_empty());
+}
+
+#[test]
 fn udp_is_told_and_does_not_hold_a_promotion_back() {
     let mut world = World::meshed();
     let third = world.add("api-2", PodClass::Started);
@@ -277,4 +308,63 @@ fn udp_is_told_and_does_not_hold_a_promotion_back() {
     assert_eq!(debt, ["UdpOutsideMesh: 1: api-2 (chronyd in app, UDP to 10.0.0.1 port 123)"]);
     world.run(15);
     assert_eq!(first_label(&world), 15);
+}
+
+/// A pod that was injected for the node agent, and when the agent looked at it last.
+fn by_agent(world: &mut World, last_look: Option<Millis>) -> String {
+    let uid = world.add("api-2", PodClass::Started);
+    let pod = world.pods.get_mut(&uid).expect("there");
+    (pod.by_agent, pod.last_look) = (true, last_look);
+    uid
+}
+
+#[test]
+fn a_pod_at_which_the_agent_has_not_looked_for_90_s_blocks_and_stops_the_clock() {
+    let mut world = World::meshed();
+    world.spec.quiet = 200 * SECOND;
+    let third = by_agent(&mut world, World::LOOKED);
+    assert!(world.run(40).blockers.iter().all(|blocker| blocker.reason.as_str() == "QuietPeriod"));
+    world.pods.get_mut(&third).expect("there").last_look = Some(world.now);
+    assert!(!World::reasons(&world.run(90)).contains(&"BypassUnknown"));
+    let last = world.run(1);
+    assert_eq!((World::reasons(&last), last.state), (vec!["BypassUnknown"], State::Blocked));
+    assert_eq!((last.blockers[0].reference.as_deref(), last.pods.reporting), (Some("pod/api-2"), 3));
+    let reporting = last.conditions.iter().find(|c| c.kind == ConditionKind::Reporting).expect("there");
+    assert_eq!((reporting.holds, reporting.reason.as_str()), (false, "BypassUnknown"));
+    // Neither a new proxy nor a new leader is a look.
+    world.restart(&third);
+    world.pods.get_mut(&third).expect("there").last_look = Some(world.now - 91 * SECOND);
+    assert_eq!(World::reasons(&world.run(1)), ["BypassUnknown"]);
+    world.change_leader();
+    assert_eq!(World::reasons(&world.run(300)), ["BypassUnknown"]);
+    assert!(world.actions.is_empty(), "nothing is promoted on it");
+    world.pods.get_mut(&third).expect("there").last_look = World::LOOKED;
+    world.run(30);
+    assert!(world.actions.is_empty(), "the time without a look was not quiet time");
+    world.run(200);
+    assert!(!world.actions.is_empty());
+}
+
+#[test]
+fn a_young_pod_waits_for_no_first_look_and_restarts_do_not_keep_it_young() {
+    let mut world = World::meshed();
+    by_agent(&mut world, None);
+    world.run(20);
+    assert_eq!(first_label(&world), 15, "a quiet period may be shorter than the agent's");
+    let mut world = World::meshed();
+    world.spec.quiet = 500 * SECOND;
+    let third = by_agent(&mut world, None);
+    world.run(80);
+    world.restart(&third);
+    assert!(!World::reasons(&world.run(10)).contains(&"BypassUnknown"));
+    assert!(World::reasons(&world.run(1)).contains(&"BypassUnknown"));
+}
+
+#[test]
+fn where_there_is_no_agent_nobody_waits_for_a_look() {
+    let mut world = World::meshed();
+    world.spec.quiet = 200 * SECOND;
+    assert!(!World::reasons(&world.run(150)).contains(&"BypassUnknown"));
+    world.run(51);
+    assert_eq!(first_label(&world), 200);
 }

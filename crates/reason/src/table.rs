@@ -49,6 +49,7 @@ reasons! {
     NodeUnreachable: "a node can not be reached, so the clock stands still", "";
     HostNetworkPods: "pods on the host network can not be meshed", "move them, or label the namespace cinch.dev/host-network: allowed";
     BypassSeen: "connections pass by the proxy of a pod", "find out how the named process does it, and restart the pod once that is mended";
+    BypassUnknown: "the node agent has not looked lately at what passes by the proxies of pods", "look at the log of cinch-node on the nodes of the named pods";
     UdpOutsideMesh: "pods speak UDP, which the mesh does not carry", "";
     PlaintextServed: "plaintext was served within the quiet period", "enrol the named clients or move them away";
     PlaintextOpen: "plaintext connections are open", "enrol the named clients or move them away";

@@ -10,6 +10,10 @@ use rustls::{ClientConfig, CommonState, Error, ServerConfig};
 use std::fmt;
 use std::sync::Arc;
 
+/// The most that waits for the rest of a handshake message: the longest that rustls takes, and a record. It counts
+/// the content of records only, so that padding without bound could wait with it.
+const MAX_WAITING: usize = (1 << 16) + MAX_RECORD;
+
 /// A handshake under way.
 pub struct Handshake {
     side: Side,
@@ -79,16 +83,17 @@ impl Handshake {
                 Side::Client(connection) => turn(connection.process_tls_records(window), out),
                 Side::Server(connection) => turn(connection.process_tls_records(window), out),
             };
-            let turn = match turn {
-                Ok(turn) => turn,
-                Err(error) => {
-                    self.say_why(out);
-                    return Err(error);
-                }
-            };
             let discard = discard.min(self.fed);
             used += discard;
             self.fed -= discard;
+            let turn = match turn {
+                Ok(turn) => turn,
+                Err(error) => {
+                    // rustls counts on seeing again what it has not discarded.
+                    self.say_why(input.get_mut(used..used + self.fed).unwrap_or_default(), out);
+                    return Err(error);
+                }
+            };
             match turn {
                 Turn::Again => {}
                 Turn::Done => {
@@ -97,6 +102,9 @@ impl Handshake {
                     return Ok(Progress { used, done: true });
                 }
                 Turn::More => match whole_record(input.get(used + self.fed..).unwrap_or_default())? {
+                    Some(length) if self.fed + length > MAX_WAITING => {
+                        return Err(RecordError::TooLong(self.fed + length));
+                    }
                     Some(length) => self.fed += length,
                     None => return Ok(Progress { used, done: false }),
                 },
@@ -104,13 +112,12 @@ impl Handshake {
         }
     }
 
-    /// The alert that rustls has ready after a fault.
-    fn say_why(&mut self, out: &mut Vec<u8>) {
-        let none: &mut [u8] = &mut [];
+    /// The alert that rustls has ready after a fault. `window`: what it was fed and has not discarded.
+    fn say_why(&mut self, window: &mut [u8], out: &mut Vec<u8>) {
         // It answers with the alert first and with the fault again after it.
         let _ = match &mut self.side {
-            Side::Client(connection) => turn(connection.process_tls_records(none), out).1,
-            Side::Server(connection) => turn(connection.process_tls_records(none), out).1,
+            Side::Client(connection) => turn(connection.process_tls_records(window), out).1,
+            Side::Server(connection) => turn(connection.process_tls_records(window), out).1,
         };
     }
 

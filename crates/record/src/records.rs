@@ -36,6 +36,8 @@ pub struct Records {
     rx: Key,
     keys: Box<dyn Keys>,
     control: u8,
+    /// A key update that the peer asked for is not sent yet: it answers later requests too (§4.6.3).
+    answering: bool,
     /// We have said close_notify.
     closed: bool,
 }
@@ -74,6 +76,7 @@ impl Records {
             rx: Key::new(secrets.rx)?,
             keys: Box::new(kernel),
             control: 0,
+            answering: false,
             closed: false,
         })
     }
@@ -187,14 +190,21 @@ impl Records {
             HANDSHAKE => {
                 if let PostHandshake::KeyUpdate { requested } = post_handshake(content)? {
                     self.rx = Key::new(self.keys.next_rx()?)?;
-                    if requested && !self.closed {
+                    if requested && !self.closed && !self.answering {
                         self.update(out)?;
+                        self.answering = true;
                     }
                 }
                 Ok(Step::Control { used })
             }
             _ => Err(RecordError::UnexpectedContent("an unknown type")),
         }
+    }
+
+    /// All that was sealed has left. Until this is said one answer stands for all key updates that the peer asks
+    /// for: a peer that reads nothing must not fill our memory with answers.
+    pub fn sent(&mut self) {
+        self.answering = false;
     }
 
     /// For tests: our key counts as worn, so the next record is preceded by a key update.
@@ -295,5 +305,38 @@ mod tests {
         // Twice nothing is nothing: the limit counts from the number that the key has reached.
         client.seal(&[b"late"], &mut sent).unwrap();
         assert_eq!(server.open(&mut sent, &mut Vec::new()).err(), Some(RecordError::KeyExhausted));
+    }
+
+    /// A record in which the peer asks for a key update.
+    fn ask(from: &mut Records) -> Vec<u8> {
+        let mut out = Vec::new();
+        from.seal_as(HANDSHAKE, &[&[24, 0, 0, 1, 1]], &mut out).unwrap();
+        from.tx = Key::new(from.keys.next_tx().unwrap()).unwrap();
+        out
+    }
+
+    #[test]
+    fn one_answer_stands_for_all_key_updates_until_it_has_left() {
+        let (mut client, mut server) = pair();
+        let mut out = Vec::new();
+        for sent in [false, true] {
+            if sent {
+                server.sent();
+                let mut answer = std::mem::take(&mut out);
+                assert!(matches!(client.open(&mut answer, &mut Vec::new()).unwrap(), Step::Control { .. }));
+            }
+            let mut one = 0;
+            for _ in 0..100 {
+                server.open(&mut ask(&mut client), &mut out).unwrap();
+                one = if one == 0 { out.len() } else { one };
+                // Data in between: they do not come in a row.
+                let mut data = Vec::new();
+                client.seal(&[b"x"], &mut data).unwrap();
+                let step = server.open(&mut data, &mut Vec::new()).unwrap();
+                assert!(matches!(step, Step::Data { .. }), "under the newest key");
+            }
+            assert!(one > 0);
+            assert_eq!(out.len(), one, "a hundred requests, one answer");
+        }
     }
 }

@@ -191,6 +191,7 @@ impl Ours {
                 self.input.drain(..used);
             }
             self.write(&out);
+            self.records.sent();
             if enough(self) {
                 return;
             }

@@ -36,6 +36,13 @@ fn look_alike(image: &str, args: &[&str], command: &[&str]) -> String {
     pod("look-alike", "shop", json!({}), json!([proxy]))
 }
 
+/// One in a pod that the webhook would leave as it is, for its container declares a port of ours.
+fn look_alike_that_is_left_alone() -> Result<String> {
+    let mut pod: Value = serde_json::from_str(&look_alike("cinch.local/cinch-proxy:0.1.0", &["run"], &[]))?;
+    admission::set(&mut pod, "/spec/containers/0", "ports", json!([{"containerPort": 15000}]));
+    Ok(pod.to_string())
+}
+
 const LOOK_ALIKES: [(&str, &[&str], &[&str]); 3] = [
     (APP_IMAGE, &["pause"], &[]),
     ("cinch.local/cinch-proxy:0.1.0", &["version"], &[]),
@@ -58,6 +65,8 @@ pub fn reject(story: &mut Story<'_>) -> Result<String> {
         ensure!(canonical && text(&proxy, "/name") == "cinch-proxy", "not overwritten: {proxy}");
         terminal::show(&format!("a cinch-proxy with {image} {args:?} {command:?} was overwritten"));
     }
+    let kept = look_alike_that_is_left_alone()?;
+    let kept = see.refused(&see.create(&kept, &["--dry-run=server"])?, "ReservedName")?;
     let running = see
         .pods("shop", "app=api")?
         .first()
@@ -73,7 +82,9 @@ pub fn reject(story: &mut Story<'_>) -> Result<String> {
     ])?;
     let image = see.refused(&output, "SidecarImage")?;
     let into = into_the_sidecar(see, &running)?;
-    Ok(format!("{sentence}\n3 look-alikes overwritten\nset image: {image}\n{into}"))
+    Ok(format!(
+        "{sentence}\n3 look-alikes overwritten\none with a port of ours: {kept}\nset image: {image}\n{into}"
+    ))
 }
 
 /// Nobody gets into a running sidecar, whose cgroup the redirect lets through.

@@ -326,6 +326,13 @@ fn obey(line: &str, socket: &Path, held: &mut Held) -> String {
             udp.send_to(b"x", about).unwrap();
             held.udp.push(udp);
         }
+        "udp towards many" => {
+            let udp = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).unwrap();
+            for port in 10_000..10_000 + about.parse::<u16>().unwrap() {
+                udp.send_to(b"x", ("10.9.0.1", port)).unwrap();
+            }
+            held.udp.push(udp);
+        }
         "let go" => *held = Held::default(),
         other => panic!("{other}"),
     }
@@ -374,7 +381,8 @@ fn ask(socket: &Path, request: &[u8]) -> String {
                 let (process, container) = (or_none(&seen.process), or_none(&seen.container));
                 format!("{:?} {peer} {} {process} {container}", seen.way, seen.port)
             });
-            format!("seen [{}]", seen.collect::<Vec<_>>().join(", "))
+            let more = if found.more > 0 { format!(" and {} more", found.more) } else { String::new() };
+            format!("seen [{}]{more}", seen.collect::<Vec<_>>().join(", "))
         }
         Ok(Some(Answer::Refused { reason, sentence })) => format!("{reason} {sentence}"),
         other => format!("{other:?}"),

@@ -8,8 +8,11 @@ use std::net::IpAddr;
 
 /// In one report; proxies name fewer.
 const IN_REPORT: usize = 256;
-/// Of one pod; the ones seen last stay.
-const HELD: usize = 128;
+/// TCP of one pod; the ones seen last stay. As many as one look names: a mesh may have ten thousand pods, and people
+/// are shown the newest.
+const HELD_TCP: usize = 32;
+/// The same of UDP, which stands against nothing.
+const HELD_UDP: usize = 16;
 /// The kernel's names of processes and the API's names of containers are shorter.
 const LONGEST_NAME: usize = 63;
 
@@ -29,9 +32,29 @@ impl Bypasses {
                 None => self.seen.push(seen),
             }
         }
-        if self.seen.len() > HELD {
-            self.seen.sort_by_key(|seen| (!seen.is_tcp(), std::cmp::Reverse(seen.last_seen_unix_ms)));
-            self.seen.truncate(HELD);
+        let tcp = self.seen.iter().filter(|seen| seen.is_tcp()).count();
+        if tcp > HELD_TCP || self.seen.len() - tcp > HELD_UDP {
+            self.bound();
+        }
+    }
+
+    fn bound(&mut self) {
+        self.seen = self.sorted();
+        let (mut tcp, mut udp) = (0, 0);
+        self.seen.retain(|seen| {
+            let (held, most) = if seen.is_tcp() { (&mut tcp, HELD_TCP) } else { (&mut udp, HELD_UDP) };
+            *held += 1;
+            *held <= most
+        });
+        self.seen.shrink_to_fit();
+    }
+
+    /// Forgets what was not seen since `before_unix_ms`.
+    pub(super) fn forget(&mut self, before_unix_ms: u64) {
+        let held = self.seen.len();
+        self.seen.retain(|seen| seen.last_seen_unix_ms >= before_unix_ms);
+        if self.seen.len() < held {
+            self.seen.shrink_to_fit();
         }
     }
 

@@ -73,6 +73,7 @@ struct PodLedger {
     inbound_proof_age_ms: Option<u64>,
     outbound_proof_age_ms: Option<u64>,
     bypass: Bypasses,
+    last_look_unix_ms: Option<u64>,
     gone: Option<Clock>,
 }
 
@@ -132,11 +133,21 @@ impl Ledger {
             sources_dropped: pod.dropped(),
             unreported_ms: pod.earlier_gaps_ms.saturating_add(pod.gap_ms),
             bypass: pod.bypass.sorted(),
+            last_look_unix_ms: pod.last_look_unix_ms,
         })
     }
 
     pub(super) fn last_report(&self, pod_uid: &str) -> Option<LastReport> {
         self.pods.get(pod_uid).map(|pod| pod.current.last)
+    }
+
+    /// Forgets what was not seen to pass by the proxies of `pods` since `before_unix_ms`.
+    pub(super) fn forget_bypass<'a>(&mut self, pods: impl Iterator<Item = &'a str>, before_unix_ms: u64) {
+        for uid in pods {
+            if let Some(pod) = self.pods.get_mut(uid) {
+                pod.bypass.forget(before_unix_ms);
+            }
+        }
     }
 
     pub(super) fn namespace(&self, namespace: &str) -> NamespaceEvidence {
@@ -250,6 +261,7 @@ impl PodLedger {
             inbound_proof_age_ms: None,
             outbound_proof_age_ms: None,
             bypass: Bypasses::default(),
+            last_look_unix_ms: None,
             gone: None,
         }
     }
@@ -301,6 +313,8 @@ impl PodLedger {
         self.inbound_proof_age_ms = proof(report.inbound_proof_age_ms);
         self.outbound_proof_age_ms = proof(report.outbound_proof_age_ms);
         self.bypass.take(report, clock, resolve);
+        let look = report.bypass_look_age_ms.and_then(|age| clock.ago(age));
+        self.last_look_unix_ms = self.last_look_unix_ms.max(look);
         self.note_served(report, clock);
     }
 

@@ -55,6 +55,11 @@ impl EvidenceStore {
         self.ledger.lock().of(pod_uid)
     }
 
+    /// Forgets what was not seen to pass by the proxies of `pods` since `before_unix_ms`.
+    pub fn forget_bypass<'a>(&self, pods: impl Iterator<Item = &'a str>, before_unix_ms: u64) {
+        self.ledger.lock().forget_bypass(pods, before_unix_ms);
+    }
+
     /// When a pod reported last; `None` when it has not.
     #[must_use]
     pub fn last_report(&self, pod_uid: &str) -> Option<LastReport> {

@@ -210,6 +210,8 @@ pub struct PodEvidence {
     pub unreported_ms: u64,
     /// What the node agent saw pass by, TCP first and of that the newest.
     pub bypass: Vec<BypassEvidence>,
+    /// When the node agent looked last, whichever proxy told it; `None`: never.
+    pub last_look_unix_ms: Option<u64>,
 }
 
 /// A pod that has gone from the API, and how it took its leave.

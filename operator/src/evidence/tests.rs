@@ -332,7 +332,50 @@ fn what_passes_by_is_bounded_and_nonsense_is_left_out() {
         desk.report(u64::from(sequence), "a", many);
     }
     let seen = desk.ledger.of("a").unwrap().bypass;
-    assert_eq!((seen.len(), seen[0].port), (128, 443), "TCP is not pushed out by UDP");
+    assert_eq!((seen.len(), seen[0].port), (1 + 16, 443), "TCP is not pushed out by UDP");
+    for sequence in 10..14 {
+        let mut many = report(1, u64::from(sequence), vec![]);
+        many.bypass = (0..20).map(|port| bypass(Way::Outbound, sequence * 1000 + port)).collect();
+        desk.report(u64::from(sequence), "a", many);
+    }
+    let seen = desk.ledger.of("a").unwrap().bypass;
+    let tcp: Vec<u16> = seen.iter().filter(|seen| seen.is_tcp()).map(|seen| seen.port).collect();
+    assert_eq!((tcp.len(), seen.len()), (32, 32 + 16));
+    assert!(tcp[..20].iter().all(|port| *port >= 13_000), "the newest stay: {tcp:?}");
+}
+
+#[test]
+fn what_no_longer_passes_by_is_forgotten() {
+    use v1::bypass::Way;
+    let mut desk = desk();
+    for (second, port) in [(1, 443), (5, 444), (9, 514)] {
+        let mut seen = report(1, second, vec![]);
+        seen.bypass = vec![bypass(if port == 514 { Way::UdpPeer } else { Way::Outbound }, port)];
+        desk.report(second, "a", seen);
+    }
+    desk.report(9, "b", report(1, 1, vec![]));
+    // Seen 100 ms before the report of second 5.
+    for (before, want) in [(1_004_900, vec![444, 514]), (1_004_901, vec![514]), (u64::MAX, vec![])] {
+        desk.ledger.forget_bypass(["a", "b", "unknown"].into_iter(), before);
+        let held: Vec<u16> = desk.ledger.of("a").unwrap().bypass.iter().map(|seen| seen.port).collect();
+        assert_eq!(held, want, "{before}");
+    }
+}
+
+#[test]
+fn the_last_look_of_the_node_agent_outlives_the_proxy_that_told_it() {
+    let mut desk = desk();
+    let look = |desk: &Desk| desk.ledger.of("a").unwrap().last_look_unix_ms;
+    desk.report(1, "a", report(1, 1, vec![]));
+    assert_eq!(look(&desk), None, "nobody has looked");
+    desk.report(2, "a", v1::Evidence { bypass_look_age_ms: Some(500), ..report(1, 2, vec![]) });
+    assert_eq!(look(&desk), Some(1_001_500));
+    desk.report(3, "a", report(2, 1, vec![]));
+    assert_eq!(look(&desk), Some(1_001_500), "a new proxy has not been looked at yet");
+    desk.report(4, "a", v1::Evidence { bypass_look_age_ms: Some(NEVER), ..report(2, 2, vec![]) });
+    assert_eq!(look(&desk), Some(1_001_500));
+    desk.report(60, "a", v1::Evidence { bypass_look_age_ms: Some(0), ..report(2, 3, vec![]) });
+    assert_eq!(look(&desk), Some(1_060_000));
 }
 
 #[test]

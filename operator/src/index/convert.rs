@@ -7,7 +7,7 @@ use super::owner::{OwnerRef, controller};
 use super::protocol;
 use super::sidecar;
 use ipnet::IpNet;
-use k8s_openapi::api::core::v1::{ContainerPort, Namespace, Node, Pod, PodSpec, PodStatus};
+use k8s_openapi::api::core::v1::{Container, ContainerPort, Namespace, Node, Pod, PodSpec, PodStatus};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use std::collections::{BTreeMap, HashSet};
 use std::net::IpAddr;
@@ -76,6 +76,7 @@ pub(super) fn pod(
     let account = spec.service_account_name.as_deref().filter(|name| !name.is_empty()).unwrap_or("default");
     let created_unix_ms = created(meta);
     let kind = intern.text("Pod");
+    let injected = sidecar::is_injected(spec, &settings.allowed_images);
     let info = PodInfo {
         uid: Arc::from(meta.uid.as_deref()?),
         ips: status.map(pod_ips).unwrap_or_default(),
@@ -83,7 +84,8 @@ pub(super) fn pod(
         service_account: intern.text(account),
         workload: WorkloadName { namespace: Arc::clone(&namespace), kind, name: Arc::clone(&name) },
         workload_created_unix_ms: created_unix_ms,
-        injected: sidecar::is_injected(spec, &settings.allowed_images),
+        injected,
+        by_agent: injected && !begins_with_init(spec),
         host_network: spec.host_network.unwrap_or(false),
         phase: phase(status),
         started: status.is_some_and(has_started),
@@ -104,13 +106,21 @@ pub(super) fn pod(
     Some((info, controller(meta, intern)))
 }
 
-/// The ports that say more than a number. Sidecars are init containers and may serve as well.
+/// Whether the pod sets its redirect itself; else, when it is injected, the node agent does.
+fn begins_with_init(spec: &PodSpec) -> bool {
+    spec.init_containers.iter().flatten().next().is_some_and(|first| first.name == sidecar::INIT)
+}
+
+/// The ports that say more than a number. Sidecars are init containers and may serve as well, but the kubelet maps
+/// ports of the node for `spec.containers` alone: what an init container asks for would draw others' traffic.
 fn ports(spec: &PodSpec) -> Vec<PodPort> {
-    let containers = spec.containers.iter().chain(spec.init_containers.iter().flatten());
-    let tcp = containers
-        .flat_map(|container| container.ports.iter().flatten())
-        .filter(|port| is_tcp(port.protocol.as_deref()));
-    let mut ports: Vec<PodPort> = tcp.filter_map(pod_port).collect();
+    let of = |container: &Container| -> Vec<PodPort> {
+        let tcp = container.ports.iter().flatten().filter(|port| is_tcp(port.protocol.as_deref()));
+        tcp.filter_map(pod_port).collect()
+    };
+    let mut ports: Vec<PodPort> = spec.containers.iter().flat_map(of).collect();
+    let of_init = spec.init_containers.iter().flatten().flat_map(of);
+    ports.extend(of_init.map(|port| PodPort { host: None, ..port }));
     ports.retain(|port| port.protocol.is_some() || port.host.is_some());
     ports
 }

@@ -96,6 +96,8 @@ pub struct PodInfo {
     pub workload_created_unix_ms: u64,
     /// The pod has our sidecar, read from its immutable spec.
     pub injected: bool,
+    /// The sidecar is the kind whose redirect the node agent sets.
+    pub by_agent: bool,
     /// The pod shares its node's network.
     pub host_network: bool,
     /// `status.phase`.

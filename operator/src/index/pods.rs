@@ -22,6 +22,15 @@ struct HostIp {
     pods: usize,
 }
 
+/// Where a port of a node leads.
+#[derive(Debug)]
+pub(super) struct AtHostPort<'a> {
+    pub(super) pod: &'a Arc<PodInfo>,
+    /// The pod's address of the family that was asked for.
+    pub(super) ip: IpAddr,
+    pub(super) port: u16,
+}
+
 /// All pods.
 #[derive(Debug, Default)]
 pub(super) struct Pods {
@@ -30,8 +39,8 @@ pub(super) struct Pods {
     /// UIDs of pods with a network of their own, in the order in which they came to the address.
     by_ip: HashMap<IpAddr, Vec<Arc<str>>>,
     host_ips: HashMap<IpAddr, HostIp>,
-    /// UIDs of pods that ask for a port of their node.
-    by_host_port: HashMap<u16, BTreeSet<Arc<str>>>,
+    /// UIDs of pods that ask for a port of their node, by node and port.
+    by_host_port: HashMap<(Arc<str>, u16), BTreeSet<Arc<str>>>,
     memory: Memory,
 }
 
@@ -71,16 +80,17 @@ impl Pods {
     }
 
     /// The pod to which `port` of a node's address leads, and to which of its ports: live, rather not terminating, the
-    /// newest. Pods on the node's network have the port themselves, and are no pods behind it.
-    pub(super) fn at_host_port(&self, node: &str, ip: IpAddr, port: u16) -> Option<(&Arc<PodInfo>, u16)> {
-        let asking = self.by_host_port.get(&port)?.iter().filter_map(|uid| self.get(uid));
-        let here = asking.filter(|pod| pod.owns_its_ips() && *pod.node == *node);
-        let leading = here.filter_map(|pod| {
+    /// newest. Pods on the node's network have the port themselves, and are no pods behind it; nor is one that has no
+    /// address of that family (yet): to prefer it would hide the one that is reached.
+    pub(super) fn at_host_port(&self, node: &Arc<str>, ip: IpAddr, port: u16) -> Option<AtHostPort<'_>> {
+        let asking = self.by_host_port.get(&(Arc::clone(node), port))?.iter().filter_map(|uid| self.get(uid));
+        let leading = asking.filter(|pod| pod.owns_its_ips()).filter_map(|pod| {
             let leads = |on: Option<IpAddr>| on.is_none_or(|on| on.to_canonical() == ip);
             let found = pod.ports.iter().find(|p| matches!(p.host, Some((n, on)) if n == port && leads(on)));
-            Some((pod, found?.number))
+            let own = pod.ips.iter().map(IpAddr::to_canonical).find(|own| own.is_ipv4() == ip.is_ipv4());
+            Some(AtHostPort { pod, ip: own?, port: found?.number })
         });
-        leading.max_by_key(|(pod, _)| (!pod.terminating, pod.created_unix_ms))
+        leading.max_by_key(|found| (!found.pod.terminating, found.pod.created_unix_ms))
     }
 
     /// The workload behind `ip`: of its holder, else of whoever held it last.
@@ -188,7 +198,8 @@ impl Pods {
 
     fn link(&mut self, pod: &PodInfo) {
         for (port, _) in host_ports(pod) {
-            self.by_host_port.entry(port).or_default().insert(Arc::clone(&pod.uid));
+            let key = (Arc::clone(&pod.node), port);
+            self.by_host_port.entry(key).or_default().insert(Arc::clone(&pod.uid));
         }
         if !pod.host_network {
             for ip in &pod.ips {
@@ -208,11 +219,16 @@ impl Pods {
     /// Takes back what `link` did for `pod`, but for what `after` (its next state) still claims.
     fn unlink(&mut self, pod: &PodInfo, after: Option<&PodInfo>, now: Instant) {
         for (port, _) in host_ports(pod) {
-            let claimed = after.is_some_and(|after| host_ports(after).any(|(claimed, _)| claimed == port));
-            if !claimed && let Some(uids) = self.by_host_port.get_mut(&port) {
+            let still = |after: &PodInfo| {
+                after.node == pod.node && host_ports(after).any(|(claimed, _)| claimed == port)
+            };
+            let key = (Arc::clone(&pod.node), port);
+            if !after.is_some_and(still)
+                && let Some(uids) = self.by_host_port.get_mut(&key)
+            {
                 uids.remove(&pod.uid);
                 if uids.is_empty() {
-                    self.by_host_port.remove(&port);
+                    self.by_host_port.remove(&key);
                 }
             }
         }

@@ -99,10 +99,9 @@ impl State {
     }
 
     /// A pod's port of its node, which the node's network plugin leads to the pod.
-    fn at_host_port(&self, node: &str, ip: IpAddr, port: u16) -> Option<Behind> {
-        let (pod, number) = self.pods.at_host_port(node, ip, port)?;
-        let own = pod.ips.iter().map(IpAddr::to_canonical).find(|own| own.is_ipv4() == ip.is_ipv4())?;
-        Some(Behind::endpoints(vec![self.pod_endpoint(pod, own, number, true, "")]))
+    fn at_host_port(&self, node: &Arc<str>, ip: IpAddr, port: u16) -> Option<Behind> {
+        let found = self.pods.at_host_port(node, ip, port)?;
+        Some(Behind::endpoints(vec![self.pod_endpoint(found.pod, found.ip, found.port, true, "")]))
     }
 
     fn pod_endpoint(&self, pod: &PodInfo, ip: IpAddr, port: u16, ready: bool, zone: &str) -> v1::Endpoint {

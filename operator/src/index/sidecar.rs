@@ -1,6 +1,7 @@
 //! Whether a pod has our sidecar, read from what can't be changed after its creation.
 
-use k8s_openapi::api::core::v1::{Container, PodSpec, VolumeMount};
+use k8s_openapi::api::core::v1::{Container, PodSpec, Probe, VolumeMount};
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
 /// Name of the first init container, which sets the redirect.
 pub const INIT: &str = "cinch-init";
@@ -13,6 +14,10 @@ const PROXY_UID: i64 = 1507;
 const AGENT_MOUNT: &str = "/var/run/cinch/agent";
 /// The CSI driver that the node agent is.
 const AGENT_DRIVER: &str = "node.cinch.dev";
+/// The variable that has the proxy ask the agent; without it the proxy takes the redirect for set.
+const REDIRECT: &str = "CINCH_REDIRECT";
+/// Where the proxy is asked whether it is ready. Nobody listens there: only the redirect leads to it.
+const PROBE: (&str, i32) = ("/ready", 15021);
 /// What the injection mounts, and what the API server adds by itself.
 const MOUNTS: [&str; 4] = [
     "/var/run/cinch/token",
@@ -22,15 +27,18 @@ const MOUNTS: [&str; 4] = [
 ];
 
 /// Whether the first two init containers are `cinch-init` and `cinch-proxy`, or the first is `cinch-proxy` with the
-/// volume of the node agent; with images of `allowed` and doing with them what the injection has them do, the proxy
-/// a native sidecar (`restartPolicy: Always`, KEP-753).
+/// volume of the node agent, which it is told to ask; with images of `allowed` and doing with them what the injection
+/// has them do, the proxy a native sidecar (`restartPolicy: Always`, KEP-753) before which nothing else starts.
 /// Labels and annotations don't count: users may write them. Admission sees to the same, but only since the
 /// namespace is enrolled: a look-alike may be older.
 #[must_use]
 pub fn is_injected(spec: &PodSpec, allowed: &[String]) -> bool {
     match spec.init_containers.as_deref() {
         Some([init, proxy, ..]) if init.name == INIT => {
-            is_ours(init, INIT, "init", allowed) && may_redirect(init) && is_proxy(proxy, allowed)
+            is_ours(init, INIT, "init", allowed)
+                && has_redirected(init)
+                && is_proxy(proxy, allowed)
+                && redirect_of(proxy).next().is_none()
         }
         Some([proxy, ..]) => is_proxy(proxy, allowed) && asks_agent(spec, proxy),
         _ => false,
@@ -41,17 +49,38 @@ fn is_proxy(proxy: &Container, allowed: &[String]) -> bool {
     is_ours(proxy, PROXY, "run", allowed)
         && proxy.security_context.as_ref().and_then(|context| context.run_as_user) == Some(PROXY_UID)
         && proxy.restart_policy.as_deref() == Some("Always")
+        && proxy.startup_probe.as_ref().is_some_and(needs_redirect)
 }
 
-/// Whether the proxy has the socket by which its node's agent knows the pod. Without it, it never becomes ready.
+/// Whether the probe can only pass by way of the redirect.
+fn needs_redirect(probe: &Probe) -> bool {
+    let (path, port) = PROBE;
+    probe.http_get.as_ref().is_some_and(|get| {
+        get.path.as_deref() == Some(path)
+            && get.port == IntOrString::Int(port)
+            && get.host.is_none()
+            && get.scheme.as_deref().is_none_or(|scheme| scheme == "HTTP")
+    })
+}
+
+/// Whether the proxy asks its node's agent for the redirect, and has the socket by which the agent knows the pod.
+/// Then it never becomes ready without one.
 fn asks_agent(spec: &PodSpec, proxy: &Container) -> bool {
     let mount = proxy.volume_mounts.iter().flatten().find(|mount| mount.mount_path == AGENT_MOUNT);
     let volumes = || spec.volumes.iter().flatten();
-    mount.is_some_and(|mount| {
+    let connected = mount.is_some_and(|mount| {
         volumes().any(|volume| {
             volume.name == mount.name && volume.csi.as_ref().is_some_and(|csi| csi.driver == AGENT_DRIVER)
         })
-    })
+    });
+    // Of several values the last holds.
+    connected && redirect_of(proxy).last() == Some(Some("agent"))
+}
+
+/// What the proxy is told about who sets the redirect; `None` where that is not written out.
+fn redirect_of(proxy: &Container) -> impl Iterator<Item = Option<&str>> {
+    let variables = proxy.env.iter().flatten().filter(|variable| variable.name == REDIRECT);
+    variables.map(|variable| variable.value.as_deref())
 }
 
 /// Whether it is the container `name`, which runs our program with the word `does` and nothing else.
@@ -69,10 +98,12 @@ fn is_our_mount(mount: &VolumeMount) -> bool {
     MOUNTS.contains(&mount.mount_path.as_str())
 }
 
-fn may_redirect(init: &Container) -> bool {
+/// Whether it can set the redirect and has ended before the next container starts.
+fn has_redirected(init: &Container) -> bool {
     let context = init.security_context.as_ref();
     let added = context.and_then(|context| context.capabilities.as_ref()?.add.as_ref());
-    added.is_some_and(|added| added.iter().any(|capability| capability == "NET_ADMIN"))
+    init.restart_policy.is_none()
+        && added.is_some_and(|added| added.iter().any(|capability| capability == "NET_ADMIN"))
 }
 
 /// Whether `image` is one of `allowed`, or one of them pinned to a digest (`@sha256:` and 64 hex digits).
@@ -97,6 +128,7 @@ pub(crate) fn containers(image: &str) -> serde_json::Value {
             "securityContext": {"runAsUser": 0, "capabilities": {"add": ["NET_ADMIN"], "drop": ["ALL"]}}},
         {"name": PROXY, "image": image, "args": ["run"], "restartPolicy": "Always",
             "securityContext": {"runAsUser": PROXY_UID},
+            "startupProbe": {"httpGet": {"path": PROBE.0, "port": PROBE.1, "scheme": "HTTP"}},
             "volumeMounts": [{"name": "cinch-token", "mountPath": "/var/run/cinch/token"},
                 {"name": "cinch-trust", "mountPath": "/var/run/cinch/trust"},
                 {"name": "kube-api-access-x", "mountPath": "/var/run/secrets/kubernetes.io/serviceaccount"}]},
@@ -145,6 +177,15 @@ mod tests {
             ("/1/securityContext", Value::Null),
             ("/1/securityContext", json!({"runAsUser": 0})),
             ("/1/volumeMounts", json!([{"name": "x", "mountPath": "/cinch-proxy"}])),
+            ("/0/restartPolicy", json!("Always")),
+            ("/1/env", json!([{"name": "CINCH_REDIRECT", "value": "agent"}])),
+            ("/1/startupProbe", Value::Null),
+            ("/1/startupProbe", json!({"exec": {"command": ["/cinch-proxy", "version"]}})),
+            ("/1/startupProbe", json!({"tcpSocket": {"port": 15006}})),
+            ("/1/startupProbe", json!({"httpGet": {"path": "/ready", "port": 15021, "host": "192.0.2.1"}})),
+            ("/1/startupProbe", json!({"httpGet": {"path": "/ready", "port": 15021, "scheme": "HTTPS"}})),
+            ("/1/startupProbe", json!({"httpGet": {"path": "/ready", "port": 8080}})),
+            ("/1/startupProbe", json!({"httpGet": {"path": "/", "port": 15021}})),
         ];
         for (at, value) in cases {
             let mut init = containers(IMAGE);
@@ -161,6 +202,8 @@ mod tests {
             let mut proxy = containers(IMAGE)[1].clone();
             let mount = json!({"name": "cinch-agent", "mountPath": AGENT_MOUNT, "readOnly": true});
             proxy["volumeMounts"].as_array_mut().unwrap().push(mount);
+            proxy["env"] =
+                json!([{"name": "CINCH_LOG", "value": "info"}, {"name": REDIRECT, "value": "agent"}]);
             let volume = json!({"name": "cinch-agent", "csi": {"driver": AGENT_DRIVER, "readOnly": true}});
             json!({"containers": [], "initContainers": [proxy, {"name": "x", "image": "y"}], "volumes": [volume]})
         };
@@ -176,12 +219,23 @@ mod tests {
             ("/initContainers/0/args", json!(["run", "--config", "/x"])),
             ("/initContainers/0/restartPolicy", Value::Null),
             ("/initContainers/0/image", json!("evil/cinch-proxy:1")),
+            ("/initContainers/0/env", Value::Null),
+            ("/initContainers/0/env/1/name", json!("CINCH_X")),
+            ("/initContainers/0/env/1/value", json!("")),
+            ("/initContainers/0/env/1/value", Value::Null),
+            ("/initContainers/0/startupProbe", Value::Null),
+            ("/initContainers/0/startupProbe/httpGet", Value::Null),
+            ("/initContainers/0/startupProbe", json!({"tcpSocket": {"port": 15006}})),
         ];
         for (at, value) in cases {
             let mut changed = pod();
             *changed.pointer_mut(at).unwrap() = value.clone();
             assert!(!counts(changed), "{at}: {value}");
         }
+        let mut taken_back = pod();
+        let again = json!({"name": REDIRECT, "value": ""});
+        taken_back["initContainers"][0]["env"].as_array_mut().unwrap().push(again);
+        assert!(!counts(taken_back), "the last value holds");
         let mut behind = pod();
         behind["initContainers"].as_array_mut().unwrap().swap(0, 1);
         assert!(!counts(behind));

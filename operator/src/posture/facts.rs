@@ -7,7 +7,7 @@ use crate::settings::{PromotionDefault, Settings};
 use cinch_api::names::{PROMOTION_ANNOTATION, RELAX_REASON_ANNOTATION};
 use cinch_api::{Posture, PromotionPolicy};
 use cinch_promotion as promotion;
-use promotion::{Departure, Facts, Finding, Millis, Pod, PodClass, Policy, Report, Slot, Source};
+use promotion::{Departure, Facts, Finding, Memory, Millis, Pod, PodClass, Policy, Report, Slot, Source};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -60,7 +60,9 @@ fn read_time(text: &str) -> Option<Millis> {
 }
 
 /// What is gathered besides labels and spec.
-pub(super) struct Gathered {
+pub(super) struct Gathered<'a> {
+    /// What the step before left.
+    pub memory: &'a Memory,
     pub pods: Vec<Arc<PodInfo>>,
     pub findings: Vec<Finding>,
     pub slot: Slot,
@@ -69,8 +71,17 @@ pub(super) struct Gathered {
 }
 
 /// Everything that a step may look at.
-pub(super) fn gather(parts: &Parts, info: &NamespaceInfo, posture: &Posture, gathered: Gathered) -> Facts {
+pub(super) fn gather(
+    parts: &Parts,
+    info: &NamespaceInfo,
+    posture: &Posture,
+    gathered: Gathered<'_>,
+) -> Facts {
     let now = now();
+    let spec = spec(posture, &parts.settings);
+    // As far as the decision looks back.
+    let cutoff = now.saturating_sub(gathered.memory.period(&spec));
+    parts.evidence.forget_bypass(gathered.pods.iter().map(|pod| &*pod.uid), cutoff);
     let evidence: HashMap<&str, PodEvidence> =
         gathered.pods.iter().filter_map(|pod| Some((&*pod.uid, parts.evidence.of(&pod.uid)?))).collect();
     let acknowledged = |uid: &str| {
@@ -84,6 +95,7 @@ pub(super) fn gather(parts: &Parts, info: &NamespaceInfo, posture: &Posture, gat
             uid: pod.uid.to_string(),
             name: pod.name.to_string(),
             class: class(pod),
+            by_agent: pod.by_agent,
             node_reachable: pod.node_ready,
             report: evidence.get(&*pod.uid).map(report),
             acknowledged_lock: acknowledged(&pod.uid),
@@ -93,7 +105,7 @@ pub(super) fn gather(parts: &Parts, info: &NamespaceInfo, posture: &Posture, gat
     let of_namespace = parts.evidence.namespace(&info.name);
     Facts {
         now,
-        spec: spec(posture, &parts.settings),
+        spec,
         namespace: namespace(info, now),
         departures: departures(parts, &gathered.gone, &of_namespace),
         pods,
@@ -127,17 +139,20 @@ pub(super) fn report(evidence: &PodEvidence) -> Report {
         last_word: evidence.last_report.final_report,
         inbound_proof_age: evidence.inbound_proof_age_ms,
         outbound_proof_age: evidence.outbound_proof_age_ms,
+        last_look: evidence.last_look_unix_ms,
     }
 }
 
-fn bypass(evidence: &PodEvidence) -> Vec<promotion::Bypass> {
+/// The newest of each transport: no more is shown, or asked for.
+pub(super) fn bypass(evidence: &PodEvidence) -> Vec<promotion::Bypass> {
     let transport = |tcp| if tcp { promotion::Transport::Tcp } else { promotion::Transport::Udp };
     let seen = |seen: &BypassEvidence| promotion::Bypass {
         transport: transport(seen.is_tcp()),
         what: seen.to_string(),
         last_seen: seen.last_seen_unix_ms,
     };
-    evidence.bypass.iter().map(seen).collect()
+    let newest = |tcp| evidence.bypass.iter().find(|seen| seen.is_tcp() == tcp);
+    [true, false].into_iter().filter_map(newest).map(seen).collect()
 }
 
 /// The last words of pods that are gone. The store's own list is the older news.

@@ -135,7 +135,7 @@ impl Room {
         let pods = self.parts.index.pods_in(&name);
         held.follow(pods.iter().map(|pod| Arc::clone(&pod.uid)).collect());
         let gone = held.gone.keys().cloned().collect();
-        let gathered = Gathered { pods, findings: self.pins.of(&name), slot, gone };
+        let gathered = Gathered { memory: &held.memory, pods, findings: self.pins.of(&name), slot, gone };
         let facts = facts::gather(&self.parts, info, posture, gathered);
         let outcome = step(&facts, &held.memory);
         held.memory = outcome.memory.clone();

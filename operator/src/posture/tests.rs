@@ -2,11 +2,14 @@
 
 use super::watch::Postures;
 use super::{facts, pins, status, write};
-use crate::evidence::{Counts, LastReport, PodEvidence};
+use crate::evidence::{BypassEvidence, Counts, LastReport, PodEvidence};
 use crate::index::{NamespaceInfo, PolicyKey, PolicyKind};
 use crate::settings::Settings;
 use cinch_api::{BrokenPolicy, Posture, PostureMode, PostureSpec, PostureState, PromotionPolicy};
-use cinch_promotion::{Action, Facts, Finding, Injection, Memory, Pod, PodClass, Policy, Slot, step};
+use cinch_control::v1;
+use cinch_promotion::{
+    Action, Facts, Finding, Injection, Memory, Pod, PodClass, Policy, Slot, Transport, step,
+};
 use cinch_reason::Reason;
 use kube::runtime::watcher::Event;
 use serde_json::json;
@@ -243,11 +246,11 @@ fn the_posture_of_a_namespace_that_left_falls_silent_once() {
     assert!(shown.mode.is_none() && shown.promotion.is_none());
 }
 
-#[test]
-fn a_report_says_how_old_the_proofs_of_the_redirect_were() {
+/// What a pod has said that never proved its inbound redirect.
+fn evidence() -> PodEvidence {
     let last_report =
         LastReport { received_at: std::time::Instant::now(), received_unix_ms: NOW, final_report: false };
-    let evidence = PodEvidence {
+    PodEvidence {
         pod_uid: "u".into(),
         boot_id: 1,
         sequence: 1,
@@ -262,12 +265,49 @@ fn a_report_says_how_old_the_proofs_of_the_redirect_were() {
         sources_dropped: 0,
         unreported_ms: 0,
         bypass: Vec::new(),
-    };
+        last_look_unix_ms: Some(NOW - 5),
+    }
+}
+
+#[test]
+fn a_report_says_how_old_the_proofs_of_the_redirect_were() {
+    let evidence = evidence();
     let report = facts::report(&evidence);
     assert_eq!((report.inbound_proof_age, report.outbound_proof_age), (None, Some(7)));
+    assert_eq!(report.last_look, Some(NOW - 5));
     let (mut facts, _) = blocked();
     facts.pods[0].report = Some(report);
     let blockers = step(&facts, &Memory::default()).blockers;
     let missing = blockers.iter().find(|blocker| blocker.reason == Reason::RedirectMissing);
     assert_eq!(missing.and_then(|blocker| blocker.reference.as_deref()), Some("pod/web-1"));
+}
+
+#[test]
+fn of_what_passes_by_the_newest_of_each_transport_is_told() {
+    use v1::bypass::Way;
+    let seen = |way, port, last_seen_unix_ms| BypassEvidence {
+        way,
+        peer: None,
+        port,
+        process: "curl".into(),
+        container: "app".into(),
+        last_seen_unix_ms,
+    };
+    let mut evidence = evidence();
+    assert!(facts::bypass(&evidence).is_empty());
+    evidence.bypass = vec![
+        seen(Way::Inbound, 1, 9),
+        seen(Way::Outbound, 2, 8),
+        seen(Way::UdpPeer, 3, 7),
+        seen(Way::UdpListener, 4, 6),
+    ];
+    let told = facts::bypass(&evidence);
+    let told: Vec<_> = told.iter().map(|seen| (seen.transport, &*seen.what, seen.last_seen)).collect();
+    assert_eq!(
+        told,
+        [
+            (Transport::Tcp, "curl in app, TCP at port 1", 9),
+            (Transport::Udp, "curl in app, UDP at port 3", 7)
+        ]
+    );
 }

@@ -75,6 +75,7 @@ impl InPlace {
         let Some(rest) = self.kept.get(self.sent..) else { return };
         self.sent += tcp.try_write(rest).unwrap_or_default();
         if self.sent == self.kept.len() {
+            self.records.sent();
             self.release();
         } else {
             self.hold();
@@ -96,6 +97,7 @@ impl InPlace {
             }
         }
         if self.kept.capacity() > 0 {
+            self.records.sent();
             self.release();
         }
         Poll::Ready(Ok(()))

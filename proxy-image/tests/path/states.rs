@@ -227,7 +227,7 @@ async fn an_app_that_resets_in_any_state_leaves_nothing_behind() {
 }
 
 #[tokio::test]
-async fn clients_that_never_read_keep_nobody_from_their_answers_and_little_is_held_for_them() {
+async fn clients_that_never_read_keep_nobody_from_their_answers() {
     let (authority, pod) = pod(Mode::Strict).await;
     // An app that speaks without end.
     let torrent =

@@ -25,6 +25,10 @@ pub struct Proxy {
     pub unproved: [Option<Millis>; 2],
     pub heard: Option<Report>,
     pub bypass: Vec<Bypass>,
+    /// Injected for the node agent.
+    pub by_agent: bool,
+    /// When the agent looked last; [`World::LOOKED`]: it looks all the time.
+    pub last_look: Option<Millis>,
 }
 
 pub struct World {
@@ -46,6 +50,9 @@ pub struct World {
 }
 
 impl World {
+    /// The agent looks all the time.
+    pub const LOOKED: Option<Millis> = Some(Millis::MAX);
+
     /// Automatic, quiet 15 s, probation 20 s, settle 3 s, reports each second.
     pub fn new() -> Self {
         World {
@@ -198,6 +205,7 @@ impl World {
             uid: uid.clone(),
             name: proxy.name.clone(),
             class: proxy.class,
+            by_agent: proxy.by_agent,
             node_reachable: !proxy.node_down,
             report: proxy.heard,
             acknowledged_lock: self.namespace.locked && proxy.acknowledges,
@@ -235,6 +243,7 @@ impl World {
                     last_word: false,
                     inbound_proof_age: age(proxy.unproved[0]),
                     outbound_proof_age: age(proxy.unproved[1]),
+                    last_look: proxy.last_look.map(|look| look.min(now)),
                 });
             }
         }

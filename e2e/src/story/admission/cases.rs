@@ -75,6 +75,37 @@ fn cinch_init_in_front(pod: &mut Value) {
     }
 }
 
+/// As a webhook that has not heard of the agent makes it.
+fn of_an_older_webhook(pod: &mut Value) {
+    without_variable(pod, "CINCH_REDIRECT");
+    without(pod, &format!("{PROXY}/volumeMounts"), "cinch-agent");
+    without(pod, "/spec/volumes", "cinch-agent");
+    cinch_init_in_front(pod);
+}
+
+/// Takes everything of this name out of a list.
+fn without(pod: &mut Value, path: &str, name: &str) {
+    if let Some(list) = list(pod, path) {
+        list.retain(|item| item.get("name").and_then(Value::as_str) != Some(name));
+    }
+}
+
+fn without_variable(pod: &mut Value, name: &str) {
+    without(pod, &format!("{PROXY}/env"), name);
+}
+
+/// The agent's socket where the API server would else mount the pod's own token, which is no part of our shape.
+fn socket_elsewhere(pod: &mut Value) {
+    let path = "/var/run/secrets/kubernetes.io/serviceaccount";
+    let Some(mounts) = list(pod, &format!("{PROXY}/volumeMounts")) else { return };
+    mounts.retain(|mount| mount.get("mountPath").and_then(Value::as_str) != Some(path));
+    for mount in mounts {
+        if mount.get("name").and_then(Value::as_str) == Some("cinch-agent") {
+            set(mount, "", "mountPath", json!(path));
+        }
+    }
+}
+
 fn token(audience: &str) -> Value {
     json!({"name": "t", "projected": {"sources": [{"serviceAccountToken": {"audience": audience, "path": "t"}}]}})
 }
@@ -105,14 +136,13 @@ pub const PRESENCE: &[Case] = &[
     (
         "without the agent's volume",
         MUST,
-        |p| {
-            if let Some(mounts) = list(p, &format!("{PROXY}/volumeMounts")) {
-                mounts.retain(|mount| mount.get("name") != Some(&json!("cinch-agent")));
-            }
-        },
+        |p| without(p, &format!("{PROXY}/volumeMounts"), "cinch-agent"),
         Refused("SidecarMissing"),
     ),
-    ("of a webhook that still puts cinch-init in front", ALL, cinch_init_in_front, Stored),
+    ("the agent's socket elsewhere", MUST, socket_elsewhere, Refused("SidecarMissing")),
+    ("not told to ask the agent", MUST, |p| without_variable(p, "CINCH_REDIRECT"), Refused("SidecarMissing")),
+    ("of a webhook that still puts cinch-init in front", ALL, of_an_older_webhook, Stored),
+    ("told to ask the agent, with cinch-init in front", MUST, cinch_init_in_front, Refused("SidecarMissing")),
     (
         "behind another",
         MUST,
@@ -186,6 +216,36 @@ pub const SHAPE: &[Case] = &[
         "a startup probe that runs a program",
         ALL,
         |p| set(p, PROXY, "startupProbe", json!({"exec": {"command": ["/cinch-proxy", "version"]}})),
+        Refused("SidecarShape"),
+    ),
+    (
+        "a startup probe that connects",
+        ALL,
+        |p| set(p, PROXY, "startupProbe", json!({"tcpSocket": {"port": 15006}})),
+        Refused("SidecarShape"),
+    ),
+    (
+        "a startup probe of another host",
+        ALL,
+        |p| set(p, &format!("{PROXY}/startupProbe/httpGet"), "host", json!("192.0.2.1")),
+        Refused("SidecarShape"),
+    ),
+    (
+        "a startup probe of another port",
+        ALL,
+        |p| set(p, &format!("{PROXY}/startupProbe/httpGet"), "port", json!(8080)),
+        Refused("SidecarShape"),
+    ),
+    (
+        "a readiness probe of another path",
+        ALL,
+        |p| set(p, &format!("{PROXY}/readinessProbe/httpGet"), "path", json!("/x")),
+        Refused("SidecarShape"),
+    ),
+    (
+        "the agent's socket elsewhere, where the sidecar is not required",
+        &[OPEN],
+        socket_elsewhere,
         Refused("SidecarShape"),
     ),
     (
@@ -309,6 +369,21 @@ pub const WITH_INIT: &[(&str, Change, Answer)] = &[
                 list.remove(0);
             }
         },
+        Refused("SidecarMissing"),
+    ),
+    (
+        "cinch-init as a sidecar",
+        |p| set(p, "/spec/initContainers/0", "restartPolicy", json!("Always")),
+        Refused("SidecarMissing"),
+    ),
+    (
+        "without the capability to set the redirect",
+        |p| remove(p, "/spec/initContainers/0/securityContext/capabilities", &["add"]),
+        Refused("SidecarMissing"),
+    ),
+    (
+        "told to ask the agent",
+        |p| push(p, "/spec/initContainers/1/env", json!({"name": "CINCH_REDIRECT", "value": "agent"})),
         Refused("SidecarMissing"),
     ),
     (

@@ -72,6 +72,7 @@ pub(super) fn pod(uid: &str, account: &str, ips: &[&str]) -> PodInfo {
         workload: WorkloadName { namespace: "shop".into(), kind: "Deployment".into(), name: account.into() },
         workload_created_unix_ms: 0,
         injected: true,
+        by_agent: false,
         host_network: false,
         phase: Phase::Running,
         started: true,

@@ -19,7 +19,8 @@ const BOUND: usize = MAX_MESSAGE - 32 * 1024;
 /// Kinds of pods that are kept of one namespace; beyond it they are put together again.
 const LOOKS: usize = 1024;
 
-/// Lists of declared ports that are kept of pods that enforce the same; beyond it they are put together again.
+/// Lists of declared ports that are kept of pods that enforce the same; beyond it one is dropped for each
+/// that comes.
 const DECLARED: usize = 64;
 
 /// The values of the labels that selectors ask for, in the order of the keys, and whether the lock is on.
@@ -72,8 +73,11 @@ impl Composed {
         let policy = v1::WorkloadPolicy { declared: declared.collect(), ..self.policy.as_ref().clone() };
         let made = Arc::new(versioned(policy));
         let mut held = self.declared.write();
-        if held.len() >= DECLARED {
-            held.clear();
+        // One goes for one that comes: to drop all would have every pod's message put together again.
+        if held.len() >= DECLARED
+            && let Some(any) = held.keys().next().cloned()
+        {
+            held.remove(&any);
         }
         held.insert(ports.to_vec(), Arc::clone(&made));
         made

@@ -10,6 +10,7 @@ mod watching;
 use super::fixtures::*;
 use super::keyed::{Feed, Table};
 use super::model::{Phase, SourceName};
+use super::sidecar;
 use super::state::State;
 use cinch_control::v1;
 use cinch_control::v1::record::Kind;
@@ -313,6 +314,29 @@ fn a_namespace_is_read_from_its_labels() {
     going.metadata.deletion_timestamp = pod("x").terminating().build().metadata.deletion_timestamp;
     apply(&mut state, going);
     assert_eq!(state.enrolled(), ["shop"]);
+}
+
+#[test]
+fn a_pod_tells_whether_it_was_injected_for_the_node_agent() {
+    let ours = sidecar::containers(IMAGE);
+    let mut proxy = ours[1].clone();
+    proxy["env"] = json!([{"name": "CINCH_REDIRECT", "value": "agent"}]);
+    proxy["volumeMounts"] = json!([{"name": "cinch-agent", "mountPath": "/var/run/cinch/agent"}]);
+    let volumes = json!([{"name": "cinch-agent", "csi": {"driver": "node.cinch.dev"}}]);
+    // A container of the user does not make it the other kind.
+    let init = json!([proxy, {"name": sidecar::INIT}]);
+    let agent = pod("agent").set("/spec/initContainers", init.clone()).set("/spec/volumes", volumes);
+    let without_volume = pod("bare").set("/spec/initContainers", init);
+    for (built, want) in [
+        (agent, (true, true)),
+        (without_volume, (false, false)),
+        (pod("init"), (true, false)),
+        (pod("plain").unmeshed(), (false, false)),
+    ] {
+        let state = cluster(vec![built.uid("x").build()], vec![], vec![]);
+        let found = state.pod("x").unwrap();
+        assert_eq!((found.injected, found.by_agent), want, "{}", found.name);
+    }
 }
 
 #[test]

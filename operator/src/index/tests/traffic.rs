@@ -219,6 +219,41 @@ fn a_host_port_leads_to_the_pod_that_asked_for_it() {
     assert_eq!(kind(&state.record(ASKER, at("10.240.0.11:18080"))), Kind::PassThrough);
 }
 
+/// A pod of `node1` whose init containers, one of them a native sidecar, ask for the node's ports 9100 and 9101.
+fn asks_in_init(name: &str) -> PodBuilder {
+    let ports = |port: u16| json!([{"containerPort": 8080, "hostPort": port}]);
+    pod(name).set(
+        "/spec/initContainers",
+        json!([{"name": "a", "ports": ports(9100)}, {"name": "b", "restartPolicy": "Always", "ports": ports(9101)}]),
+    )
+}
+
+#[test]
+fn init_containers_draw_no_traffic_of_their_node() {
+    // The kubelet maps the ports of `spec.containers` alone.
+    let state = cluster(vec![asks_in_init("thief").ip("10.1.0.5").build()], vec![], vec![]);
+    for to in ["10.240.0.11:9100", "10.1.0.1:9100", "10.240.0.11:9101"] {
+        assert!(endpoints(&state.record(ASKER, at(to))).is_empty(), "{to}");
+    }
+    assert_eq!(kind(&state.record(ASKER, at("10.240.0.11:9100"))), Kind::PassThrough);
+}
+
+#[test]
+fn a_pod_without_an_address_does_not_hide_the_one_behind_a_host_port() {
+    let ports = json!([{"name": "app", "ports": [{"containerPort": 8080, "hostPort": 9100}]}]);
+    let real = || pod("real").set("/spec/containers", ports.clone()).ip("10.1.0.5").build();
+    let newer = || pod("stuck").set("/spec/containers", ports.clone()).created(200).phase("Pending");
+    let stuck = [
+        ("in an init container", asks_in_init("stuck").created(200).phase("Pending").build()),
+        ("without an address", newer().build()),
+        ("of the other family", newer().ip("fd00::7").build()),
+    ];
+    for (case, stuck) in stuck {
+        let state = cluster(vec![real(), stuck], vec![], vec![]);
+        assert_eq!(endpoints(&state.record(ASKER, at("10.240.0.11:9100"))), ["10.1.0.5:8080 real"], "{case}");
+    }
+}
+
 #[test]
 fn names_and_services_without_selector_are_what_their_addresses_are() {
     let alias = service_with(
