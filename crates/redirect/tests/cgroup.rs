@@ -12,13 +12,18 @@ use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use support::{Namespace, Pair};
+
+static PROBES: AtomicU32 = AtomicU32::new(0);
 
 /// Where cgroup v2 is mounted, if this test may make groups there.
 fn hierarchy() -> Option<PathBuf> {
     let roots = ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"].map(PathBuf::from);
     let root = roots.into_iter().find(|root| root.join("cgroup.controllers").exists())?;
-    let probe = root.join(format!("cinch-probe-{}", std::process::id()));
+    // One for each test: they run side by side.
+    let one = PROBES.fetch_add(1, Ordering::Relaxed);
+    let probe = root.join(format!("cinch-probe-{}-{one}", std::process::id()));
     fs::create_dir(&probe).ok()?;
     fs::remove_dir(&probe).ok()?;
     Some(root)

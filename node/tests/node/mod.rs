@@ -34,11 +34,15 @@ pub const OTHER: &str = "99999999-6f0e-4a7e-9d43-5a3c2f7a9e11";
 const ROLE: &str = "CINCH_TEST_CONTAINER";
 pub const NONCE: u64 = 0x1122_3344_5566_7788;
 
+static PROBES: AtomicU32 = AtomicU32::new(0);
+
 /// Where cgroup v2 is mounted, if this test may make groups there.
 pub fn hierarchy() -> Option<PathBuf> {
     let roots = ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"].map(PathBuf::from);
     let root = roots.into_iter().find(|root| root.join("cgroup.controllers").exists())?;
-    let probe = root.join(format!("cinch-probe-{}", std::process::id()));
+    // One for each test: they run side by side.
+    let one = PROBES.fetch_add(1, Ordering::Relaxed);
+    let probe = root.join(format!("cinch-probe-{}-{one}", std::process::id()));
     fs::create_dir(&probe).ok()?;
     fs::remove_dir(&probe).ok()?;
     Some(root)
