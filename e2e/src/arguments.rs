@@ -2,6 +2,7 @@
 
 use crate::bench;
 use crate::cluster::Options;
+use crate::install::Redirect;
 use clap::{Args, Parser, Subcommand};
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -26,6 +27,9 @@ pub enum Command {
         /// What cluster.
         #[command(flatten)]
         cluster: ClusterArguments,
+        /// Who sets the redirect of pods
+        #[arg(long, value_enum, default_value_t)]
+        redirect: Redirect,
         /// Leave the cluster running, reachable through a loopback port
         #[arg(long)]
         keep: bool,
@@ -39,6 +43,10 @@ pub enum Command {
         /// Play the chosen cluster tests on this kept cluster instead of one of their own
         #[arg(long, requires = "only")]
         on: Option<String>,
+        /// Only the cluster tests and the story, on a release in which this sets the redirect of pods; what depends
+        /// on another way is skipped, with the reason
+        #[arg(long, value_enum, conflicts_with = "on")]
+        redirect: Option<Redirect>,
     },
     /// Start a cluster with Cinch installed and leave it running
     Up {

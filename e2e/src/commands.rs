@@ -2,7 +2,7 @@
 
 use crate::cluster::{self, Cluster, Layout, Options, Record};
 use crate::images;
-use crate::install::{self, install};
+use crate::install::{self, Redirect, install};
 use crate::prepare::prepare;
 use crate::terminal;
 use crate::{bench, cluster_tests, report, signals, soak, story};
@@ -15,11 +15,11 @@ use std::time::Instant;
 ///
 /// # Errors
 /// When a cluster can't be had at all.
-pub fn demo(options: &Options, keep: bool) -> Result<bool> {
+pub fn demo(options: &Options, redirect: Redirect, keep: bool) -> Result<bool> {
     root()?;
-    let cluster = installed(options)?;
+    let cluster = installed(options, redirect)?;
     let memory = cluster.watch_memory();
-    let mut story = story::Story::begin(&cluster)?;
+    let mut story = story::Story::begin(&cluster, redirect)?;
     let mut steps = story.play(story::LINES);
     steps.extend(story.play(story::ENDING));
     let held = report::table(&steps);
@@ -35,7 +35,8 @@ pub fn demo(options: &Options, keep: bool) -> Result<bool> {
 /// When it can't be started.
 pub fn up(options: &Options, bare: bool) -> Result<()> {
     root()?;
-    let cluster = if bare { started(options, &[images::DEMO_APP])? } else { installed(options)? };
+    let cluster =
+        if bare { started(options, &[images::DEMO_APP])? } else { installed(options, Redirect::Agent)? };
     finish(cluster, true)
 }
 
@@ -48,7 +49,7 @@ pub fn figures(rounds: usize, on: Option<&str>) -> Result<()> {
     if let Some(name) = on {
         return cluster_tests::figures::run(&Cluster::attach(name, &prepare()?)?, rounds);
     }
-    let cluster = installed(&Options { name: "figures".to_owned(), nodes: 1 })?;
+    let cluster = installed(&Options { name: "figures".to_owned(), nodes: 1 }, Redirect::Agent)?;
     cluster_tests::figures::run(&cluster, rounds)?;
     finish(cluster, false)
 }
@@ -133,7 +134,7 @@ pub fn bench(options: &bench::Options) -> Result<bool> {
 /// When a cluster can't be had at all.
 pub fn soak(name: &str, minutes: u64) -> Result<bool> {
     root()?;
-    let cluster = installed(&Options { name: name.to_owned(), nodes: 1 })?;
+    let cluster = installed(&Options { name: name.to_owned(), nodes: 1 }, Redirect::Agent)?;
     let held = soak::run(&cluster, minutes);
     if !held.as_ref().is_ok_and(|held| *held) {
         cluster.print_what_matters();
@@ -157,13 +158,13 @@ pub fn write_images(folder: &Path) -> Result<()> {
     fs::remove_file(log).context("the build's log can't be removed")
 }
 
-/// A cluster with Cinch installed.
+/// A cluster with Cinch installed, whose pods' redirect is set as `redirect` says.
 ///
 /// # Errors
 /// When it can't be started or installed: then nothing is left of it.
-pub fn installed(options: &Options) -> Result<Cluster> {
+pub fn installed(options: &Options, redirect: Redirect) -> Result<Cluster> {
     let cluster = started(options, &images::BINARIES)?;
-    if let Err(error) = install(&cluster, &[]) {
+    if let Err(error) = install(&cluster, redirect) {
         cluster.print_what_matters();
         return Err(error);
     }

@@ -239,6 +239,29 @@ mod tests {
     }
 
     #[test]
+    fn admission_takes_the_proxys_settings_of_this_installation_and_those_of_before() {
+        let test = "admission_takes_the_proxys_settings_of_this_installation_and_those_of_before";
+        let Some(helm) = helm_for(test) else { return };
+        let chart = repository().unwrap().join("charts/cinch");
+        let rendered = |proxy: &str| {
+            let mut command = Command::new(&helm);
+            command.args(["template", "cinch"]).arg(&chart).args(["--set-json", &format!("proxy={proxy}")]);
+            String::from_utf8(command.output().unwrap().stdout).unwrap()
+        };
+        // As the webhook reads and writes it (webhook/src/settings.rs).
+        let now = r#"{"accessLog":{"sampling":0.25},"limits":{"connections":1048576},"records":"in-place"}"#;
+        let before = r#"{"limits":{"silence":"50ms"}}"#;
+        let text = rendered(&format!(r#"{{"settings":{now},"previousSettings":[{before}]}}"#));
+        let has = |text: &str, line: &str| text.lines().any(|found| found == line);
+        assert!(has(&text, &format!("      settings: {now}")), "{text}");
+        let list = format!("['{now}', '{before}']").replace('"', "\\\"");
+        assert!(has(&text, &format!("    expression: \"{list}\"")), "{list}");
+        assert!(has(&rendered("{}"), "    expression: \"['{}']\""));
+        let odd = rendered(r#"{"previousSettings":[{"x":1}]}"#);
+        assert!(odd.is_empty(), "what goes into an expression is closed: {odd}");
+    }
+
+    #[test]
     fn istios_definitions_can_be_left_out_and_are_kept_at_uninstall() {
         let Some(helm) = helm_for("istios_definitions_can_be_left_out_and_are_kept_at_uninstall") else {
             return;

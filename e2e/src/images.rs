@@ -133,6 +133,36 @@ pub fn cargo() -> std::ffi::OsString {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::collections::BTreeSet;
+
+    /// Each package that is compiled for `edges`, with its features.
+    fn features(edges: &str) -> BTreeSet<String> {
+        let mut command = Command::new(cargo());
+        command.args([
+            "tree",
+            "--workspace",
+            "--offline",
+            "--no-dedupe",
+            "--prefix=none",
+            "--format={p} {f}",
+        ]);
+        command.args(["--edges", edges]).current_dir(repository().unwrap());
+        let told = succeed(&mut command, None, Duration::from_secs(60)).unwrap();
+        told.lines().map(|line| line.trim_end_matches(" (*)").to_owned()).collect()
+    }
+
+    /// With such a feature, `cargo test` compiles half of the workspace again, and tests something else than what is
+    /// in the images.
+    #[test]
+    fn tests_switch_on_no_feature_of_what_the_programs_need() {
+        let (programs, with_tests) = (features("normal,build"), features("normal,build,dev"));
+        let package = |line: &str| line.split(' ').take(2).collect::<Vec<_>>().join(" ");
+        let known: BTreeSet<String> = programs.iter().map(|line| package(line)).collect();
+        assert!(known.len() > 100, "only {} packages were found", known.len());
+        let changed =
+            with_tests.symmetric_difference(&programs).filter(|line| known.contains(&package(line)));
+        assert_eq!(changed.collect::<Vec<_>>(), Vec::<&String>::new());
+    }
 
     #[test]
     fn executables_are_read_from_among_other_lines() {

@@ -12,6 +12,34 @@ use std::time::Duration;
 pub const NAMESPACE: &str = "cinch-system";
 /// The node agents.
 pub const AGENT: &str = "daemonset/cinch-node";
+/// Who sets the redirect of pods, in the whole release.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum Redirect {
+    /// The agent of each node
+    #[default]
+    Agent,
+    /// An init container of each pod; then there is no agent at all
+    Init,
+}
+
+impl Redirect {
+    fn value(self) -> &'static str {
+        match self {
+            Redirect::Agent => "redirect.mode=agent",
+            Redirect::Init => "redirect.mode=init",
+        }
+    }
+
+    /// Our containers in front of a pod's own.
+    #[must_use]
+    pub fn containers(self) -> &'static [&'static str] {
+        match self {
+            Redirect::Agent => &["cinch-proxy"],
+            Redirect::Init => &["cinch-init", "cinch-proxy"],
+        }
+    }
+}
+
 /// Values with which the agents set the redirect, as they do by default.
 pub const AGENT_MODE: &str = "redirect.mode=agent,node.install=auto";
 /// Values with which init containers do. Pods of before still need the agents.
@@ -23,22 +51,22 @@ const READY: Duration = Duration::from_secs(180);
 /// Values that make minutes of what takes days: evidence is reported each second and asked for during seconds.
 const VALUES: [&str; 6] = [
     "promotion.default=Automatic",
-    "promotion.quietPeriod=15s",
-    "promotion.probation=20s",
-    "promotion.settle=5s",
+    "promotion.quietPeriod=8s",
+    "promotion.probation=15s",
+    "promotion.settle=3s",
     "promotion.minInterval=0s",
     "proxy.reportInterval=1s",
 ];
 
-/// Runs `helm install` and waits for the Deployments. `further` are more `key=value` settings.
+/// Runs `helm install` and waits for the Deployments, and for the agents where they are what sets the redirect.
 ///
 /// # Errors
 /// When Helm fails or a Deployment does not become ready.
-pub fn install(cluster: &Cluster, further: &[&str]) -> Result<()> {
+pub fn install(cluster: &Cluster, redirect: Redirect) -> Result<()> {
     let chart = repository()?.join("charts/cinch").display().to_string();
     let mut arguments = vec!["install", "cinch", &chart, "--namespace", NAMESPACE, "--create-namespace"];
     let (registry, tag) = (format!("images.registry={REGISTRY}"), format!("images.tag={TAG}"));
-    for value in [registry.as_str(), tag.as_str()].into_iter().chain(VALUES).chain(further.iter().copied()) {
+    for value in [registry.as_str(), tag.as_str()].into_iter().chain(VALUES).chain([redirect.value()]) {
         arguments.extend(["--set-string", value]);
     }
     let output = cluster.helm(&arguments)?;
@@ -47,6 +75,12 @@ pub fn install(cluster: &Cluster, further: &[&str]) -> Result<()> {
     }
     for (name, replicas) in DEPLOYMENTS {
         deployment_ready(cluster, NAMESPACE, name, replicas)?;
+    }
+    if redirect == Redirect::Init {
+        terminal::say(
+            "install: operator and webhook have both replicas ready; init containers set the redirect",
+        );
+        return Ok(());
     }
     agents_ready(cluster)?;
     terminal::say("install: operator and webhook have both replicas ready, and each node its agent");

@@ -23,6 +23,7 @@ mod soak;
 mod story;
 mod terminal;
 mod tests_of_all;
+mod unit_tests;
 mod wait;
 
 use anyhow::Result;
@@ -46,9 +47,11 @@ fn main() -> ExitCode {
 /// Whether what was asked for held.
 fn run(command: Command) -> Result<bool> {
     match command {
-        Command::Demo { cluster, keep } => return commands::demo(&cluster.into(), keep),
-        Command::Test { only, .. } if only.is_empty() => return tests_of_all::run(),
-        Command::Test { only, on } => return tests_of_all::run_only(&only, on.as_deref()),
+        Command::Demo { cluster, redirect, keep } => return commands::demo(&cluster.into(), redirect, keep),
+        Command::Test { only, redirect: None, .. } if only.is_empty() => return tests_of_all::run(),
+        Command::Test { only, on, redirect } => {
+            return tests_of_all::run_only(&only, on.as_deref(), redirect.unwrap_or_default());
+        }
         Command::Up { cluster, bare } => commands::up(&cluster.into(), bare)?,
         Command::Reload { component, name } => commands::reload(&name, component.as_deref())?,
         Command::Figures { rounds, on } => commands::figures(rounds, on.as_deref())?,

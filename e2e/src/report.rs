@@ -46,6 +46,37 @@ impl Step {
     }
 }
 
+/// How many tests passed, failed and were skipped.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct Counts {
+    /// All that they claim held.
+    pub passed: u64,
+    /// Something else was seen, or nothing at all.
+    pub failed: u64,
+    /// They can't be played here.
+    pub skipped: u64,
+}
+
+impl Counts {
+    /// Adds those of another part.
+    pub fn add(&mut self, other: Self) {
+        self.passed += other.passed;
+        self.failed += other.failed;
+        self.skipped += other.skipped;
+    }
+
+    /// Those of a table.
+    #[must_use]
+    pub fn of(steps: &[Step]) -> Self {
+        let count = |verdict| count(steps, verdict) as u64;
+        Self {
+            passed: count(Verdict::Held),
+            failed: count(Verdict::Failed),
+            skipped: count(Verdict::Skipped),
+        }
+    }
+}
+
 /// How many of the steps came out so.
 #[must_use]
 pub fn count(steps: &[Step], verdict: Verdict) -> usize {

@@ -12,7 +12,7 @@ use crate::refusal::Refusal;
 use cinch_reason::Reason;
 use cinch_redirect::request::{Answer, MAX_REQUEST, Request};
 use cinch_redirect::sighting::Sightings;
-use cinch_redirect::{Exempt, RedirectConfig};
+use cinch_redirect::{Exempt, RedirectConfig, Table};
 use parking_lot::RwLock;
 use std::fs::File;
 use std::io;
@@ -32,6 +32,8 @@ const VISITS: usize = 16;
 /// Looks at a time. They may take long and much memory, as pods are, so they have turns of their own: a pod that
 /// starts waits for none of them.
 const LOOKS: usize = 2;
+/// A pod whose refusals change all the time is told of no more often: anybody in it may ask as fast as he likes.
+const TOLD_EVERY: Duration = Duration::from_secs(1);
 /// How long a look waits for its turn; what is not looked at now is with the sidecar's next question.
 const TURN_TIMEOUT: Duration = Duration::from_secs(3);
 
@@ -50,6 +52,8 @@ struct Success {
     exempt: Exempt,
     done: Done,
     sightings: Option<Sightings>,
+    /// The redirect had been in force before, and no longer was.
+    was_gone: bool,
 }
 
 /// What one pod's socket remembers between requests.
@@ -58,11 +62,15 @@ pub struct Memory {
     bucket: Bucket,
     /// The last outcome, so that only changes are logged at a visible level.
     last: Option<Result<Exempt, Refusal>>,
+    /// When a refusal was last logged so.
+    told: Option<Instant>,
+    /// Who was exempt by the redirect that was last seen in force; refusals since then change nothing about it.
+    in_force: Option<Exempt>,
 }
 
 impl Default for Memory {
     fn default() -> Self {
-        Self { bucket: Bucket::new(Instant::now()), last: None }
+        Self { bucket: Bucket::new(Instant::now()), last: None, told: None, in_force: None }
     }
 }
 
@@ -94,8 +102,10 @@ impl Agent {
             .answered(outcome.as_ref().map(|_| ()).map_err(|refusal| refusal.reason), begin.elapsed());
         memory.note(uid, &outcome, begin.elapsed());
         let answer = match &outcome {
-            Ok(Success { exempt: Exempt::Cgroup { id, level }, sightings, .. }) => {
-                Answer::Done { cgroup: *id, level: *level, sightings: sightings.clone() }
+            Ok(Success { exempt: Exempt::Cgroup { id, level }, sightings, was_gone, .. }) => {
+                self.metrics.set_again(*was_gone);
+                let (sightings, was_gone) = (sightings.clone(), *was_gone);
+                Answer::Done { cgroup: *id, level: *level, sightings, was_gone }
             }
             // No request leads to an exemption by user.
             Ok(Success { exempt: Exempt::User(_), .. }) => return,
@@ -142,6 +152,7 @@ impl Agent {
         let set = move || netns::set_and_prove(&config, request.nonce);
         let done = netns::inside(sidecar.namespace, set).await.map_err(unvisited)??;
         drop(visit);
+        let was_gone = memory.saw_in_force(sidecar.exempt, done, request);
         let sightings = if request.look {
             let subject =
                 Subject { uid: uid.to_owned(), proxy: handle.id(), group: sidecar.group, outbound_port };
@@ -149,7 +160,7 @@ impl Agent {
         } else {
             None
         };
-        Ok(Success { exempt: sidecar.exempt, done, sightings })
+        Ok(Success { exempt: sidecar.exempt, done, sightings, was_gone })
     }
 
     /// What passes by the proxy; `None` when nobody looked.
@@ -164,8 +175,8 @@ impl Agent {
             looked
         };
         match netns::inside(namespace, work).await.flatten() {
-            Ok(Look { sightings, is_cut }) => {
-                if is_cut {
+            Ok(Look { sightings, is_short }) => {
+                if is_short {
                     tracing::debug!(pod = uid, "a look at what passes by the proxy reached its bounds");
                 }
                 Some(sightings)
@@ -207,17 +218,38 @@ async fn read_request(stream: &mut UnixStream) -> Result<Request, Refusal> {
 }
 
 impl Memory {
+    /// Notes that the redirect of `exempt` is in force now; whether it had been before and was not when this request
+    /// came. That a sidecar which has just started finds none, or the exemption of the one before it, is as it should be.
+    fn saw_in_force(&mut self, exempt: Exempt, done: Done, request: Request) -> bool {
+        let known = self.in_force.replace(exempt) == Some(exempt);
+        match done {
+            Done::Standing | Done::Loaded(Table::Current) => false,
+            // An agent that has started since may have other rules than the one before it.
+            Done::Loaded(Table::Other) => known,
+            // Sidecars look only once their redirect is in force.
+            Done::Loaded(Table::Missing) => known || request.look,
+        }
+    }
+
     fn note(&mut self, uid: &str, outcome: &Result<Success, Refusal>, took: Duration) {
         let short = outcome.as_ref().map(|success| success.exempt).map_err(Clone::clone);
         let changed = self.last.as_ref() != Some(&short);
         match outcome {
-            Ok(Success { exempt, done: Done::Loaded, .. }) if !changed => {
+            Ok(Success { exempt, was_gone: true, .. }) => {
                 tracing::warn!(pod = uid, %exempt, ?took, "the redirect was gone and is set again");
             }
             Ok(Success { exempt, done, .. }) if changed => {
                 tracing::info!(pod = uid, %exempt, ?done, ?took, "redirect in force")
             }
-            Err(refusal) if changed => tracing::warn!(pod = uid, %refusal, ?took, "refused"),
+            Err(refusal) if changed && self.told.is_none_or(|at| at.elapsed() >= TOLD_EVERY) => {
+                self.told = Some(Instant::now());
+                tracing::warn!(pod = uid, %refusal, ?took, "refused");
+            }
+            Err(refusal) if changed => {
+                tracing::debug!(pod = uid, %refusal, ?took, "refused");
+                // Should it last, it is told the next time.
+                return;
+            }
             _ => tracing::debug!(pod = uid, ?outcome, ?took, "as before"),
         }
         self.last = Some(short);
@@ -239,5 +271,40 @@ mod tests {
         assert_eq!(agent.visits.available_permits(), VISITS, "who starts does not wait for looks");
         drop(first);
         assert!(agent.turn(Duration::ZERO).await.is_some() && skipped(1));
+    }
+
+    #[test]
+    fn refusals_that_change_all_the_time_are_not_all_told() {
+        let mut memory = Memory::default();
+        let mut refuse = |sentence: &str| {
+            let outcome = Err(Refusal::new(Reason::NotTheSidecar, sentence));
+            memory.note("pod", &outcome, Duration::ZERO);
+            memory.last == Some(outcome.map(|_: Success| Exempt::User(0)))
+        };
+        assert!(refuse("the user 1 asks"));
+        assert!((2..100).all(|user| !refuse(&format!("the user {user} asks"))));
+        memory.told = Instant::now().checked_sub(TOLD_EVERY);
+        memory.note("pod", &Err(Refusal::new(Reason::PeerUnknown, "later")), Duration::ZERO);
+        assert!(matches!(&memory.last, Some(Err(refusal)) if refusal.reason == Reason::PeerUnknown));
+    }
+
+    #[test]
+    fn only_a_redirect_that_had_been_in_force_was_gone() {
+        let (first, second) = (Exempt::Cgroup { id: 1, level: 3 }, Exempt::Cgroup { id: 2, level: 3 });
+        let (start, look) = (Request { nonce: 1, look: false }, Request { nonce: 1, look: true });
+        let (current, other, missing) =
+            (Done::Loaded(Table::Current), Done::Loaded(Table::Other), Done::Loaded(Table::Missing));
+        let mut memory = Memory::default();
+        let mut gone = |exempt, done, request| memory.saw_in_force(exempt, done, request);
+        assert!(!gone(first, missing, start), "a pod that starts has none");
+        assert!(!gone(first, Done::Standing, look) && !gone(first, current, look));
+        assert!(gone(first, missing, look) && gone(first, other, look), "flushed, or changed");
+        assert!(!gone(second, other, start), "a sidecar that has started again finds the one before it");
+        assert!(gone(second, missing, start), "asked at once, whatever for");
+        let after_restart = |done, request| Memory::default().saw_in_force(first, done, request);
+        assert!(
+            after_restart(missing, look) && !after_restart(other, look),
+            "an agent that has just started"
+        );
     }
 }

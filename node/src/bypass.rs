@@ -60,6 +60,17 @@ pub struct Suspect {
     pub cgroup: Option<u64>,
 }
 
+/// All suspects of one moment, TCP first.
+#[derive(Debug, Clone, Default)]
+pub struct Suspects {
+    /// At most [`MOST_SUSPECTS`].
+    pub all: Vec<Suspect>,
+    /// There may be more.
+    pub is_cut: bool,
+    /// There may be more TCP, which is what must not go unseen.
+    pub hides_tcp: bool,
+}
+
 impl Suspect {
     fn of(way: Way, socket: &Socket) -> Self {
         let Socket { local, remote, inode, cgroup, .. } = *socket;
@@ -120,14 +131,15 @@ pub fn has_open_udp(udp: &[Socket], proxy: &Proxy) -> bool {
     udp.iter().filter(is_open).any(|socket| !proxy.owns(socket))
 }
 
-/// What passes by `proxy` in `scene`, at most [`MOST_SUSPECTS`]; TCP comes first.
+/// What passes by `proxy` in `scene`.
 #[must_use]
-pub fn suspects(scene: &Scene, proxy: &Proxy) -> Listed<Suspect> {
-    let mut found = tcp(scene, proxy);
-    udp(scene, proxy, &mut found);
-    let is_cut = scene.tcp.is_cut || scene.udp.is_cut || scene.flows.is_cut || found.len() > MOST_SUSPECTS;
-    found.truncate(MOST_SUSPECTS);
-    Listed { all: found, is_cut }
+pub fn suspects(scene: &Scene, proxy: &Proxy) -> Suspects {
+    let mut all = tcp(scene, proxy);
+    let hides_tcp = scene.tcp.is_cut || all.len() > MOST_SUSPECTS;
+    udp(scene, proxy, &mut all);
+    let is_cut = hides_tcp || scene.udp.is_cut || scene.flows.is_cut || all.len() > MOST_SUSPECTS;
+    all.truncate(MOST_SUSPECTS);
+    Suspects { all, is_cut, hides_tcp }
 }
 
 /// What was found in two looks, a moment apart: a connection that is being opened or closed, or a list that the

@@ -75,6 +75,10 @@ impl v1::node_server::Node for Driver {
         if context(EPHEMERAL) != Some("true") {
             return Err(Status::invalid_argument("only ephemeral inline volumes are served"));
         }
+        // The directory is on the node's own disk, beside what the kubelet counts: no container may write there.
+        if !request.readonly {
+            return Err(Status::invalid_argument("the volume must be readOnly"));
+        }
         let volume = self
             .pods
             .volume(&request.target_path)

@@ -4,6 +4,7 @@
 use crate::agent::Agent;
 use crate::csi::Registered;
 use bytes::Bytes;
+use cinch_places::{AtLimit, Limits, Places};
 use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
@@ -14,12 +15,15 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpListener;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 
-/// A kubelet and a Prometheus or two.
-const MOST_CONNECTIONS: usize = 16;
+/// A kubelet and a Prometheus or two. Each connection is for one answer, so the oldest of those that want too many
+/// is nobody's loss, and a kubelet's probe always gets in: where it did not, the kubelet would kill us.
+const PLACES: Limits = Limits { most: 16, of_one_source: 4, at_limit: AtLimit::DropOldest };
 /// For a request's head.
-const LONGEST_HEAD: Duration = Duration::from_secs(10);
+const LONGEST_HEAD: Duration = Duration::from_secs(5);
+/// For the whole of a connection, an answer that nobody reads included.
+const LONGEST_CONNECTION: Duration = Duration::from_secs(10);
 
 /// What is asked about.
 #[derive(Clone)]
@@ -60,13 +64,13 @@ impl Health {
 
 /// Serves until the process ends.
 pub async fn serve(listener: TcpListener, health: Health) {
-    let slots = Arc::new(Semaphore::new(MOST_CONNECTIONS));
+    let places = Places::new(PLACES);
     loop {
-        let Ok((stream, _)) = listener.accept().await else {
+        let Ok((stream, peer)) = listener.accept().await else {
             tokio::time::sleep(Duration::from_millis(50)).await;
             continue;
         };
-        let Ok(slot) = Arc::clone(&slots).try_acquire_owned() else {
+        let Some(place) = places.take(peer.ip()) else {
             continue;
         };
         let health = health.clone();
@@ -78,11 +82,12 @@ pub async fn serve(listener: TcpListener, health: Health) {
             let served = http1::Builder::new()
                 .timer(TokioTimer::new())
                 .header_read_timeout(LONGEST_HEAD)
+                .keep_alive(false)
                 .serve_connection(TokioIo::new(stream), service);
-            if let Err(error) = served.await {
-                tracing::debug!(%error, "health connection ended");
+            tokio::select! {
+                _ = tokio::time::timeout(LONGEST_CONNECTION, served) => {}
+                () = place.lost() => {}
             }
-            drop(slot);
         });
     }
 }

@@ -5,7 +5,7 @@
 //! pod may cost is bounded ([`crate::bounds`]), and what was left for that is told.
 
 use crate::bounds::{Budget, Listed};
-use crate::bypass::{Proxy, Scene, Suspect, has_open_udp, in_both, leaves, matters, suspects};
+use crate::bypass::{Proxy, Scene, Suspect, Suspects, has_open_udp, in_both, leaves, matters, suspects};
 use crate::host::Host;
 use crate::owner::{self, Container};
 use crate::sockets::{self, Protocol, Socket};
@@ -40,10 +40,11 @@ pub struct Subject {
 /// What came of a look.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Look {
-    /// What was seen. Where a list was cut, its count of what is besides has one more: that is not known exactly.
+    /// What was seen, and whether all of it was. Where a list was cut, its count of what is besides has one more: that
+    /// is not known exactly.
     pub sightings: Sightings,
     /// The look reached one of its bounds: not everything was listed, or not all processes were found.
-    pub is_cut: bool,
+    pub is_short: bool,
 }
 
 /// Looks at the network namespace of the calling thread.
@@ -61,18 +62,22 @@ fn look_within(host: &Host, subject: &Subject, budget: &mut Budget) -> io::Resul
         Ok::<_, io::Error>(suspects(&scene(&host.proc, &proxy, budget)?, &proxy))
     };
     let first = once()?;
-    let (seen, mut is_cut) = if first.all.is_empty() {
-        (Vec::new(), first.is_cut)
+    let second = if first.all.is_empty() {
+        Suspects::default()
     } else {
         std::thread::sleep(BETWEEN);
-        let Listed { all, is_cut } = once()?;
-        (in_both(&first.all, all), first.is_cut || is_cut)
+        once()?
     };
-    is_cut |= budget.is_exceeded();
+    let is_late = budget.is_exceeded();
+    let is_cut = first.is_cut || second.is_cut || is_late;
+    let hides_tcp = first.hides_tcp || second.hides_tcp || is_late;
+    let seen = in_both(&first.all, second.all);
     let named = if seen.is_empty() { Vec::new() } else { name(host, subject, &seen, budget) };
     let mut sightings = Sightings::of(named);
     sightings.more = sightings.more.saturating_add(u16::from(is_cut));
-    Ok(Look { sightings, is_cut: is_cut || budget.is_exceeded() })
+    // What was cut of UDP, and names that were not found, hide nothing that the proxy should have met.
+    sightings.is_cut = hides_tcp;
+    Ok(Look { sightings, is_short: is_cut || budget.is_exceeded() })
 }
 
 fn scene(proc: &Path, proxy: &Proxy, budget: &mut Budget) -> io::Result<Scene> {
@@ -193,7 +198,8 @@ mod tests {
         let proc = tempfile::tempdir().unwrap();
         let _listed = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let look = look_within(&host(proc.path()), &subject(), &mut Budget::new(Instant::now(), 9)).unwrap();
-        assert_eq!(look, Look { sightings: Sightings { seen: Vec::new(), more: 1 }, is_cut: true });
+        let sightings = Sightings { seen: Vec::new(), more: 1, is_cut: true };
+        assert_eq!(look, Look { sightings, is_short: true });
         let metrics = crate::metrics::Metrics::default();
         metrics.looked(|| Ok(look)).unwrap();
         metrics.looked(|| Ok(Look::default())).unwrap();

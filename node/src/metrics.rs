@@ -33,6 +33,7 @@ struct Inner {
     failed_looks: Counter,
     cut_looks: Counter,
     skipped_looks: Counter,
+    set_again: Counter,
     sightings: Family<Passed, Counter>,
 }
 
@@ -48,7 +49,8 @@ impl Default for Metrics {
         let (seconds, pods) = (Histogram::new(buckets), Gauge::default());
         let looks = Histogram::new([0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.02, 0.1, 0.5, 2.0]);
         let (failed_looks, sightings) = (Counter::default(), Family::<Passed, Counter>::default());
-        let (cut_looks, skipped_looks) = (Counter::default(), Counter::default());
+        let (cut_looks, skipped_looks, set_again) =
+            (Counter::default(), Counter::default(), Counter::default());
         let mut registry = Registry::with_prefix("cinch_node");
         registry.register("requests", "Requests of pods by outcome; empty reason: done", requests.clone());
         registry.register(
@@ -65,6 +67,11 @@ impl Default for Metrics {
             "Looks that did not get their turn in time",
             skipped_looks.clone(),
         );
+        registry.register(
+            "redirects_set_again",
+            "Redirects that had been in force, were found gone and set again",
+            set_again.clone(),
+        );
         registry.register("bypass_sightings", "What looks have seen pass by a proxy", sightings.clone());
         Self(Arc::new(Inner {
             registry,
@@ -75,6 +82,7 @@ impl Default for Metrics {
             failed_looks,
             cut_looks,
             skipped_looks,
+            set_again,
             sightings,
         }))
     }
@@ -99,7 +107,7 @@ impl Metrics {
         match &seen {
             Err(_) => drop(self.0.failed_looks.inc()),
             Ok(look) => {
-                self.0.cut_looks.inc_by(u64::from(look.is_cut));
+                self.0.cut_looks.inc_by(u64::from(look.is_short));
                 for sighting in &look.sightings.seen {
                     self.0.sightings.get_or_create(&Passed { way: word(sighting.way) }).inc();
                 }
@@ -111,6 +119,11 @@ impl Metrics {
     /// Counts a look that was asked for and did not take place.
     pub fn skipped_look(&self) {
         self.0.skipped_looks.inc();
+    }
+
+    /// Counts a redirect that was gone, if it was.
+    pub fn set_again(&self, was_gone: bool) {
+        self.0.set_again.inc_by(u64::from(was_gone));
     }
 
     /// How many pods have a socket.

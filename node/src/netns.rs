@@ -8,14 +8,14 @@
 use crate::refusal::Refusal;
 use cinch_reason::Reason;
 use cinch_redirect::{
-    AGENT_TEST_ADDRESS, AGENT_TEST_ADDRESS_V6, Exempt, RedirectConfig, install, is_installed,
+    AGENT_TEST_ADDRESS, AGENT_TEST_ADDRESS_V6, Exempt, RedirectConfig, Table, install, is_installed, table,
 };
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use std::fs::File;
 use std::io::{self, ErrorKind, Read};
 use std::net::{SocketAddr, TcpStream};
 use std::os::fd::AsFd;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 
 /// The discard port: should the redirect be missing, nobody is bothered.
@@ -28,8 +28,8 @@ const PROOF_TIMEOUT: Duration = Duration::from_secs(2);
 pub enum Done {
     /// The redirect stood already as it must, and was proved.
     Standing,
-    /// It was loaded, and proved.
-    Loaded,
+    /// It was loaded in the place of this, and proved. One that was current had not been proved.
+    Loaded(Table),
 }
 
 /// Runs `work` on a thread of its own in `namespace`.
@@ -92,7 +92,8 @@ pub fn try_table() -> Result<(), String> {
 /// [`Refusal`]. A redirect that was loaded but not proved stays: it is the safe side.
 pub fn set_and_prove(config: &RedirectConfig, nonce: u64) -> Result<Done, Refusal> {
     let failed = |error: &dyn std::fmt::Display| Refusal::new(Reason::RedirectMissing, error.to_string());
-    if is_installed(config).map_err(|error| failed(&error))? && prove(nonce).is_ok() {
+    let before = table(config).map_err(|error| failed(&error))?;
+    if before == Table::Current && prove(nonce).is_ok() {
         return Ok(Done::Standing);
     }
     install(config).map_err(|error| failed(&error))?;
@@ -100,7 +101,7 @@ pub fn set_and_prove(config: &RedirectConfig, nonce: u64) -> Result<Done, Refusa
         return Err(failed(&"the kernel does not show the rules that it took"));
     }
     prove(nonce).map_err(|error| failed(&error))?;
-    Ok(Done::Loaded)
+    Ok(Done::Loaded(before))
 }
 
 /// Dials as any process of the pod that is not the proxy.
@@ -123,12 +124,26 @@ fn judge(to: SocketAddr, heard: io::Result<u64>, nonce: u64) -> Result<(), Strin
     }
 }
 
-/// What whoever answers at `to` says first.
+/// What whoever answers at `to` says first. All of it has one deadline: pods share the visits, and who answers a byte
+/// at a time must not hold one.
 fn heard_at(to: SocketAddr) -> io::Result<u64> {
+    let until = Instant::now() + PROOF_TIMEOUT;
     let mut stream = TcpStream::connect_timeout(&to, PROOF_TIMEOUT)?;
-    stream.set_read_timeout(Some(PROOF_TIMEOUT))?;
     let mut word = [0; 8];
-    stream.read_exact(&mut word)?;
+    let mut rest = &mut word[..];
+    while !rest.is_empty() {
+        let left = until.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(ErrorKind::TimedOut.into());
+        }
+        stream.set_read_timeout(Some(left))?;
+        match stream.read(rest) {
+            Ok(0) => return Err(ErrorKind::UnexpectedEof.into()),
+            Ok(length) => rest = rest.split_at_mut_checked(length).map(|(_, rest)| rest).unwrap_or_default(),
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
     Ok(u64::from_be_bytes(word))
 }
 

@@ -58,6 +58,27 @@ fn a_flushed_table_is_set_again_at_the_next_question() {
 }
 
 #[test]
+fn a_redirect_that_was_gone_is_told_once_to_who_asks_and_counted() {
+    let node = need_node!("a_redirect_that_was_gone_is_told_once_to_who_asks_and_counted");
+    let (pair, agent) = (pair(), serve(&node));
+    let mut proxy = node.start(&PROXY, Some(&pair.pod));
+    proxy.order("listen");
+    let told = |answer: &str| answer.ends_with(", it was gone");
+    assert!(!told(&proxy.order("ask")), "a pod that starts has none");
+    assert_eq!(proxy.order("look"), "seen []");
+    pair.pod.run(remove).unwrap();
+    assert_eq!(proxy.order("look"), "seen [], it was gone");
+    assert_eq!(proxy.order("look"), "seen []");
+    // Changed by somebody, and asked about without a look.
+    let other = RedirectConfig { outbound_port: 1, ..RedirectConfig::default() };
+    pair.pod.run(move || cinch_redirect::install(&other)).unwrap();
+    let answer = proxy.order("ask");
+    assert!(answer.starts_with("done ") && told(&answer), "{answer}");
+    assert!(!told(&proxy.order("ask")));
+    assert!(agent.metrics().text().contains("cinch_node_redirects_set_again_total 2\n"));
+}
+
+#[test]
 fn whoever_is_not_clearly_the_sidecar_of_the_pod_is_refused_and_changes_nothing() {
     let node = need_node!("whoever_is_not_clearly_the_sidecar_of_the_pod_is_refused_and_changes_nothing");
     let (pair, agent) = (pair(), serve(&node));
@@ -94,6 +115,11 @@ fn a_redirect_that_does_not_lead_to_the_proxy_that_asked_is_no_done() {
     liar.order("listen wrongly");
     let answer = liar.order("ask");
     assert!(answer.starts_with("RedirectMissing ") && answer.contains("somebody else"), "{answer}");
+    drop(liar);
+    let mut slow = node.start(&PROXY, Some(&pair.pod));
+    slow.order("listen slowly");
+    let answer = slow.order("ask");
+    assert!(answer.starts_with("RedirectMissing ") && answer.contains("was not answered"), "{answer}");
 }
 
 #[test]

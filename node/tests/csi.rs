@@ -16,11 +16,14 @@ use cinch_node::metrics::Metrics;
 use cinch_node::pods::Pods;
 use cinch_node::serve::{KubeletPaths, REGISTRATION_SOCKET, serve};
 use cinch_redirect::request::{Answer, Request};
-use hyper_util::rt::TokioIo;
+use hyper::client::conn::http2;
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use std::fs;
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
@@ -28,7 +31,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tonic::Code;
-use tonic::transport::{Channel, Endpoint};
+use tonic::body::Body;
 
 const DRIVER: &str = "node.cinch.dev";
 const POD: &str = "0b1f7c52-6f0e-4a7e-9d43-5a3c2f7a9e11";
@@ -96,39 +99,31 @@ fn publication(target: &Path, pod: &str) -> NodePublishVolumeRequest {
 }
 
 async fn channel_to(authority: &str, path: PathBuf) -> Channel {
-    let connect = tower_service_fn(move || {
-        let path = path.clone();
-        async move { UnixStream::connect(path).await.map(TokioIo::new) }
-    });
-    let endpoint = Endpoint::from_shared(format!("http://{authority}")).unwrap();
-    endpoint.connect_with_connector(connect).await.unwrap()
+    let stream = TokioIo::new(UnixStream::connect(path).await.unwrap());
+    let (requests, connection) = http2::handshake(TokioExecutor::new(), stream).await.unwrap();
+    tokio::spawn(connection);
+    Channel { authority: authority.to_owned(), requests }
 }
 
-/// A `tower` service of a closure that needs nothing of the address.
-fn tower_service_fn<F, R>(connect: F) -> ServiceFn<F>
-where
-    F: FnMut() -> R,
-{
-    ServiceFn(connect)
+/// A gRPC client's one connection: tonic's own would also dial again, and be compiled for this test alone.
+struct Channel {
+    authority: String,
+    requests: http2::SendRequest<Body>,
 }
 
-struct ServiceFn<F>(F);
+impl tower_service::Service<hyper::Request<Body>> for Channel {
+    type Response = hyper::Response<hyper::body::Incoming>;
+    type Error = hyper::Error;
+    type Future = Pin<Box<dyn Future<Output = hyper::Result<Self::Response>> + Send>>;
 
-impl<F, R, T, E, A> tower_service::Service<A> for ServiceFn<F>
-where
-    F: FnMut() -> R,
-    R: Future<Output = Result<T, E>>,
-{
-    type Response = T;
-    type Error = E;
-    type Future = R;
-
-    fn poll_ready(&mut self, _: &mut std::task::Context<'_>) -> std::task::Poll<Result<(), E>> {
-        std::task::Poll::Ready(Ok(()))
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<hyper::Result<()>> {
+        self.requests.poll_ready(context)
     }
 
-    fn call(&mut self, _: A) -> R {
-        (self.0)()
+    fn call(&mut self, mut request: hyper::Request<Body>) -> Self::Future {
+        let target = format!("http://{}{}", self.authority, request.uri().path());
+        *request.uri_mut() = target.parse().unwrap();
+        Box::pin(self.requests.send_request(request))
     }
 }
 
@@ -248,6 +243,7 @@ async fn what_is_not_a_pods_own_volume_is_refused() {
         ("another pod", publication(&target, "another")),
         ("no pod", without("csi.storage.k8s.io/pod.uid")),
         ("persistent", without("csi.storage.k8s.io/ephemeral")),
+        ("not readOnly", NodePublishVolumeRequest { readonly: false, ..good.clone() }),
         ("elsewhere", publication(&outside, POD)),
         ("back out", publication(&target.join("../../../../.."), POD)),
         ("nothing", NodePublishVolumeRequest::default()),

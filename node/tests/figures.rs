@@ -24,6 +24,10 @@ const INSIDE: &str = "CINCH_TEST_FIGURES_INSIDE";
 const PODS: usize = 100;
 /// For which the pods are left alone but for their questions.
 const IDLE: Duration = Duration::from_secs(60);
+/// Questions of each pod that floods its socket, all pods at once.
+const FLOOD: usize = 200;
+/// The agent's limit in the chart (`node.resources`).
+const LIMIT_KIB: u64 = 64 * 1024;
 /// Between a sidecar's questions.
 const INTERVAL: Duration = Duration::from_secs(30);
 
@@ -78,8 +82,17 @@ impl Agent {
     }
 
     fn resident_kib(&self) -> u64 {
+        self.memory_kib("VmRSS:")
+    }
+
+    /// The most that was ever resident.
+    fn peak_kib(&self) -> u64 {
+        self.memory_kib("VmHWM:")
+    }
+
+    fn memory_kib(&self, of: &str) -> u64 {
         let text = fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
-        let line = text.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
+        let line = text.lines().find(|line| line.starts_with(of)).unwrap();
         line.split_ascii_whitespace().nth(1).unwrap().parse().unwrap()
     }
 
@@ -204,4 +217,24 @@ fn the_agent_with_a_hundred_pods() {
         agent.resident_kib(),
         looks.0 / looks.1 * 1000.0
     ));
+    flooded(&agent, &mut pods);
+}
+
+/// Every pod asks without a pause, sense and nonsense: the agent serves on and stays within its limit of memory.
+fn flooded(agent: &Agent, pods: &mut [Pod]) {
+    let begin = Instant::now();
+    pods.iter_mut().for_each(|pod| pod.sidecar.tell(&format!("flood: {FLOOD}")));
+    let answered: usize = pods.iter_mut().map(|pod| pod.sidecar.answer().parse::<usize>().unwrap()).sum();
+    let took = begin.elapsed();
+    let peak = agent.peak_kib();
+    say(&format!(
+        "{PODS} pods that flood with {FLOOD} questions each: {answered} looks answered in {:.1} s, {peak} KiB at most",
+        took.as_secs_f64()
+    ));
+    assert!(peak < LIMIT_KIB, "{peak} KiB");
+    let heals = (0..40).any(|_| {
+        std::thread::sleep(Duration::from_millis(600));
+        pods[0].sidecar.order("look").starts_with("seen ")
+    });
+    assert!(heals, "the sidecar is still refused");
 }

@@ -3,6 +3,7 @@
 //! `main` only parses flags; [`run`] wires the rooms below together.
 
 pub mod accounts;
+pub mod api_client;
 pub mod ca;
 pub mod control;
 pub mod endpoint_slice;
@@ -15,6 +16,7 @@ pub mod leader;
 pub mod metrics;
 pub mod policies;
 pub mod posture;
+pub mod pulse;
 pub mod run;
 pub mod settings;
 pub mod trust;

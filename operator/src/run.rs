@@ -6,6 +6,7 @@ use crate::ca::{CertificateAuthority, Keeper};
 use crate::control::{self, Control, LiveView, Parts, Sessions};
 use crate::evidence::EvidenceStore;
 use crate::health;
+use crate::index::sidecar::Ours;
 use crate::index::{Index, IndexSettings};
 use crate::issuing::Issuing;
 use crate::issuing::claims::Rules;
@@ -14,8 +15,9 @@ use crate::jwks::KeySets;
 use crate::leader;
 use crate::metrics::Metrics;
 use crate::policies::BrokenPolicies;
+use crate::pulse::Pulse;
 use crate::settings::Settings;
-use crate::{endpoint_slice, policies, posture, trust, webhook_certificate};
+use crate::{api_client, endpoint_slice, policies, posture, trust, webhook_certificate};
 use anyhow::{Context, bail};
 use futures::FutureExt;
 use kube::Client;
@@ -32,6 +34,9 @@ use tracing::{info, warn};
 /// How long the work may take to end after SIGTERM, before the lease is given back.
 const GRACE: Duration = Duration::from_secs(4);
 
+/// What stands still when a new leader can't list what decides.
+const LISTS: &str = "the lists of a new leader";
+
 /// How often it is asked whether the index is complete, besides its changes.
 const SYNC_POLL: Duration = Duration::from_millis(200);
 
@@ -43,6 +48,7 @@ struct Common {
     keys: KeySets,
     settings: Arc<Settings>,
     metrics: Metrics,
+    pulse: Pulse,
     /// Fires at SIGTERM.
     shutdown: CancellationToken,
 }
@@ -52,10 +58,10 @@ struct Common {
 /// # Errors
 /// When something that the operator can't do without fails, or the lease is lost.
 pub async fn run(settings: Settings) -> anyhow::Result<()> {
-    let client = Client::try_default().await.context("no access to the API server")?;
+    let client = api_client::connect().await?;
     let index = Index::new(IndexSettings {
         trust_domain: settings.trust_domain.clone(),
-        allowed_images: settings.images.allowed.clone(),
+        sidecar: ours(&settings)?,
         mesh_cidrs: settings.mesh.cidrs.clone(),
         root_namespace: settings.root_namespace.clone(),
         trust_domain_aliases: settings.mesh.trust_domain_aliases.clone(),
@@ -65,7 +71,8 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
     let settings = Arc::new(settings);
     let metrics = Metrics::new();
     let keys = KeySets::new(&settings.jwks, &metrics);
-    let common = Common { client, index, keys, settings, metrics, shutdown };
+    let pulse = Pulse::default();
+    let common = Common { client, index, keys, settings, metrics, pulse, shutdown };
     info!(version = env!("CARGO_PKG_VERSION"), pod = common.settings.pod.name, "the operator starts");
     let mut tasks = JoinSet::new();
     tasks.spawn(stop_on_signal(common.shutdown.clone()));
@@ -82,6 +89,15 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
     }
 }
 
+/// By which our sidecar is known.
+fn ours(settings: &Settings) -> anyhow::Result<Ours> {
+    Ok(Ours {
+        images: settings.images.allowed.clone(),
+        trust_domain: settings.trust_domain.clone(),
+        operator_id: settings.operator_id()?.to_string(),
+    })
+}
+
 async fn stop_on_signal(shutdown: CancellationToken) -> anyhow::Result<&'static str> {
     let mut terminate = signal(SignalKind::terminate()).context("SIGTERM can not be handled")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("SIGINT can not be handled")?;
@@ -96,9 +112,12 @@ async fn stop_on_signal(shutdown: CancellationToken) -> anyhow::Result<&'static 
 
 async fn serve_health(common: Common) -> anyhow::Result<&'static str> {
     let address = SocketAddr::new(any_address(), health::PORT);
-    let index = common.index.clone();
-    let ready: health::Ready = Arc::new(move || index.synced());
-    health::serve(address, common.metrics.clone(), ready, common.shutdown.clone()).await?;
+    let (index, pulse) = (common.index.clone(), common.pulse.clone());
+    let checks = health::Checks {
+        ready: Arc::new(move || index.synced()),
+        stopped: Arc::new(move || pulse.stopped()),
+    };
+    health::serve(address, common.metrics.clone(), checks, common.shutdown.clone()).await?;
     Ok("the health port")
 }
 
@@ -179,7 +198,14 @@ async fn synced(index: &Index) {
 
 /// Everything that only the leader does.
 async fn work(common: &Common) -> anyhow::Result<()> {
-    let Common { client, settings, shutdown, .. } = common;
+    let Common { client, index, settings, pulse, shutdown, .. } = common;
+    // Another led until a moment ago, and our watches may have died without a word before that: what proxies are told
+    // now must not be older than what they have.
+    pulse.beat(LISTS);
+    tokio::select! {
+        () = shutdown.cancelled() => return Ok(()),
+        () = index.relist() => pulse.ended(LISTS),
+    }
     let (keeper, authority) =
         Keeper::start(client.clone(), settings).await.context("the certificate authority")?;
     let sessions = Sessions::default();
@@ -216,10 +242,16 @@ fn spawn_rooms(
     evidence: &EvidenceStore,
     rooms: &mut JoinSet<&'static str>,
 ) {
-    let Common { client, index, keys, settings, metrics, shutdown } = common;
+    let Common { client, index, keys, settings, metrics, pulse, shutdown } = common;
     rooms.spawn(evidence.clone().run(shutdown.clone()).map(|()| "the evidence store"));
     let bundle = authority.watch_bundle();
-    let trust = trust::run(client.clone(), index.clone(), Arc::clone(settings), bundle, shutdown.clone());
+    let trust = trust::Parts {
+        client: client.clone(),
+        index: index.clone(),
+        settings: Arc::clone(settings),
+        pulse: pulse.clone(),
+    };
+    let trust = trust::run(trust, bundle, shutdown.clone());
     rooms.spawn(trust.map(|()| "the trust bundles"));
     let slice = endpoint_slice::run(client.clone(), Arc::clone(settings), shutdown.clone());
     rooms.spawn(slice.map(|()| "the endpoint slice"));
@@ -249,6 +281,7 @@ fn spawn_rooms(
             broken,
             settings: Arc::clone(settings),
             metrics: metrics.clone(),
+            pulse: pulse.clone(),
         },
         shutdown.clone(),
     );
@@ -271,11 +304,7 @@ async fn serve_control(
     let (tls, tls_watch) = watch::channel(tls);
     let keep = control::certificate::keep(authority.clone(), operator.clone(), tls, again, shutdown.clone());
     rooms.spawn(keep.map(|()| "the operator's own certificate"));
-    let rules = Rules {
-        trust_domain: settings.trust_domain()?,
-        operator,
-        allowed_images: settings.images.allowed.clone(),
-    };
+    let rules = Rules { trust_domain: settings.trust_domain()?, operator, sidecar: ours(settings)? };
     let api = Arc::new(ApiServer::new(client.clone(), &settings.pod.name));
     let control = Arc::new(Control::new(Parts {
         view: Arc::new(LiveView { index: index.clone(), evidence: evidence.clone() }),

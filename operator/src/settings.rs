@@ -64,7 +64,7 @@ pub struct Settings {
 pub struct Images {
     /// The one that is injected.
     pub proxy: String,
-    /// All that count as ours: current, previous, mirrors.
+    /// All that admission lets in: current, previous, mirrors. Pods that run are known by their repositories.
     pub allowed: Vec<String>,
 }
 

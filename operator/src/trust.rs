@@ -3,6 +3,7 @@
 //! ConfigMaps there are; out come applies and deletions. Decisions are pure ([`plan`]).
 
 use crate::index::Index;
+use crate::pulse::Pulse;
 use crate::settings::Settings;
 use cinch_api::names::{MANAGED_BY_LABEL, OPERATOR, TRUST_CONFIG_MAP};
 use cinch_identity::TrustBundle;
@@ -27,6 +28,8 @@ pub const BUNDLE_KEY: &str = "bundle.pem";
 pub const OPERATOR_KEY: &str = "operator";
 /// Value of the label that marks what is ours.
 const MANAGED_BY: &str = "cinch";
+/// What stands still when this does.
+const ROOM: &str = "the trust bundles";
 /// Writes that failed are tried again so often.
 const RETRY: Duration = Duration::from_secs(2);
 
@@ -58,26 +61,28 @@ enum Step {
     Remove(String, Option<String>),
 }
 
+/// What this room reads and where it writes.
+pub struct Parts {
+    /// Access to the API server.
+    pub client: Client,
+    /// Which namespaces are enrolled, and where the operator is.
+    pub index: Index,
+    /// The namespace of the operator, and its port.
+    pub settings: Arc<Settings>,
+    /// Where it says that it goes on.
+    pub pulse: Pulse,
+}
+
 /// Keeps the ConfigMaps as they should be, until `shutdown`. Only the leader may run this.
-pub async fn run(
-    client: Client,
-    index: Index,
-    settings: Arc<Settings>,
-    bundle: watch::Receiver<Arc<TrustBundle>>,
-    shutdown: CancellationToken,
-) {
+pub async fn run(parts: Parts, bundle: watch::Receiver<Arc<TrustBundle>>, shutdown: CancellationToken) {
     tokio::select! {
         () = shutdown.cancelled() => {}
-        () = keep(client, index, &settings, bundle) => {}
+        () = keep(parts, bundle) => {}
     }
 }
 
-async fn keep(
-    client: Client,
-    index: Index,
-    settings: &Settings,
-    mut bundle: watch::Receiver<Arc<TrustBundle>>,
-) {
+async fn keep(parts: Parts, mut bundle: watch::Receiver<Arc<TrustBundle>>) {
+    let Parts { client, index, settings, pulse } = parts;
     let config =
         watcher::Config::default().fields(&format!("metadata.name={TRUST_CONFIG_MAP}")).page_size(100);
     let mut events =
@@ -87,6 +92,7 @@ async fn keep(
     let mut seen = Seen::default();
     let mut failed = false;
     loop {
+        pulse.beat(ROOM);
         tokio::select! {
             batch = events.next() => match batch {
                 Some(batch) => batch.into_iter().for_each(|event| seen.take(event)),
@@ -96,7 +102,7 @@ async fn keep(
             changed = bundle.changed() => if changed.is_err() { return },
             _ = retry.tick() => if !failed { continue },
         }
-        let Some(content) = content(&index, settings, &bundle.borrow_and_update().clone()) else { continue };
+        let Some(content) = content(&index, &settings, &bundle.borrow_and_update().clone()) else { continue };
         if !seen.synced || !index.synced() {
             continue;
         }
@@ -104,6 +110,7 @@ async fn keep(
         let leaving =
             |namespace: &str| index.namespace(namespace).is_none_or(|namespace| namespace.terminating);
         for step in plan(&index.enrolled(), &leaving, &seen.held, &content) {
+            pulse.beat(ROOM);
             if let Err(error) = carry_out(&client, &step, &content, &mut seen).await {
                 warn!(%error, ?step, "a trust ConfigMap could not be written and is tried again");
                 failed = true;

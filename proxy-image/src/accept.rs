@@ -1,22 +1,27 @@
 //! The accept loop of either side: bounded, never ended by an error of a single connection, stopped by the drain.
 
+use crate::capacity::{Capacity, Place};
 use crate::context::Context;
-use crate::path_metrics::{OpenGauge, PathMetrics};
+use crate::path_metrics::OpenGauge;
 use crate::socket;
+use cinch_redirect::{Family, original_destination, original_destination_in};
 use std::io;
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 /// Where a redirected connection was meant to go.
 pub type OriginalDestination = Arc<dyn Fn(&TcpStream) -> io::Result<SocketAddr> + Send + Sync>;
 
-/// As the redirect of the pod says.
+/// As the redirect of the pod says of connections that `listener` accepts.
 #[must_use]
-pub fn redirected() -> OriginalDestination {
-    Arc::new(cinch_redirect::original_destination)
+pub fn redirected(listener: &TcpListener) -> OriginalDestination {
+    match listener.local_addr().map(Family::of) {
+        Ok(family) => Arc::new(move |stream: &TcpStream| original_destination_in(family, stream)),
+        Err(_) => Arc::new(original_destination),
+    }
 }
 
 /// Out of descriptors or memory: others must end first.
@@ -32,29 +37,38 @@ pub struct Accepted {
     pub stream: TcpStream,
     /// Its other end.
     pub from: SocketAddr,
-    /// Its place under the limit of connections.
-    pub place: OwnedSemaphorePermit,
+    /// Its place under the limits of connections.
+    pub place: Place,
     /// Counts it as on its way.
     pub opening: OpenGauge,
 }
 
 /// Accepts until the drain has begun and no app connection is open any more (until then the app lives, and what it
 /// dials and is asked still counts), or the drain ends; then what waits already (its client may have said all and be
-/// gone). Hands each connection to `serve`, which must not wait.
-pub async fn accept(listener: TcpListener, ctx: &Context, mut serve: impl FnMut(Accepted)) {
-    socket::prepare_listener(&listener);
-    let places = Arc::new(Semaphore::new(ctx.limits.connections));
+/// gone). Hands each connection that `capacity` has room for to `serve`, which must not wait.
+pub async fn accept(
+    listener: TcpListener,
+    capacity: Capacity,
+    ctx: &Context,
+    mut serve: impl FnMut(Accepted),
+) {
     let mut take = |stream, from: SocketAddr| {
         let from = SocketAddr::new(from.ip().to_canonical(), from.port());
-        match places.clone().try_acquire_owned() {
+        match capacity.take(from.ip()) {
             Ok(place) => serve(Accepted { stream, from, place, opening: ctx.metrics.opening() }),
-            Err(_) => over_limit(&ctx.metrics, stream),
+            Err(limit) => {
+                ctx.metrics.count_limit(limit);
+                socket::abort(stream);
+            }
         }
     };
+    let mut over = pin!(over(ctx));
     loop {
         let accepted = tokio::select! {
+            // In this order, or a flood of connections would hide the drain.
+            biased;
+            () = &mut over => break,
             accepted = listener.accept() => accepted,
-            () = over(ctx) => break,
         };
         match accepted {
             Ok((stream, from)) => take(stream, from),
@@ -85,9 +99,4 @@ fn waiting(listener: TcpListener) -> impl Iterator<Item = (TcpStream, SocketAddr
         stream.set_nonblocking(true).ok()?;
         Some((TcpStream::from_std(stream).ok()?, from))
     })
-}
-
-fn over_limit(metrics: &PathMetrics, stream: TcpStream) {
-    metrics.count_limit("connections");
-    socket::abort(stream);
 }

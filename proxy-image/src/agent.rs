@@ -25,6 +25,8 @@ const FIRST_PAUSE: Duration = Duration::from_millis(20);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 /// Between questions once the redirect is in force.
 const INTERVAL: Duration = Duration::from_secs(30);
+/// Before the first of them: the app has started by then, and a promotion waits for a look at each pod.
+const FIRST_LOOK: Duration = Duration::from_secs(10);
 /// At least so long between questions, however often the redirect is in doubt: the agent counts them.
 const SHORTEST_INTERVAL: Duration = Duration::from_secs(1);
 /// For one question. The agent gives the kernel 5 s for the table and its own dial twice 2 s.
@@ -62,6 +64,11 @@ enum Purpose {
     Redirect,
     /// The redirect, and what passes by.
     Look,
+}
+
+/// The longest time before each further question, once the redirect is in force.
+fn waits() -> impl Iterator<Item = Duration> {
+    std::iter::once(FIRST_LOOK).chain(std::iter::repeat(INTERVAL))
 }
 
 /// Who asks, and who is told.
@@ -117,10 +124,10 @@ impl AgentClient {
     /// works is what the self-test says.
     pub async fn keep_asking(&self) {
         let mut told = None;
-        loop {
+        for wait in waits() {
             sleep(SHORTEST_INTERVAL).await;
             // Whatever ends the wait, the next step is the same.
-            let _ = timeout(INTERVAL - SHORTEST_INTERVAL, self.evidence.outbound_in_doubt()).await;
+            let _ = timeout(wait - SHORTEST_INTERVAL, self.evidence.outbound_in_doubt()).await;
             let trouble = self.ask(Purpose::Look).await.err();
             if trouble != told {
                 match &trouble {
@@ -140,12 +147,16 @@ impl AgentClient {
             Err(_) => return Err(Trouble::Unreachable("no answer came in time".to_owned())),
         };
         match answer {
-            Answer::Done { cgroup, level, sightings } => {
+            Answer::Done { cgroup, level, sightings, was_gone } => {
                 tracing::debug!(cgroup, level, "redirect in force");
                 if let Some(sightings) = &sightings {
                     self.evidence.note_look(sightings);
                 }
                 self.evidence.note_agent_proof();
+                if was_gone {
+                    self.evidence.note_set_again();
+                    tracing::warn!("{}", Reason::RedirectWasGone.message());
+                }
                 self.readiness.set_redirected();
                 Ok(())
             }
@@ -216,7 +227,7 @@ mod tests {
     }
 
     fn done() -> Vec<u8> {
-        Answer::Done { cgroup: 7, level: 5, sightings: None }.encode()
+        Answer::Done { cgroup: 7, level: 5, sightings: None, was_gone: false }.encode()
     }
 
     fn last_words(client: &AgentClient) -> String {
@@ -285,8 +296,12 @@ mod tests {
             process: "curl".into(),
             container: "app".into(),
         };
-        let sightings = Some(Sightings { seen: vec![sighting], more: 0 });
-        let agent = agent(&client, vec![Answer::Done { cgroup: 7, level: 5, sightings }.encode()]).await;
+        let sightings = Some(Sightings { seen: vec![sighting], ..Sightings::default() });
+        let answer = Answer::Done { cgroup: 7, level: 5, sightings, was_gone: true }.encode();
+        let agent = agent(&client, vec![answer]).await;
+        let before = client.evidence.report(1, false);
+        assert_eq!((before.redirect_set_again, before.redirect_set_again_age_ms), (0, None));
+        assert_eq!(before.agent_proof_age_ms, None);
         let asking = tokio::spawn({
             let client = client.clone();
             async move { client.keep_asking().await }
@@ -301,7 +316,15 @@ mod tests {
         asking.abort();
         let report = client.evidence.report(1, false);
         assert_eq!((report.bypass.len(), report.bypass[0].process.as_str()), (1, "curl"));
-        assert!(report.bypass_look_age_ms.is_some() && client.evidence.agent_proof_age().is_some());
+        assert!(report.bypass_look_age_ms.is_some() && report.agent_proof_age_ms.is_some());
+        assert_eq!(report.redirect_set_again, 1, "it was gone");
+        assert!(report.redirect_set_again_age_ms.is_some());
+    }
+
+    #[test]
+    fn the_first_look_comes_soon_after_the_start_and_the_next_half_a_minute_later() {
+        let waits: Vec<u64> = waits().take(4).map(|wait| wait.as_secs()).collect();
+        assert_eq!(waits, [10, 30, 30, 30]);
     }
 
     #[test]

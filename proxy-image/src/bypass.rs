@@ -16,12 +16,14 @@ pub struct Bypass {
     seen: HashMap<Sighting, Instant>,
     dropped: u64,
     last_look: Option<Instant>,
+    /// That look left TCP unseen, or may have.
+    is_cut: bool,
 }
 
 impl Bypass {
     /// Takes the result of a look that ended `now`; returns what was never seen before.
     pub fn note<'a>(&mut self, found: &'a Sightings, now: Instant) -> Vec<&'a Sighting> {
-        self.last_look = Some(now);
+        (self.last_look, self.is_cut) = (Some(now), found.is_cut);
         self.dropped = self.dropped.saturating_add(u64::from(found.more));
         let mut new = Vec::new();
         for sighting in &found.seen {
@@ -52,6 +54,7 @@ impl Bypass {
         report.bypass = self.seen.iter().map(|(sighting, last)| to_wire(sighting, *last, now)).collect();
         report.bypass_dropped = self.dropped;
         report.bypass_look_age_ms = self.last_look.map(|at| millis(now.saturating_duration_since(at)));
+        report.bypass_cut = self.last_look.map(|_| self.is_cut);
     }
 }
 
@@ -111,6 +114,17 @@ mod tests {
     }
 
     #[test]
+    fn the_report_says_whether_the_last_look_was_cut() {
+        let (mut bypass, start) = (Bypass::default(), Instant::now());
+        assert_eq!(report(&bypass, start).bypass_cut, None, "nobody has looked");
+        for is_cut in [true, false] {
+            bypass.note(&Sightings { is_cut, more: 1, ..Sightings::default() }, start);
+            assert_eq!(report(&bypass, start).bypass_cut, Some(is_cut));
+        }
+        assert_eq!(report(&bypass, start).bypass_dropped, 2);
+    }
+
+    #[test]
     fn numbers_of_ways_are_those_of_the_report() {
         for (way, wire) in [
             (Way::Outbound, v1::bypass::Way::Outbound),
@@ -127,7 +141,7 @@ mod tests {
         let (mut bypass, start) = (Bypass::default(), Instant::now());
         let of = |way, from: u16, to: u16| Sightings {
             seen: (from..to).map(|port| sighting(way, port)).collect(),
-            more: 0,
+            ..Sightings::default()
         };
         bypass.note(&of(Way::UdpPeer, 0, 64), start);
         bypass.note(&of(Way::Outbound, 0, 64), start + Duration::from_secs(1));

@@ -7,6 +7,7 @@ use crate::http_filter;
 use crate::limits::Limits;
 use crate::live::Live;
 use crate::path_metrics::PathMetrics;
+use crate::proofs::Proofs;
 use cinch_identity::{RecordLayer, SpiffeId, Svid, TrustBundle};
 use cinch_policy::Mode;
 use cinch_reason::Reason;
@@ -87,8 +88,9 @@ pub enum Destination {
 pub trait Discovery: Send + Sync {
     /// The destination behind `to`, from the cache or from the control plane. Bounded in time.
     fn resolve(&self, to: SocketAddr) -> Pin<Box<dyn Future<Output = Destination> + Send + '_>>;
-    /// Drops the record of `to`, because a peer there proved another identity: the next `resolve` asks anew.
-    fn forget(&self, to: SocketAddr);
+    /// Asks about `to` anew, because the peer at `endpoint` proved another identity. The next `resolve` leads to the
+    /// others of its endpoints, or waits for the answer where there is none.
+    fn forget(&self, to: SocketAddr, endpoint: SocketAddr);
     /// Whether any destination still leads to `endpoint`. Idle tunnels to one that is gone are of no use to anybody.
     fn leads_to(&self, endpoint: SocketAddr) -> bool {
         let _ = endpoint;
@@ -106,6 +108,9 @@ pub trait VirtualPorts: Send + Sync {
 pub struct Context {
     /// Own credentials; `None` until the first certificate is there.
     pub credentials: watch::Receiver<Option<Arc<Credentials>>>,
+    /// What the peers of live tunnels proved; whoever serves this context lets it follow `credentials`
+    /// ([`Proofs::follow`]).
+    pub proofs: Arc<Proofs>,
     /// Inbound policy; `None` until the first one is there, which refuses everything.
     pub policy: watch::Receiver<Option<Arc<InboundPolicy>>>,
     /// The open inbound connections; whoever serves this context lets it follow `policy` ([`Live::follow`]).

@@ -58,6 +58,11 @@ pub trait Side {
     /// When this side can't go on.
     fn poll_forward(&mut self, cx: &mut Context<'_>, sink: &mut Sink<'_>) -> Poll<Result<Moved, Failure>>;
 
+    /// Why nothing may go over this side any more, if so; else `cx` is woken when that changes.
+    fn poll_cut(&mut self, _cx: &mut Context<'_>) -> Option<Reason> {
+        None
+    }
+
     /// After the last bytes came from this side: pending, or why it can't go on all the same.
     fn poll_after_fin(&mut self, _cx: &mut Context<'_>) -> Poll<Failure> {
         // TCP tells a reset after a FIN when something is sent to it.
@@ -114,7 +119,8 @@ pub trait Observer {
 pub async fn relay(first: &mut impl Side, second: &mut impl Side, observer: &mut impl Observer) -> End {
     let (mut up, mut down) = (Way::default(), Way::default());
     let end = poll_fn(|cx| {
-        if let Some(reason) = observer.poll_cut(cx) {
+        // The second side is the pod's own app.
+        if let Some(reason) = observer.poll_cut(cx).or_else(|| first.poll_cut(cx)) {
             return Poll::Ready(End::Cut(reason));
         }
         loop {
@@ -234,6 +240,10 @@ pub struct TcpSide {
     /// Our FIN was not sent: its own direction has ended too, so that to close the connection says it as well, and
     /// one system call does for two.
     owes_fin: bool,
+    /// A write has failed: what came before the reset is still to be read, and the runtime may not have heard of it.
+    broken: bool,
+    /// Nothing was written yet: the runtime may not have heard that it can be.
+    fresh: bool,
     /// Found after bytes that had to be delivered first. The kernel tells it only once.
     found: Option<Found>,
 }
@@ -255,6 +265,8 @@ impl TcpSide {
             fin: false,
             ended: (false, false),
             owes_fin: false,
+            broken: false,
+            fresh: true,
             found: None,
         }
     }
@@ -280,16 +292,36 @@ impl TcpSide {
     /// # Errors
     /// When the app has reset the connection.
     pub fn read_now(&mut self) -> Result<Vec<u8>, Failure> {
+        self.read_by(socket::read_now)
+    }
+
+    fn read_by(
+        &mut self,
+        read: impl FnOnce(&TcpStream, &mut [u8]) -> io::Result<usize>,
+    ) -> Result<Vec<u8>, Failure> {
         with_scratch(|scratch| {
             let room = scratch.len().min(cinch_tunnel::MAX_PAYLOAD);
             let Some(scratch) = scratch.get_mut(..room) else { return Ok(Vec::new()) };
-            match socket::read_now(&self.stream, scratch) {
+            match read(&self.stream, scratch) {
                 // An end without words (0) is read again when the copy begins.
                 Ok(count) => Ok(scratch.get(..count).unwrap_or_default().to_vec()),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(Vec::new()),
                 Err(_) => Err(Failure::Reset),
             }
         })
+    }
+
+    /// As [`TcpSide::read_now`], but only what the runtime has heard of: where it has not, this costs no system call.
+    ///
+    /// # Errors
+    /// As [`TcpSide::read_now`].
+    pub fn read_heard(&mut self) -> Result<Vec<u8>, Failure> {
+        self.read_by(|stream, buffer| stream.try_read(buffer))
+    }
+
+    fn broke(&mut self) -> Failure {
+        self.broken = true;
+        Failure::Reset
     }
 
     fn finish(&mut self) {
@@ -301,6 +333,14 @@ impl TcpSide {
     }
 
     fn poll_read(&mut self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
+        if self.broken {
+            // The kernel tells a reset only once; what then looks like an end is none.
+            let read = socket::read_now(&self.stream, buffer).and_then(|count| match count {
+                0 => Err(io::ErrorKind::ConnectionReset.into()),
+                count => Ok(count),
+            });
+            return Poll::Ready(read);
+        }
         let mut buffer = ReadBuf::new(buffer);
         match Pin::new(&mut self.stream).poll_read(cx, &mut buffer) {
             Poll::Ready(Ok(())) => {
@@ -378,10 +418,14 @@ impl Side for TcpSide {
 
     fn send(&mut self, mut bytes: &[u8], fin: bool) -> Result<(), Failure> {
         while self.kept.is_empty() && !bytes.is_empty() {
-            match self.stream.try_write(bytes) {
+            let written = match std::mem::take(&mut self.fresh) {
+                true => socket::write_now(&self.stream, bytes),
+                false => self.stream.try_write(bytes),
+            };
+            match written {
                 Ok(count) => bytes = bytes.get(count..).unwrap_or_default(),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                Err(_) => return Err(Failure::Reset),
+                Err(_) => return Err(self.broke()),
             }
         }
         self.kept.extend_from_slice(bytes);
@@ -401,10 +445,10 @@ impl Side for TcpSide {
                     match self.stream.poll_write_ready(cx) {
                         Poll::Pending => return Poll::Pending,
                         Poll::Ready(Ok(())) => {}
-                        Poll::Ready(Err(_)) => return Poll::Ready(Err(Failure::Reset)),
+                        Poll::Ready(Err(_)) => return Poll::Ready(Err(self.broke())),
                     }
                 }
-                Err(_) => return Poll::Ready(Err(Failure::Reset)),
+                Err(_) => return Poll::Ready(Err(self.broke())),
             }
         }
         if !self.kept.is_empty() {
@@ -425,48 +469,4 @@ impl Side for TcpSide {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// Says `words` once, and takes nothing.
-    struct Gone(&'static [u8]);
-
-    impl Side for Gone {
-        fn poll_forward(&mut self, _: &mut Context<'_>, sink: &mut Sink<'_>) -> Poll<Result<Moved, Failure>> {
-            let words = std::mem::take(&mut self.0);
-            if words.is_empty() {
-                return Poll::Pending;
-            }
-            sink(words, false);
-            Poll::Ready(Ok(Moved { bytes: words.len(), fin: false }))
-        }
-
-        fn send(&mut self, _: &[u8], _: bool) -> Result<(), Failure> {
-            Err(Failure::Reset)
-        }
-
-        fn poll_flush(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Failure>> {
-            Poll::Ready(Ok(()))
-        }
-    }
-
-    #[derive(Default)]
-    struct Count(usize);
-
-    impl Observer for Count {
-        fn moved(&mut self, _: Which, bytes: usize) {
-            self.0 += bytes;
-        }
-
-        fn poll_cut(&mut self, _: &mut Context<'_>) -> Option<Reason> {
-            None
-        }
-    }
-
-    #[tokio::test]
-    async fn what_was_handed_to_a_side_that_failed_over_it_was_moved() {
-        let (mut client, mut app, mut count) = (Gone(b"words"), Gone(b""), Count::default());
-        let end = relay(&mut client, &mut app, &mut count).await;
-        assert_eq!((end, count.0), (End::Failed(Which::Second, Failure::Reset), 5));
-    }
-}
+mod tests;

@@ -251,11 +251,18 @@ impl Discovery for RecordCache {
         })
     }
 
-    fn forget(&self, to: SocketAddr) {
+    fn forget(&self, to: SocketAddr, endpoint: SocketAddr) {
         let to = SocketAddr::new(to.ip().to_canonical(), to.port());
         let mut state = self.state.lock();
-        if let Some(record) = state.entries.get_mut(&to).and_then(|entry| entry.record.take()) {
-            discount(&mut state.led_to, &record);
+        let State { entries, led_to, .. } = &mut *state;
+        if let Some(entry) = entries.get_mut(&to)
+            && let Some(record) = entry.record.take()
+        {
+            entry.record = without(&record, endpoint);
+            if let Some(left) = &entry.record {
+                count(led_to, left);
+            }
+            discount(led_to, &record);
             state.note(Change::Unsubscribe(to), self.capacity);
             state.note(Change::Subscribe(to), self.capacity);
             self.changed.notify_one();
@@ -271,6 +278,20 @@ fn endpoints_of(destination: &Destination) -> &[Endpoint] {
     match destination {
         Destination::Endpoints(endpoints) | Destination::Sticky(endpoints, _) => endpoints,
         Destination::PassThrough | Destination::Refuse(_) => &[],
+    }
+}
+
+/// What is left of a record when nobody may go to `endpoint` any more; `None` when it leads to no meshed endpoint then.
+/// Endpoints that are all unmeshed would be left to whatever balances the address outside of the mesh, and that may
+/// choose the very one that was wrong.
+fn without(destination: &Destination, endpoint: SocketAddr) -> Option<Destination> {
+    let left: Arc<[Endpoint]> =
+        endpoints_of(destination).iter().filter(|known| known.address != endpoint).cloned().collect();
+    let leads_on = left.iter().any(|known| known.meshed);
+    match destination {
+        Destination::Endpoints(_) if leads_on => Some(Destination::Endpoints(left)),
+        Destination::Sticky(_, within) if leads_on => Some(Destination::Sticky(left, *within)),
+        _ => None,
     }
 }
 

@@ -2,15 +2,18 @@
 //! comes the cumulative report for the operator. The table of sources is bounded; what falls out of it stays in
 //! the totals, so a scanner can blur names but never hide that plaintext was served.
 
+mod table;
+
 use crate::bypass::Bypass;
 use cinch_control::v1;
 use cinch_redirect::sighting::Sightings;
 use parking_lot::Mutex;
-use std::collections::HashMap;
+use std::cmp::Reverse;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
+use table::{Counts, Key, Source, Table};
 use tokio::sync::Notify;
 
 /// The age of what never happened, on the wire.
@@ -27,34 +30,8 @@ pub enum Outcome {
     Empty,
 }
 
-/// Plaintext connections of one source to one port, or of all.
-#[derive(Debug, Clone, Copy, Default)]
-struct Counts {
-    served: u64,
-    denied: u64,
-    no_listener: u64,
-    empty: u64,
-    exempt: u64,
-    open: u64,
-    last_served: Option<Instant>,
-}
-
-#[derive(Debug)]
-struct Source {
-    counts: Counts,
-    last_seen: Instant,
-    last_denied: Option<Instant>,
-}
-
-type Key = (IpAddr, u16);
-
-#[derive(Debug, Default)]
-struct Table {
-    totals: Counts,
-    sources: HashMap<Key, Source>,
-    dropped: u64,
-    sequence: u64,
-}
+/// Sources in one report, however many the table holds: those that were served or refused come first.
+const REPORTED: usize = 1024;
 
 /// Counters of plaintext since the process began.
 #[derive(Debug)]
@@ -67,6 +44,9 @@ pub struct Evidence {
     inbound_proof: AtomicU64,
     outbound_proof: AtomicU64,
     agent_proof: AtomicU64,
+    /// How often the node agent found the redirect gone, and when it did last.
+    set_again: AtomicU64,
+    set_again_at: AtomicU64,
     bypass: Mutex<Bypass>,
     /// Told when the outbound redirect does not show itself.
     doubt: Notify,
@@ -84,6 +64,8 @@ impl Evidence {
             inbound_proof: AtomicU64::new(0),
             outbound_proof: AtomicU64::new(0),
             agent_proof: AtomicU64::new(0),
+            set_again: AtomicU64::new(0),
+            set_again_at: AtomicU64::new(0),
             bypass: Mutex::default(),
             doubt: Notify::new(),
         }
@@ -108,6 +90,12 @@ impl Evidence {
     /// The node agent has found the redirect in force and proved it by a dial of its own.
     pub fn note_agent_proof(&self) {
         self.agent_proof.store(self.stamp(), Ordering::Relaxed);
+    }
+
+    /// The node agent has found the redirect gone, and set it again.
+    pub fn note_set_again(&self) {
+        self.set_again_at.store(self.stamp(), Ordering::Relaxed);
+        self.set_again.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Takes what the node agent saw pass by this proxy.
@@ -162,15 +150,17 @@ impl Evidence {
 
     /// Counts a plaintext connection from `source` to `port` that never reached the app.
     pub fn refused(&self, source: IpAddr, port: u16, outcome: Outcome) {
-        self.with(source, port, Instant::now(), |counts| match outcome {
+        let (mut table, now) = (self.table.lock(), Instant::now());
+        let place = table.place((source, port), outcome == Outcome::Denied, self.capacity);
+        let entry = table.change(place, now, |counts| match outcome {
             Outcome::Denied => counts.denied += 1,
             Outcome::NoListener => counts.no_listener += 1,
             Outcome::Empty => counts.empty += 1,
         });
-        if outcome == Outcome::Denied
-            && let Some(entry) = self.table.lock().sources.get_mut(&(source.to_canonical(), port))
+        if let Some(entry) = entry
+            && outcome == Outcome::Denied
         {
-            entry.last_denied = Some(entry.last_seen);
+            entry.last_denied = Some(now);
         }
     }
 
@@ -179,25 +169,7 @@ impl Evidence {
     /// connections open must not be able to hold a namespace back.
     #[must_use]
     pub fn accepted(self: &Arc<Self>, source: IpAddr, port: u16) -> Accepted {
-        self.with(source, port, Instant::now(), |_| ());
         Accepted { evidence: self.clone(), source, port, state: State::Silent }
-    }
-
-    /// Applies `change` to the totals and, where it has or finds a place, to the source.
-    fn with(&self, source: IpAddr, port: u16, now: Instant, change: impl Fn(&mut Counts)) {
-        let key = (source.to_canonical(), port);
-        let mut table = self.table.lock();
-        change(&mut table.totals);
-        if !table.sources.contains_key(&key) && !table.make_room(self.capacity) {
-            return;
-        }
-        let entry = table.sources.entry(key).or_insert_with(|| Source {
-            counts: Counts::default(),
-            last_seen: now,
-            last_denied: None,
-        });
-        change(&mut entry.counts);
-        entry.last_seen = now;
     }
 
     /// The cumulative report. `final_report`: the last one before the process ends.
@@ -206,7 +178,13 @@ impl Evidence {
         let now = Instant::now();
         let mut table = self.table.lock();
         table.sequence += 1;
-        let sources = table.sources.iter().map(|(key, source)| to_source(key, source, now)).collect();
+        let mut named: Vec<_> = table.sources.iter().collect();
+        if named.len() > REPORTED {
+            named.sort_by_key(|(_, source)| (!source.decides(), Reverse(source.last_seen)));
+        }
+        let untold = u64::try_from(named.len().saturating_sub(REPORTED)).unwrap_or(NEVER);
+        let told = named.into_iter().take(REPORTED);
+        let sources = told.map(|(key, source)| to_source(key, source, now)).collect();
         let mut report = v1::Evidence {
             boot_id: self.boot_id,
             sequence: table.sequence,
@@ -217,7 +195,10 @@ impl Evidence {
             sources,
             r#final: final_report,
             policy_version,
-            sources_dropped: table.dropped,
+            sources_dropped: table.dropped.saturating_add(untold),
+            redirect_set_again: self.set_again.load(Ordering::Relaxed),
+            redirect_set_again_age_ms: self.age_of(&self.set_again_at).map(millis),
+            agent_proof_age_ms: self.agent_proof_age().map(millis),
             ..v1::Evidence::default()
         };
         self.bypass.lock().report(&mut report, now);
@@ -225,28 +206,11 @@ impl Evidence {
     }
 }
 
-impl Table {
-    /// Makes room for one more source. The source that goes is the longest unseen one that was never served and
-    /// has nothing open: those that were served are what promotion and rollback must name.
-    fn make_room(&mut self, capacity: usize) -> bool {
-        if self.sources.len() < capacity {
-            return true;
-        }
-        self.dropped += 1;
-        let victim = self
-            .sources
-            .iter()
-            .filter(|(_, source)| source.counts.served == 0 && source.counts.open == 0)
-            .min_by_key(|(_, source)| source.last_seen)
-            .map(|(key, _)| *key);
-        victim.is_some_and(|key| self.sources.remove(&key).is_some())
-    }
-}
-
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
     Silent,
-    Served,
+    /// Counted at this place, if it found one.
+    Served(Option<Key>),
     Cut,
     /// It turned out to be a tunnel: no plaintext at all.
     Tunnel,
@@ -265,9 +229,10 @@ impl Accepted {
     /// A byte went either way: this connection is served plaintext.
     pub fn served(&mut self) {
         if self.state == State::Silent {
-            self.state = State::Served;
-            let now = Instant::now();
-            self.evidence.with(self.source, self.port, now, |counts| {
+            let (mut table, now) = (self.evidence.table.lock(), Instant::now());
+            let place = table.place((self.source, self.port), true, self.evidence.capacity);
+            self.state = State::Served(place);
+            table.change(place, now, |counts| {
                 counts.served += 1;
                 counts.open += 1;
                 counts.last_served = Some(now);
@@ -281,8 +246,8 @@ impl Accepted {
         if self.state == State::Silent && !spoke {
             return;
         }
-        if self.state == State::Served {
-            self.close();
+        if let State::Served(place) = self.state {
+            self.close(place);
         }
         self.state = State::Cut;
         self.evidence.refused(self.source, self.port, Outcome::Denied);
@@ -301,9 +266,9 @@ impl Accepted {
     }
 
     /// Bytes may have gone until now: a long connection is as recent as its end.
-    fn close(&self) {
+    fn close(&self, place: Option<Key>) {
         let now = Instant::now();
-        self.evidence.with(self.source, self.port, now, |counts| {
+        self.evidence.table.lock().change(place, now, |counts| {
             counts.open = counts.open.saturating_sub(1);
             counts.last_served = Some(now);
         });
@@ -313,10 +278,8 @@ impl Accepted {
 impl Drop for Accepted {
     fn drop(&mut self) {
         match self.state {
-            State::Silent => {
-                self.evidence.with(self.source, self.port, Instant::now(), |counts| counts.empty += 1);
-            }
-            State::Served => self.close(),
+            State::Silent => self.evidence.refused(self.source, self.port, Outcome::Empty),
+            State::Served(place) => self.close(place),
             State::Cut | State::Tunnel => {}
         }
     }
@@ -357,6 +320,7 @@ fn millis(time: Duration) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use super::table::PORTS_OF_ONE;
     use super::*;
 
     fn ip(last: u8) -> IpAddr {
@@ -460,5 +424,62 @@ mod tests {
         evidence.note_outbound_proof();
         assert!(evidence.report(1, false).inbound_proof_age_ms < 1000);
         assert!(evidence.outbound_proof_age().unwrap() < Duration::from_secs(1));
+    }
+
+    #[test]
+    fn who_tries_all_ports_takes_one_entry() {
+        let evidence = Arc::new(Evidence::new(64));
+        for port in 1..=60_000 {
+            match port % 2 {
+                0 => evidence.refused(ip(1), port, Outcome::NoListener),
+                _ => drop(evidence.accepted(ip(1), port)),
+            }
+        }
+        let report = evidence.report(1, false);
+        assert_eq!((report.sources.len(), report.sources[0].port, report.sources_dropped), (1, 0, 0));
+        let counts = report.totals.unwrap();
+        assert_eq!((counts.no_listener, counts.empty), (30_000, 30_000));
+    }
+
+    #[test]
+    fn who_is_refused_at_all_ports_is_named_at_some_and_pushes_nobody_out() {
+        let evidence = Arc::new(Evidence::new(64));
+        evidence.refused(ip(2), 80, Outcome::Denied);
+        for port in 1..=60_000 {
+            evidence.refused(ip(1), port, Outcome::Denied);
+        }
+        let report = evidence.report(1, false);
+        assert_eq!((report.sources.len(), report.sources_dropped), (1 + PORTS_OF_ONE + 1, 0));
+        let rest = report.sources.iter().find(|source| source.port == 0).unwrap();
+        assert_eq!(rest.counts.unwrap().denied, 60_000 - 16);
+        assert!(report.sources.iter().all(|source| source.last_denied_age_ms < 60_000));
+    }
+
+    #[test]
+    fn a_connection_closes_where_it_was_opened() {
+        let evidence = Arc::new(Evidence::new(64));
+        let mut many: Vec<_> = (1..=40).map(|port| evidence.accepted(ip(1), port)).collect();
+        many.iter_mut().for_each(Accepted::served);
+        let open = |evidence: &Evidence| -> Vec<u64> {
+            let sources = evidence.report(1, false).sources;
+            sources.iter().filter_map(|source| source.counts).map(|counts| counts.open).collect()
+        };
+        assert_eq!(open(&evidence).iter().sum::<u64>(), 40);
+        drop(many);
+        assert_eq!(open(&evidence), vec![0; PORTS_OF_ONE + 1]);
+    }
+
+    #[test]
+    fn a_report_is_bounded_and_tells_first_of_those_that_were_served_or_refused() {
+        let evidence = Arc::new(Evidence::new(10_000));
+        let address = |number: u32| IpAddr::from((0x0A00_0000 + number).to_be_bytes());
+        evidence.accepted(address(1), 80).served();
+        evidence.refused(address(2), 80, Outcome::Denied);
+        (3..3000).for_each(|number| evidence.refused(address(number), 80, Outcome::Empty));
+        let report = evidence.report(1, false);
+        assert_eq!((report.sources.len(), report.sources_dropped), (REPORTED, 2999 - 1024));
+        for number in [1, 2] {
+            assert!(report.sources.iter().any(|source| source.ip == vec![10, 0, 0, number]), "{number}");
+        }
     }
 }

@@ -10,6 +10,7 @@ use crate::http::{self, Request};
 use crate::metrics::Metrics;
 use crate::path_metrics::PathMetrics;
 use crate::probes::ProbeTable;
+use cinch_places::{AtLimit, Limits, Places};
 use cinch_reason::Reason;
 use futures::FutureExt;
 use futures::future::BoxFuture;
@@ -17,10 +18,10 @@ use std::fmt::Write as _;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::sync::{mpsc, watch};
 
 /// The name of the limit of their connections.
 const LIMIT: &str = "probe_connections";
@@ -155,7 +156,8 @@ pub struct VirtualServer {
     pub pod: Option<IpAddr>,
     /// For `/metrics`.
     pub metrics: Arc<Metrics>,
-    /// So many connections are served at once; more are closed.
+    /// So many connections are served at once. A new one always gets in, in the place of the oldest of the source that
+    /// holds the most: if those who hold connections open kept kubelets out, these would kill the app.
     pub connections: usize,
     /// Counts those.
     pub path: Arc<PathMetrics>,
@@ -165,20 +167,26 @@ impl VirtualServer {
     /// The doorway, and the task that serves what comes through it.
     pub fn open(self) -> (Doorway, impl Future<Output = ()> + Send + 'static) {
         let (sender, mut arrivals) = mpsc::channel::<Arrival>(self.connections);
-        let places = Arc::new(Semaphore::new(self.connections));
+        let places = Places::new(Limits {
+            most: self.connections,
+            of_one_source: self.connections.div_ceil(2),
+            at_limit: AtLimit::DropOldest,
+        });
         let doorway = Doorway { arrivals: sender, path: self.path.clone() };
         let server = Arc::new(self);
         let serve = async move {
-            while let Some((port, stream, _peer)) = arrivals.recv().await {
-                let Ok(place) = places.clone().try_acquire_owned() else {
+            while let Some((port, stream, peer)) = arrivals.recv().await {
+                let Some(place) = places.take(peer.ip()) else {
                     server.path.count_limit(LIMIT);
                     continue;
                 };
                 let Ok(stream) = TcpStream::from_std(stream) else { continue };
                 let server = server.clone();
                 tokio::spawn(async move {
-                    server.answer(port, stream).await;
-                    drop(place);
+                    tokio::select! {
+                        () = server.answer(port, stream) => {}
+                        () = place.lost() => server.path.count_limit(LIMIT),
+                    }
                 });
             }
         };
@@ -214,7 +222,7 @@ impl VirtualServer {
             }
             (METRICS_PORT, "/metrics") => {
                 let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-                http::response(200, kind, &self.metrics.render())
+                http::response(200, kind, &self.metrics.page(Instant::now()))
             }
             _ => http::response(404, "text/plain", ""),
         }
@@ -288,30 +296,48 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn more_connections_than_permitted_are_closed_and_counted_and_those_inside_are_answered() {
-        let server = server(2);
+    async fn who_holds_connections_open_keeps_nobody_out_and_is_counted() {
+        let server = server(4);
         let path = server.path.clone();
         let (doorway, serve) = server.open();
         tokio::spawn(serve);
-        let mut inside = Vec::new();
-        for _ in 0..2 {
-            inside.push(connect(&doorway, HEALTH_PORT).await);
+        let mut held = Vec::new();
+        for _ in 0..12 {
+            held.push(connect(&doorway, HEALTH_PORT).await);
             tokio::task::yield_now().await;
+            let mut probe = connect(&doorway, HEALTH_PORT).await;
+            probe.write_all(b"GET /ready HTTP/1.1\r\n\r\n").await.unwrap();
+            let mut answer = String::new();
+            probe.read_to_string(&mut answer).await.unwrap();
+            assert!(answer.starts_with("HTTP/1.1 503 "), "{answer}");
         }
-        let mut late = connect(&doorway, HEALTH_PORT).await;
-        let mut answer = String::new();
-        assert!(matches!(late.read_to_string(&mut answer).await, Ok(0) | Err(_)));
         let mut page = String::new();
         let mut registry = prometheus_client::registry::Registry::default();
         path.register(&mut registry);
         prometheus_client::encoding::text::encode(&mut page, &registry).unwrap();
-        assert!(page.contains("limit_refusals_total{limit=\"probe_connections\"} 1"), "{page}");
-        for mut client in inside {
-            client.write_all(b"GET /ready HTTP/1.1\r\n\r\n").await.unwrap();
-            answer.clear();
-            client.read_to_string(&mut answer).await.unwrap();
-            assert!(answer.starts_with("HTTP/1.1 503 "), "{answer}");
+        let counted = "limit_refusals_total{limit=\"probe_connections\"} ";
+        let count = page.split(counted).nth(1).and_then(|rest| rest.lines().next()).unwrap_or("0");
+        assert!(count.parse::<u64>().unwrap() >= 10, "{page}");
+        let mut first = String::new();
+        assert!(matches!(held[0].read_to_string(&mut first).await, Ok(0) | Err(_)), "the oldest had to go");
+    }
+
+    #[test]
+    fn who_asks_for_metrics_again_and_again_gets_the_last_page() {
+        let (server, now) = (server(4), Instant::now());
+        let age = |after: Duration| {
+            let page = server.metrics.page(now + after);
+            let line =
+                page.lines().find(|line| line.starts_with("cinch_outbound_redirect_proof_age_seconds"));
+            line.and_then(|line| line.split(' ').nth(1)).unwrap().to_owned()
+        };
+        for _ in 0..9 {
+            assert_eq!(age(Duration::ZERO), "-1");
         }
+        assert_eq!(age(Duration::from_millis(900)), "-1", "who asks now and then gets a new one");
+        server.readiness.evidence.note_outbound_proof();
+        assert_eq!(age(Duration::from_millis(999)), "-1", "the eleventh of a second");
+        assert_eq!(age(Duration::from_secs(1)), "0");
     }
 
     #[tokio::test]

@@ -56,6 +56,16 @@ impl InboundPolicy {
         }
     }
 
+    /// Keeps the key sets of `former`, the policy in force, that this one names and did not bring. Says which.
+    #[must_use]
+    pub fn keep_keys_of(&mut self, former: &InboundPolicy) -> Vec<Arc<str>> {
+        let tokens = self.tokens.as_mut().and_then(Arc::get_mut);
+        match (tokens, &former.tokens) {
+            (Some(tokens), Some(former)) => tokens.keep_keys_of(former),
+            _ => Vec::new(),
+        }
+    }
+
     /// Whether connections to `port` are read as HTTP whatever policy needs: for metrics and logs of requests.
     #[must_use]
     pub fn speaks_http(&self, port: u16) -> bool {

@@ -33,6 +33,11 @@ pub struct Limits {
     pub silence: Duration,
     /// App connections and tunnels open at once, for each side.
     pub connections: usize,
+    /// Of these, inbound ones from one address. One may stand for many clients: a node, a gateway.
+    pub connections_per_source: usize,
+    /// Connections that the system keeps until they are accepted, for each listener; it may allow fewer
+    /// (net.core.somaxconn).
+    pub listen_backlog: usize,
     /// Idle tunnels that the pool holds to one peer.
     pub idle_tunnels_per_peer: usize,
     /// Idle tunnels that the pool holds in all.
@@ -84,6 +89,9 @@ impl Default for Limits {
             connect_timeout: Duration::from_secs(5),
             silence: Duration::from_millis(100),
             connections: 16_384,
+            // One address may have all: it may be the only client, or a gateway that stands for all.
+            connections_per_source: 16_384,
+            listen_backlog: 4096,
             idle_tunnels_per_peer: 64,
             idle_tunnels: 1024,
             client_idle: Duration::from_secs(15),
@@ -93,7 +101,7 @@ impl Default for Limits {
             drain_timeout: Duration::from_secs(5),
             destinations: 10_000,
             probe_connections: 64,
-            evidence_sources: 4096,
+            evidence_sources: 512,
             http: cinch_http::Limits::default(),
             http_first_byte: Duration::from_secs(10),
             http_flush: Duration::from_secs(60),
@@ -119,6 +127,10 @@ struct HttpLimits {
     discard_bytes: usize,
     answer_bytes: usize,
     streams: u32,
+    continuations: u32,
+    idle_frames: u32,
+    idle_frames_per_second: u32,
+    early_resets_after: u32,
 }
 
 impl Default for HttpLimits {
@@ -134,6 +146,10 @@ impl Default for HttpLimits {
             discard_bytes,
             answer_bytes,
             streams,
+            continuations,
+            idle_frames,
+            idle_frames_per_second,
+            early_resets_after,
         } = cinch_http::Limits::default();
         HttpLimits {
             head_bytes,
@@ -146,6 +162,10 @@ impl Default for HttpLimits {
             discard_bytes,
             answer_bytes,
             streams,
+            continuations,
+            idle_frames,
+            idle_frames_per_second,
+            early_resets_after,
         }
     }
 }
@@ -163,6 +183,10 @@ fn http<'de, D: Deserializer<'de>>(deserializer: D) -> Result<cinch_http::Limits
         discard_bytes: said.discard_bytes,
         answer_bytes: said.answer_bytes,
         streams: said.streams,
+        continuations: said.continuations,
+        idle_frames: said.idle_frames,
+        idle_frames_per_second: said.idle_frames_per_second,
+        early_resets_after: said.early_resets_after,
     })
 }
 
@@ -195,7 +219,7 @@ impl Limits {
     }
 
     /// Each count with the least and the most that it may be.
-    fn counts(&self) -> [(&'static str, usize, usize, usize); 17] {
+    fn counts(&self) -> [(&'static str, usize, usize, usize); 23] {
         const MANY: usize = 1 << 20;
         const BYTES: usize = 1 << 30;
         let http = &self.http;
@@ -205,6 +229,8 @@ impl Limits {
             // One source may have a quarter of them.
             ("handshakesWaiting", self.handshakes_waiting, 4, MANY),
             ("connections", self.connections, 1, MANY),
+            ("connectionsPerSource", self.connections_per_source, 1, MANY),
+            ("listenBacklog", self.listen_backlog, 1, 65_535),
             ("idleTunnelsPerPeer", self.idle_tunnels_per_peer, 0, MANY),
             ("idleTunnels", self.idle_tunnels, 0, MANY),
             ("destinations", self.destinations, 16, MANY),
@@ -217,7 +243,12 @@ impl Limits {
             ("http.pipelined", http.pipelined, 1, 1024),
             ("http.discardBytes", http.discard_bytes, 0, BYTES),
             ("http.answerBytes", http.answer_bytes, 1024, BYTES),
-            ("http.streams", usize::try_from(http.streams).unwrap_or(usize::MAX), 1, MANY),
+            ("http.streams", wide(http.streams), 1, MANY),
+            ("http.continuations", wide(http.continuations), 1, MANY),
+            // What both ends say before the first request is of it.
+            ("http.idleFrames", wide(http.idle_frames), 16, MANY),
+            ("http.idleFramesPerSecond", wide(http.idle_frames_per_second), 1, MANY),
+            ("http.earlyResetsAfter", wide(http.early_resets_after), 1, MANY),
         ]
     }
 
@@ -239,6 +270,10 @@ impl Limits {
             ("http.linger", self.http.linger),
         ]
     }
+}
+
+fn wide(count: u32) -> usize {
+    usize::try_from(count).unwrap_or(usize::MAX)
 }
 
 fn wrong(field: &'static str, problem: String) -> TuningError {

@@ -12,9 +12,6 @@ use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 use tokio::task::LocalSet;
 
-/// Connections that wait to be accepted; the system may allow fewer (net.core.somaxconn).
-const BACKLOG: i32 = 4096;
-
 /// Open sockets that nobody serves yet.
 #[derive(Debug)]
 pub struct Listeners {
@@ -22,7 +19,8 @@ pub struct Listeners {
     outbound: Vec<StdListener>,
 }
 
-fn open(at: SocketAddr) -> io::Result<StdListener> {
+/// `backlog`: connections that wait to be accepted; the system may allow fewer (net.core.somaxconn).
+fn open(at: SocketAddr, backlog: usize) -> io::Result<StdListener> {
     let socket = Socket::new(Domain::for_address(at), Type::STREAM, Some(Protocol::TCP))?;
     // A restarted proxy must not wait for connections of the last one to be forgotten.
     socket.set_reuse_address(true)?;
@@ -33,7 +31,7 @@ fn open(at: SocketAddr) -> io::Result<StdListener> {
     // Accepted sockets inherit it.
     socket.set_tcp_nodelay(true)?;
     socket.bind(&at.into())?;
-    socket.listen(BACKLOG)?;
+    socket.listen(i32::try_from(backlog).unwrap_or(i32::MAX))?;
     socket.set_nonblocking(true)?;
     Ok(socket.into())
 }
@@ -44,21 +42,23 @@ fn is_without_family(error: &io::Error) -> bool {
 }
 
 impl Listeners {
-    /// All addresses for inbound, loopback alone for outbound; IPv6 where the system has it.
+    /// All addresses for inbound, loopback alone for outbound; IPv6 where the system has it. `backlog`: connections
+    /// that the system keeps until they are accepted.
     ///
     /// # Errors
     /// The address that could not be opened.
-    pub fn in_pod(inbound_port: u16, outbound_port: u16) -> Result<Self> {
+    pub fn in_pod(inbound_port: u16, outbound_port: u16, backlog: usize) -> Result<Self> {
         let mut listeners = Self::at(
             (Ipv4Addr::UNSPECIFIED, inbound_port).into(),
             (Ipv4Addr::LOCALHOST, outbound_port).into(),
+            backlog,
         )?;
         let v6 = [
             (&mut listeners.inbound, SocketAddr::from((Ipv6Addr::UNSPECIFIED, inbound_port))),
             (&mut listeners.outbound, SocketAddr::from((Ipv6Addr::LOCALHOST, outbound_port))),
         ];
         for (list, at) in v6 {
-            match open(at) {
+            match open(at, backlog) {
                 Ok(listener) => list.push(listener),
                 Err(error) if is_without_family(&error) => tracing::info!(%at, "no IPv6 here"),
                 Err(error) => return Err(error).with_context(|| at.to_string()),
@@ -67,12 +67,13 @@ impl Listeners {
         Ok(listeners)
     }
 
-    /// One address each.
+    /// One address each; `backlog` as for [`Listeners::in_pod`].
     ///
     /// # Errors
     /// The address that could not be opened.
-    pub fn at(inbound: SocketAddr, outbound: SocketAddr) -> Result<Self> {
-        let one = |at: SocketAddr| open(at).with_context(|| at.to_string()).map(|listener| vec![listener]);
+    pub fn at(inbound: SocketAddr, outbound: SocketAddr, backlog: usize) -> Result<Self> {
+        let one =
+            |at: SocketAddr| open(at, backlog).with_context(|| at.to_string()).map(|listener| vec![listener]);
         Ok(Self { inbound: one(inbound)?, outbound: one(outbound)? })
     }
 
@@ -99,6 +100,7 @@ fn serve_here(listeners: Listeners, context: Arc<Context>) -> io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let _entered = runtime.enter();
     runtime.spawn(context.live.clone().follow(context.policy.clone()));
+    runtime.spawn(context.proofs.clone().follow());
     let mut services: Vec<LocalBoxFuture<'static, ()>> = Vec::new();
     for listener in listeners.inbound {
         services.push(Box::pin(inbound::serve(TcpListener::from_std(listener)?, context.clone())));
@@ -108,4 +110,36 @@ fn serve_here(listeners: Listeners, context: Arc<Context>) -> io::Result<()> {
     }
     LocalSet::new().block_on(&runtime, future::join_all(services));
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::{Duration, Instant};
+
+    /// Whether the system of `address` takes a connection that nobody accepts.
+    fn is_kept(address: SocketAddr) -> Option<Socket> {
+        let socket = Socket::new(Domain::for_address(address), Type::STREAM, None).unwrap();
+        socket.set_nonblocking(true).unwrap();
+        let _ = socket.connect(&address.into());
+        let begun = Instant::now();
+        while begun.elapsed() < Duration::from_millis(500) {
+            if socket.peer_addr().is_ok() {
+                return Some(socket);
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        None
+    }
+
+    #[test]
+    fn the_system_keeps_as_many_connections_as_the_setting_says() {
+        for backlog in [3, 11] {
+            let listener = open((Ipv4Addr::LOCALHOST, 0).into(), backlog).unwrap();
+            let address = listener.local_addr().unwrap();
+            let kept: Vec<Socket> = std::iter::from_fn(|| is_kept(address)).take(30).collect();
+            // Linux keeps one more.
+            assert_eq!(kept.len(), backlog + 1);
+        }
+    }
 }

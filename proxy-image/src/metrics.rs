@@ -5,15 +5,28 @@ use crate::evidence::Evidence;
 use crate::health::Readiness;
 use crate::path_metrics::PathMetrics;
 use crate::process::{descriptor_limit, open_descriptors, resident_bytes};
+use parking_lot::Mutex;
 use prometheus_client::encoding::text;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::{Registry, Unit};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// What a proof or certificate that never was is shown as, in seconds: far from any real age.
 const NEVER: i64 = -1;
+
+/// Pages that are made in a second; who asks more often gets the last one. Anybody may ask, and the thread that makes
+/// them also answers probes and puts policies in force.
+const PAGES: u32 = 10;
+
+/// The pages of the last second.
+#[derive(Debug, Default)]
+struct Pages {
+    since: Option<Instant>,
+    made: u32,
+    last: Arc<str>,
+}
 
 /// Counters of the control side.
 #[derive(Debug, Clone, Default)]
@@ -48,6 +61,7 @@ pub struct Metrics {
     inbound_proof: Gauge,
     outbound_proof: Gauge,
     agent_proof: Gauge,
+    pages: Mutex<Pages>,
 }
 
 impl Metrics {
@@ -75,6 +89,7 @@ impl Metrics {
             inbound_proof: Gauge::default(),
             outbound_proof: Gauge::default(),
             agent_proof: Gauge::default(),
+            pages: Mutex::default(),
             registry: Registry::default(),
         };
         let r = &mut registry;
@@ -92,9 +107,21 @@ impl Metrics {
         Self { registry, ..this }
     }
 
-    /// The page as OpenMetrics text.
+    /// The page as OpenMetrics text, for somebody who asks at `now`.
     #[must_use]
-    pub fn render(&self) -> String {
+    pub fn page(&self, now: Instant) -> Arc<str> {
+        let mut pages = self.pages.lock();
+        if pages.since.is_none_or(|since| now.saturating_duration_since(since) >= Duration::from_secs(1)) {
+            (pages.since, pages.made) = (Some(now), 0);
+        }
+        if pages.made < PAGES {
+            pages.made += 1;
+            pages.last = self.render().into();
+        }
+        pages.last.clone()
+    }
+
+    fn render(&self) -> String {
         self.ready.set(i64::from(self.readiness.missing().is_empty()));
         self.memory.set(i64::try_from(resident_bytes()).unwrap_or(i64::MAX));
         self.descriptors.set(i64::try_from(open_descriptors()).unwrap_or(i64::MAX));

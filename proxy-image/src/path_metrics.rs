@@ -343,6 +343,12 @@ impl PathMetrics {
         OpenGauge::new(self.tunnels.get_or_create_owned(&DirectionLabels { direction }))
     }
 
+    /// Tunnels that are open, in use or not.
+    #[must_use]
+    pub fn open_tunnels(&self, direction: Direction) -> i64 {
+        self.tunnels.get_or_create(&DirectionLabels { direction }).get()
+    }
+
     /// The handles of one app connection, looked up once; it counts as open until they are dropped.
     #[must_use]
     pub fn connection(&self, direction: Direction, transport: Transport) -> ConnectionMetrics {

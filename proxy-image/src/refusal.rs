@@ -71,9 +71,8 @@ pub fn cut(metrics: &PathMetrics, reason: Reason, denial: Option<&Denial>, from:
     }
 }
 
-/// Counts and tells an outbound connection that was open when its tunnel broke.
-pub fn broken(metrics: &PathMetrics, from: SocketAddr, to: SocketAddr) {
-    let reason = Reason::TunnelBroken;
+/// Counts and tells an outbound connection that was open and had to end, for `reason`.
+pub fn cut_outbound(metrics: &PathMetrics, reason: Reason, from: SocketAddr, to: SocketAddr) {
     metrics.count_cut(Direction::Outbound, reason);
     if tells_itself(metrics) {
         tracing::info!(%reason, %from, %to, "connection cut");

@@ -18,8 +18,9 @@ use crate::limits::Limits;
 use crate::listeners::Listeners;
 use crate::live::Live;
 use crate::metrics::{ControlMetrics, Metrics};
-use crate::path_metrics::PathMetrics;
+use crate::path_metrics::{Direction, PathMetrics};
 use crate::probes::ProbeTable;
+use crate::proofs::Proofs;
 use crate::settings::PodSettings;
 use crate::standalone::{self, StaticPeers};
 use crate::tuning::Tuning;
@@ -145,7 +146,7 @@ impl Parts {
                 sleep(Duration::from_millis(10)).await;
             }
             // What still drains now are idle tunnels, and what had to be accepted first.
-            ended = timeout(GOODBYE, &mut data).await.is_ok();
+            ended = self.goodbye(&mut data).await;
             left = self.path_metrics.open_connections();
         }
         if !ended && left > 0 {
@@ -157,6 +158,24 @@ impl Parts {
             self.path_metrics.count_limit("drain_timeout");
         }
         tracing::info!(took = ?begin.elapsed(), open, left, "drained");
+    }
+}
+
+impl Parts {
+    /// Waits for the end of the data path, in which no app connection is open; says whether it has come. A client that
+    /// is slow has perhaps not read that its tunnel ends, and has said OPEN meanwhile: were the process gone, the
+    /// kernel would answer with a reset, which no client may take for a refusal. One that lives answers at once.
+    async fn goodbye(&self, data: &mut oneshot::Receiver<()>) -> bool {
+        let begin = Instant::now();
+        loop {
+            if timeout(GOODBYE, &mut *data).await.is_ok() {
+                return true;
+            }
+            let is_left = self.path_metrics.open_tunnels(Direction::Inbound) == 0;
+            if is_left || self.path_metrics.open_connections() > 0 || begin.elapsed() >= self.limits.settle {
+                return false;
+            }
+        }
     }
 }
 
@@ -195,7 +214,8 @@ fn start_in_pod() -> Result<()> {
 async fn run_in_pod(settings: PodSettings) -> Result<()> {
     let mut termination = Termination::new()?;
     let ports = RedirectConfig::default();
-    let listeners = Listeners::in_pod(ports.inbound_port, ports.outbound_port)?;
+    let listeners =
+        Listeners::in_pod(ports.inbound_port, ports.outbound_port, settings.tuning.limits.listen_backlog)?;
     let parts = Parts::new(&settings.tuning);
     parts.introduce(&settings.identity);
     let control = Arc::new(pod_control(settings, &parts));
@@ -211,6 +231,7 @@ async fn run_in_pod(settings: PodSettings) -> Result<()> {
     let (_own, own_addresses) = watch::channel(own);
     let data = listeners.serve(Arc::new(Context {
         credentials: control.credentials.subscribe(),
+        proofs: Proofs::new(control.credentials.subscribe()),
         policy: control.policy.subscribe(),
         live: parts.live.clone(),
         discovery: control.records.clone(),
@@ -320,10 +341,10 @@ fn start_standalone(path: &Path) -> Result<()> {
 
 async fn run_standalone(config: Config) -> Result<()> {
     let mut termination = Termination::new()?;
-    let listen = &config.listen;
+    let (listen, backlog) = (&config.listen, config.settings.limits.listen_backlog);
     let listeners = match listen.both_families {
-        true => Listeners::in_pod(listen.inbound.port(), listen.outbound.port())?,
-        false => Listeners::at(listen.inbound, listen.outbound)?,
+        true => Listeners::in_pod(listen.inbound.port(), listen.outbound.port(), backlog)?,
+        false => Listeners::at(listen.inbound, listen.outbound, backlog)?,
     };
     let parts = Parts::new(&config.settings);
     let credentials = Arc::new(CredentialStore::new(config.settings.records));
@@ -339,6 +360,7 @@ async fn run_standalone(config: Config) -> Result<()> {
     let (_own, own_addresses) = watch::channel(Arc::from(standalone::own_addresses()));
     let mut data = listeners.serve(Arc::new(Context {
         credentials: credentials.subscribe(),
+        proofs: Proofs::new(credentials.subscribe()),
         policy: policy.subscribe(),
         live: parts.live.clone(),
         discovery: Arc::new(StaticPeers::new(config.peers.clone())),
@@ -364,7 +386,7 @@ async fn run_standalone(config: Config) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::path_metrics::{Direction, Transport};
+    use crate::path_metrics::Transport;
 
     #[tokio::test]
     async fn the_drain_waits_for_connections_on_their_way() {
@@ -384,6 +406,27 @@ mod tests {
         let begin = Instant::now();
         tokio::join!(parts.drain(data, Duration::from_secs(30)), work);
         assert!((Duration::from_millis(500)..Duration::from_secs(5)).contains(&begin.elapsed()));
+        assert!(!parts.end.is_cancelled());
+    }
+
+    #[tokio::test]
+    async fn the_end_waits_for_clients_that_have_not_yet_left_their_tunnels_and_not_for_ever() {
+        let parts = Parts::new(&Tuning::default());
+        let (done, data) = oneshot::channel();
+        let tunnel = parts.path_metrics.tunnel_open(Direction::Inbound);
+        let work = async {
+            parts.drain.cancelled().await;
+            sleep(GOODBYE * 3).await;
+            drop(tunnel);
+            done.send(()).expect("the process is still there");
+        };
+        tokio::join!(parts.drain(data, Duration::from_secs(30)), work);
+
+        let mut parts = Parts::new(&Tuning::default());
+        parts.limits.settle = GOODBYE;
+        let _tunnel = parts.path_metrics.tunnel_open(Direction::Inbound);
+        let (_done, data) = oneshot::channel();
+        parts.drain(data, Duration::from_secs(30)).await;
         assert!(!parts.end.is_cancelled());
     }
 

@@ -20,11 +20,17 @@ fn keepalive() -> TcpKeepalive {
 /// Unacknowledged bytes on a tunnel end it after this time: the peer's node is gone, and the app should know.
 const USER_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// For a listener: no waiting for more bytes, and a vanished peer is noticed. What it accepts inherits this, so
-/// that a connection costs no system call for it. A socket that refuses an option is broken in a way that its next
-/// use will tell.
+/// For the listener of connections from the network: no waiting for more bytes, and a vanished peer is noticed. What
+/// it accepts inherits this, so that a connection costs no system call for it. A socket that refuses an option is
+/// broken in a way that its next use will tell.
 pub fn prepare_listener(listener: &TcpListener) {
     prepare(&SockRef::from(listener));
+}
+
+/// For the listener of connections of the pod's apps: as [`prepare_listener`], but it is this kernel that would know
+/// were one of them gone.
+pub fn prepare_app_listener(listener: &TcpListener) {
+    let _ = SockRef::from(listener).set_tcp_nodelay(true);
 }
 
 fn prepare(socket: &SockRef<'_>) {
@@ -62,6 +68,15 @@ pub fn read_now(stream: &TcpStream, buffer: &mut [u8]) -> io::Result<usize> {
     (&*SockRef::from(stream)).read(buffer)
 }
 
+/// Writes past the runtime's readiness, which a fresh connection doesn't have yet: to wait for it would cost a turn
+/// of the runtime. `WouldBlock`: there is no room.
+///
+/// # Errors
+/// As `send(2)`.
+pub fn write_now(stream: &TcpStream, bytes: &[u8]) -> io::Result<usize> {
+    SockRef::from(stream).send_with_flags(bytes, libc::MSG_NOSIGNAL)
+}
+
 /// Whether nothing has come on the connection that was not read, its end included.
 #[must_use]
 pub fn is_quiet(stream: &TcpStream) -> bool {
@@ -80,14 +95,28 @@ pub async fn connect(to: SocketAddr, limit: Duration) -> io::Result<TcpStream> {
     establish(socket, to, limit).await
 }
 
+/// Who speaks first to a dialled app.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum First {
+    /// We do, at once: the words are there.
+    Us,
+    /// The app, or its client some time.
+    Anybody,
+}
+
 /// Dials an app of the pod, at one of the pod's own addresses. As [`connect`], but nobody has to look whether the
 /// other side is still there: it is this kernel that would know.
 ///
 /// # Errors
 /// As [`connect`].
-pub async fn connect_app(to: SocketAddr, limit: Duration) -> io::Result<TcpStream> {
+pub async fn connect_app(to: SocketAddr, first: First, limit: Duration) -> io::Result<TcpStream> {
     let socket = socket(to)?;
     let _ = socket.set_tcp_nodelay(true);
+    if first == First::Us {
+        // The last segment of TCP's handshake then goes with the words, instead of alone before them; and the app
+        // finds them when it accepts.
+        let _ = socket.set_tcp_quickack(false);
+    }
     establish(socket, to, limit).await
 }
 
@@ -158,14 +187,14 @@ mod tests {
     async fn who_is_dialled_is_there_or_refuses() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        for dialled in [connect(address, LIMIT).await, connect_app(address, LIMIT).await] {
+        for dialled in [connect(address, LIMIT).await, connect_app(address, First::Anybody, LIMIT).await] {
             let dialled = dialled.unwrap();
             let (accepted, _) = listener.accept().await.unwrap();
             assert_eq!(accepted.peer_addr().unwrap(), dialled.local_addr().unwrap());
             assert!(SockRef::from(&dialled).tcp_nodelay().unwrap());
         }
         drop(listener);
-        for refused in [connect(address, LIMIT).await, connect_app(address, LIMIT).await] {
+        for refused in [connect(address, LIMIT).await, connect_app(address, First::Anybody, LIMIT).await] {
             assert_eq!(refused.unwrap_err().kind(), io::ErrorKind::ConnectionRefused);
         }
     }

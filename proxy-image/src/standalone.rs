@@ -1,6 +1,6 @@
 //! Without a control plane: peers, policy and credentials from the configuration, read again when files change.
 
-use crate::config::{Config, Peer};
+use crate::config::{Config, Peer, Protocol};
 use crate::context::{Destination, Discovery, Endpoint, InboundPolicy};
 use crate::credentials::CredentialStore;
 use crate::http_filter::Tokens;
@@ -52,7 +52,7 @@ impl Discovery for StaticPeers {
         Box::pin(ready(self.find(to)))
     }
 
-    fn forget(&self, _to: SocketAddr) {
+    fn forget(&self, _to: SocketAddr, _endpoint: SocketAddr) {
         // The configuration is all there is to ask.
     }
 }
@@ -117,7 +117,9 @@ pub fn load_policy(config: &Config, version: u64) -> Result<InboundPolicy> {
             tracing::error!(policy = %object.name(), %fault, "the policy can not be used: what it selects is STRICT");
         }
     }
-    let compiled = WorkloadPolicies::compile(&mesh, &objects, &workload);
+    let mut compiled = WorkloadPolicies::compile(&mesh, &objects, &workload);
+    let other = config.ports.iter().filter(|(_, speaks)| **speaks == Protocol::Tcp);
+    compiled.declare_other(other.map(|(port, _)| *port));
     for (policy, fault) in compiled.faults() {
         tracing::error!(policy, %fault, "the policy can not be used: what it selects is closed");
     }

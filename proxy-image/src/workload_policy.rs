@@ -84,12 +84,16 @@ fn receive_with(message: v1::WorkloadPolicy, target: &Target, features: &[&str])
     let mut policies = WorkloadPolicies::compile(&mesh, &parts.usable, &workload);
     faults.extend(policies.faults().map(|(name, fault)| line(name, fault)));
     parts.close(&mut policies);
+    let (other, http): (Vec<_>, Vec<_>) = declared.iter().partition(|(_, speaks)| **speaks == Protocol::Tcp);
+    let other = || other.iter().map(|(port, _)| **port);
+    policies.declare_other(other());
     let mut reports = None;
-    if !declared.is_empty() && !misleading.is_empty() {
+    if !http.is_empty() && !misleading.is_empty() {
         // Connections to declared ports are read anyway, so their requests can be reported on.
         parts.usable.append(&mut misleading);
         let mut of_requests = WorkloadPolicies::compile(&mesh, &parts.usable, &workload);
         parts.close(&mut of_requests);
+        of_requests.declare_other(other());
         reports = Some(Arc::new(std::mem::replace(&mut policies, of_requests)));
     }
     InboundPolicy {
@@ -114,6 +118,7 @@ fn declared(message: &v1::WorkloadPolicy) -> BTreeMap<u16, Protocol> {
             v1::Protocol::Http => Protocol::Http,
             v1::Protocol::Http2 => Protocol::Http2,
             v1::Protocol::Grpc => Protocol::Grpc,
+            v1::Protocol::Tcp => Protocol::Tcp,
             v1::Protocol::Unspecified => return None,
         };
         Some((u16::try_from(declared.port).ok()?, protocol))

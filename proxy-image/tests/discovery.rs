@@ -131,9 +131,39 @@ async fn a_forgotten_record_is_asked_for_again() {
     assert_eq!(cache.resolve(at(1)).await, REFUSED);
     cache.set_record(record(at(1), WEB));
     let _ = cache.changes().await;
-    cache.forget(at(1));
+    cache.forget(at(1), at(1));
     assert_eq!(cache.changes().await.unwrap(), [Change::Unsubscribe(at(1)), Change::Subscribe(at(1))]);
     assert_eq!(cache.resolve(at(1)).await, REFUSED);
+}
+
+#[tokio::test]
+async fn one_endpoint_that_was_wrong_leaves_the_others_in_force() {
+    let (cache, _) = cache(8);
+    let _ = cache.begin_stream();
+    assert_eq!(cache.resolve(at(1)).await, REFUSED);
+    cache.set_record(behind(at(1), &[5, 6, 7]));
+    let _ = cache.changes().await;
+    cache.forget(at(1), at(6));
+    assert_eq!(cache.changes().await.unwrap(), [Change::Unsubscribe(at(1)), Change::Subscribe(at(1))]);
+    let Destination::Endpoints(left) = cache.resolve(at(1)).await else { panic!("no endpoints are left") };
+    assert_eq!(left.iter().map(|endpoint| endpoint.address).collect::<Vec<_>>(), [at(5), at(7)]);
+    assert_eq!(leads_to(&cache), [5, 7]);
+    // The operator has the last word.
+    cache.set_record(behind(at(1), &[6]));
+    assert_eq!(leads_to(&cache), [6]);
+}
+
+#[tokio::test]
+async fn endpoints_outside_of_the_mesh_alone_are_not_left_over() {
+    let (cache, _) = cache(8);
+    let _ = cache.begin_stream();
+    assert_eq!(cache.resolve(at(1)).await, REFUSED);
+    let mut mixed = behind(at(1), &[5, 6]);
+    mixed.endpoints[1].meshed = false;
+    cache.set_record(mixed);
+    cache.forget(at(1), at(5));
+    assert_eq!(cache.resolve(at(1)).await, REFUSED);
+    assert!(leads_to(&cache).is_empty());
 }
 
 fn leads_to(cache: &RecordCache) -> Vec<u8> {
@@ -164,7 +194,7 @@ async fn an_endpoint_is_of_use_while_any_record_leads_to_it() {
     // The operator is away: what was said holds.
     cache.end_stream();
     assert_eq!(leads_to(&cache), [5, 7]);
-    cache.forget(at(1));
+    cache.forget(at(1), at(5));
     assert_eq!(leads_to(&cache), [7]);
     cache.set_record(v1::Record { kind: v1::record::Kind::Unknown as i32, ..behind(at(2), &[7]) });
     assert!(leads_to(&cache).is_empty());

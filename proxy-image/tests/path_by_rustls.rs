@@ -35,6 +35,8 @@ mod records;
 mod reuse;
 #[path = "path/states.rs"]
 mod states;
+#[path = "path/trust.rs"]
+mod trust;
 #[path = "path/tunnels.rs"]
 mod tunnels;
 #[path = "path/web.rs"]

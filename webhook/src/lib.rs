@@ -3,6 +3,7 @@
 //! `cinch-policy`; here are the facts it needs, the server, and the
 //! limits. Nothing is ever written to the API, so every replica is as good as another.
 
+pub mod budget;
 pub mod certificate;
 pub mod facts;
 pub mod health;

@@ -237,6 +237,10 @@ control: {port: 7443}
         let said = r#"{"limits":{"handshakes":8,"http":{"streams":50},"silence":"50ms"},"records":"rustls"}"#;
         let file = FILE.replace("proxy: {", &format!("proxy: {{settings: {said}, "));
         assert_eq!(Settings::parse(&file).unwrap().sidecar().settings.as_deref(), Some(said));
+        // Admission compares it with what Helm writes: keys sorted, numbers without more digits than they need.
+        let said = r#"{"accessLog":{"sampling":0.25},"limits":{"connections":1048576},"records":"in-place"}"#;
+        let file = FILE.replace("proxy: {", &format!("proxy: {{settings: {said}, "));
+        assert_eq!(Settings::parse(&file).unwrap().sidecar().settings.as_deref(), Some(said));
     }
 
     #[test]

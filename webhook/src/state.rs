@@ -1,5 +1,6 @@
 //! What all connections share.
 
+use crate::budget::Budget;
 use crate::certificate::Serving;
 use crate::facts::Caches;
 use crate::metrics::Metrics;
@@ -7,14 +8,8 @@ use arc_swap::ArcSwapOption;
 use cinch_injection::Sidecar;
 use cinch_policy::MeshConfig;
 use std::sync::Arc;
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
-
-/// Bytes of request bodies that are held at one time, in all. A review is some kilobytes; this is for a
-/// thousand pods that wait for their accounts, or a few of the largest kind.
-const BODY_BYTES: usize = 64 << 20;
-/// The unit in which bodies are admitted (a semaphore counts in u32).
-pub(crate) const BODY_UNIT: usize = 1 << 10;
 
 /// What all connections share.
 pub struct State {
@@ -28,7 +23,8 @@ pub struct State {
     pub metrics: Arc<Metrics>,
     /// Set when the process is to end: not ready any more, answers close their connections.
     pub draining: CancellationToken,
-    pub(crate) bodies: Arc<Semaphore>,
+    /// The memory that reviews may take.
+    pub budget: Budget,
     serving: ArcSwapOption<Serving>,
     serving_changed: Notify,
 }
@@ -43,7 +39,7 @@ impl State {
             mesh,
             metrics,
             draining: CancellationToken::new(),
-            bodies: Arc::new(Semaphore::new(BODY_BYTES / BODY_UNIT)),
+            budget: Budget::default(),
             serving: ArcSwapOption::empty(),
             serving_changed: Notify::new(),
         }

@@ -91,7 +91,7 @@ async fn an_account_that_does_not_appear_is_a_refusal_in_time_that_says_so() {
 async fn what_is_malformed_is_named_counted_and_survived() {
     let server = Server::start().await;
     server.account_appears();
-    let nested = format!("{}{}", "[".repeat(200_000), "]".repeat(200_000));
+    let nested = format!("{}{}", "[".repeat(150_000), "]".repeat(150_000));
     let cases: Vec<(&str, String)> = vec![
         ("empty", String::new()),
         ("not JSON", "pod".into()),
@@ -118,6 +118,39 @@ async fn what_is_malformed_is_named_counted_and_survived() {
     let (status, text) = server.post(vec![b' '; LARGEST_BODY + 1]).await;
     assert_eq!(status, 413, "{text}");
     assert_eq!(server.review(&review(|_| {})).await["allowed"], true, "and the next review is answered");
+}
+
+#[tokio::test]
+async fn a_body_of_more_values_than_any_object_has_is_refused_before_it_is_parsed() {
+    let server = Server::start().await;
+    server.account_appears();
+    let dense = |count: usize| format!("[{}0]", "0,".repeat(count));
+    let (status, text) = server.post(review(|r| r["object"] = json!(1)).to_string() + &dense(300_000)).await;
+    assert_eq!((status, text.contains("values")), (413, true), "{text}");
+    // Far more than a pod has, and still read.
+    let large = review(|r| r["object"]["metadata"]["annotations"]["x"] = json!(vec![0; 100_000]));
+    assert_ne!(server.post(large.to_string()).await.0, 413);
+    assert_eq!(server.review(&review(|_| {})).await["allowed"], true);
+}
+
+#[tokio::test]
+async fn bodies_that_are_promised_and_do_not_come_take_nothing_from_others() {
+    let server = Server::start().await;
+    server.account_appears();
+    let mut held = Vec::new();
+    for _ in 0..40 {
+        let stream = TcpStream::connect(server.address).await.unwrap();
+        let name = ServerName::try_from(NAME).unwrap();
+        let mut stream = TlsConnector::from(Arc::clone(&server.tls)).connect(name, stream).await.unwrap();
+        let head = format!("POST /mutate HTTP/1.1\r\nhost: x\r\ncontent-length: {LARGEST_BODY}\r\n\r\n{{");
+        stream.write_all(head.as_bytes()).await.unwrap();
+        held.push(stream);
+    }
+    assert_eq!(server.review(&review(|_| {})).await["allowed"], true);
+    let mut answer = [0; 64];
+    let read = held[0].read(&mut answer).await.unwrap();
+    let answer = String::from_utf8_lossy(&answer[..read]);
+    assert!(answer.starts_with("HTTP/1.1 408"), "who does not send is told: {answer}");
 }
 
 #[tokio::test]

@@ -28,6 +28,16 @@ app.kubernetes.io/name: {{ . }}
 {{ $allowed | uniq | toJson }}
 {{- end }}
 
+{{/*
+What the environment of a sidecar may say about the proxy's work, as a CEL list of texts: current, previous. The webhook
+writes the same JSON: keys sorted, no blanks. The schema leaves nothing in it that would need to be quoted.
+*/}}
+{{- define "cinch.allowedProxySettings" -}}
+{{- $texts := list (.Values.proxy.settings | toJson | squote) -}}
+{{- range .Values.proxy.previousSettings }}{{ $texts = append $texts (. | toJson | squote) }}{{ end -}}
+[{{ $texts | uniq | join ", " }}]
+{{- end }}
+
 {{/* Not empty where the node agent is installed. */}}
 {{- define "cinch.node" -}}
 {{- if or (eq .Values.redirect.mode "agent") (eq .Values.node.install "always") }}yes{{ end -}}

@@ -142,7 +142,9 @@ fn offence(offender: &Offender, now: Timestamp) -> String {
     let seen =
         offender.last_seen.as_ref().map(|seen| format!(", last {} ago", ago(seen, now))).unwrap_or_default();
     let by = offender.reported_by.as_deref().map(|pod| format!(" (seen by {pod})")).unwrap_or_default();
-    format!("{who} {} on port {}{seen}{by}", did.join(" and "), offender.port)
+    // 0 stands for several, or for ports at which nothing was served or refused.
+    let port = if offender.port == 0 { String::new() } else { format!(" on port {}", offender.port) };
+    format!("{who} {}{port}{seen}{by}", did.join(" and "))
 }
 
 #[cfg(test)]
@@ -166,7 +168,8 @@ mod tests {
             "offenders": [
                 {"workload": "legacy/old-client", "kind": "Deployment", "port": 8080, "count": 41, "denied": 0,
                  "lastSeen": "1970-01-01T00:00:48Z", "reportedBy": "api-1"},
-                {"node": "node1", "port": 8080, "count": 0, "denied": 2}
+                {"node": "node1", "port": 8080, "count": 0, "denied": 2},
+                {"node": "node2", "port": 0, "count": 0, "denied": 0}
             ]
         });
         let text = report(&[posture(status)], Timestamp::from_second(60).unwrap());
@@ -178,6 +181,7 @@ billing
   blocked for 1m: PlaintextServed: plaintext was served
   Deployment legacy/old-client was served 41 plaintext connections on port 8080, last 12s ago (seen by api-1)
   node node1 was refused 2 on port 8080
+  node node2 knocked without being served
   1 plaintext connections are open
 ";
         assert_eq!(text, expected);

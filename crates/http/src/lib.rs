@@ -56,6 +56,13 @@ pub trait Filter {
     fn app_eof(&mut self, turn: &mut Turn<'_>);
     /// The policy has changed: asks again for each request in flight; one that is now refused is cut.
     fn reevaluate(&mut self, turn: &mut Turn<'_>);
+    /// [`Filter::reevaluate`] stopped because the authorizer is spent. Until [`Filter::go_on_reevaluating`] has asked
+    /// for the rest, neither side is to be read.
+    fn is_reevaluating(&self) -> bool {
+        false
+    }
+    /// Asks again for further requests in flight.
+    fn go_on_reevaluating(&mut self, _turn: &mut Turn<'_>) {}
     /// The instant of [`Filter::deadline`] has come.
     fn wake(&mut self, turn: &mut Turn<'_>);
     /// When to call [`Filter::wake`], if nothing else happens before.
@@ -64,7 +71,7 @@ pub trait Filter {
     fn wants_client(&self) -> bool;
     /// The app may be read.
     fn wants_app(&self) -> bool;
-    /// Work is left that only waited for the output to be sent: once it is, call [`Filter::client_data`] with an
+    /// Work is left that only waited for the output to be sent, or for others to have their turn: once it is, call [`Filter::client_data`] with an
     /// empty input.
     fn wants_turn(&self) -> bool;
     /// Bytes that this connection holds of either side: heads in pieces, heads in flight, what waits.

@@ -25,6 +25,15 @@ pub struct Limits {
     pub answer_bytes: usize,
     /// HTTP/2: streams of one connection that live at once.
     pub streams: u32,
+    /// HTTP/2: CONTINUATION frames of one header block. RFC 9113 sets no bound; each costs its sender nine bytes.
+    pub continuations: u32,
+    /// HTTP/2: frames of one side, sent at once, that move nothing (PING, SETTINGS, empty DATA, PRIORITY, GOAWAY, and
+    /// what is of no known type or stream). Every frame that moves something earns one more.
+    pub idle_frames: u32,
+    /// And so many of them a second for ever.
+    pub idle_frames_per_second: u32,
+    /// HTTP/2: after so many streams, a client that has reset half of them before their answers began is sent away.
+    pub early_resets_after: u32,
 }
 
 impl Limits {
@@ -46,6 +55,11 @@ impl Default for Limits {
             discard_bytes: 64 * 1024,
             answer_bytes: 16 * 1024,
             streams: 1000,
+            continuations: 16,
+            idle_frames: 1000,
+            // Far above any keepalive.
+            idle_frames_per_second: 20,
+            early_resets_after: 500,
         }
     }
 }

@@ -176,6 +176,11 @@ pub trait Authorizer {
     /// apps could take for it is refused, and one in trailers too.
     fn is_guarded(&self, name: &str) -> bool;
 
+    /// The decisions since the caller's turn began have cost what they may: further requests wait for the next turn.
+    fn is_spent(&self) -> bool {
+        false
+    }
+
     /// The filter itself refused a request; `decide` was not asked, or has allowed what now turned out bad.
     fn refused(&mut self, _id: RequestId, _refusal: &Refusal) {}
 

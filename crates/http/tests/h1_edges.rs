@@ -65,9 +65,7 @@ fn the_clients_end_passes_to_the_app_and_the_answer_still_comes() {
     rig.app(ok("x"));
     assert_eq!(rig.client_got(), ok("x"));
     assert!(rig.client_fin);
-    assert_eq!(rig.end(), None, "the app has not ended");
-    rig.app_eof();
-    assert_eq!(rig.end(), Some(End::Finished));
+    assert_eq!(rig.end(), Some(End::Finished), "what the app still says is nobody's");
 }
 
 #[test]
@@ -278,6 +276,18 @@ fn a_draining_connection_ends_what_is_under_way_and_takes_nothing_more() {
         "once, in the last one"
     );
 
+    for stays in ["Connection: keep-alive\r\nKeep-Alive: timeout=5\r\n", "connection: x, Keep-Alive\r\n"] {
+        let mut kept = Rig::default();
+        kept.client(get("/a")).app_got();
+        assert_eq!(drain(&mut kept), (false, false));
+        kept.app(format!("HTTP/1.1 200 OK\r\nA: Connection: x\r\n{stays}Content-Length: 1\r\n\r\nx"));
+        assert_eq!(
+            kept.client_got(),
+            "HTTP/1.1 200 OK\r\nA: Connection: x\r\nContent-Length: 1\r\nConnection: close\r\n\r\nx",
+            "nothing else is said of the connection"
+        );
+    }
+
     let mut idle = Rig::default();
     idle.client(get("/a")).app(NO_CONTENT);
     assert_eq!(drain(&mut idle), (true, true));
@@ -286,4 +296,14 @@ fn a_draining_connection_ends_what_is_under_way_and_takes_nothing_more() {
     socket.client(WEBSOCKET).app("HTTP/1.1 101 x\r\nUpgrade: websocket\r\n\r\n").app_got();
     assert_eq!(drain(&mut socket), (false, false));
     assert_eq!(socket.client("more").app_got(), "more");
+}
+
+#[test]
+fn an_app_that_is_slow_to_close_keeps_nobody_waiting() {
+    let mut rig = Rig::default();
+    rig.client(get("/a")).app_got();
+    rig.app("HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 1\r\n\r\nx");
+    assert_eq!((rig.client_fin, rig.app_fin, rig.end()), (true, true, None), "the client may still send");
+    rig.client_eof();
+    assert_eq!(rig.end(), Some(End::Finished));
 }

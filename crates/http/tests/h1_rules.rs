@@ -291,6 +291,20 @@ fn rule_2_our_own_answers_wait_for_the_client_to_read_them() {
 }
 
 #[test]
+fn rule_2_decisions_that_cost_much_let_others_have_their_turn() {
+    let mut rig = Rig::default();
+    rig.judge.patience = Some(16);
+    let mut turn = Turn { now: rig.now, authorizer: &mut rig.judge, out: &mut rig.out };
+    rig.filter.client_data(get("/denied").repeat(50).as_bytes(), &mut turn);
+    assert_eq!(rig.judge.seen.len(), 16);
+    assert!(rig.filter.wants_turn() && !rig.filter.wants_client());
+    rig.out.clear();
+    rig.client([]);
+    assert_eq!(rig.judge.answered.len(), 50, "none is lost");
+    assert!(rig.filter.wants_client() && !rig.filter.wants_turn());
+}
+
+#[test]
 fn rule_3_bytes_after_a_websocket_request_wait_for_the_101() {
     let mut rig = Rig::default();
     rig.client(WEBSOCKET).client("frames");

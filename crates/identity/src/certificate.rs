@@ -79,6 +79,11 @@ pub(crate) fn not_before(der: &[u8]) -> Option<u64> {
     parse(der).ok().map(|certificate| seconds(certificate.validity().not_before.timestamp()))
 }
 
+/// When a certificate ends, in seconds since 1970.
+pub(crate) fn not_after(der: &[u8]) -> Option<u64> {
+    parse(der).ok().map(|certificate| seconds(certificate.validity().not_after.timestamp()))
+}
+
 /// Certificates as PEM blocks, one after the other.
 #[must_use]
 pub fn to_pem(certificates: &[CertificateDer<'_>]) -> String {

@@ -1,20 +1,21 @@
 //! Verification of a peer's chain: to the bundle by webpki (signatures, validity, usage, constraints), then
 //! the one SPIFFE ID of the bundle's trust domain.
 
-use crate::certificate::read_leaf;
+use crate::certificate::{not_after, read_leaf};
 use crate::{IdentityError, Peer, SpiffeId, TrustBundle, provider};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{WebPkiSupportedAlgorithms, verify_tls13_signature};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::{DigitallySignedStruct, DistinguishedName, Error, SignatureScheme};
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
+use std::time::Duration;
 use webpki::{EndEntityCert, KeyUsage};
 
 /// A chain of ours has one intermediate, a user's own hierarchy two or three.
 const MAX_INTERMEDIATES: usize = 6;
 
 /// What the peer's certificate is used for in the handshake.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Usage {
     /// The peer is the TLS server.
     Server,
@@ -54,6 +55,33 @@ pub fn verify_chain(
         });
     }
     Ok(id)
+}
+
+/// As [`verify_chain`], for a connection whose handshake this chain has passed before and that is still open. What has
+/// run out since then is judged as of the time when it had not: an open connection may outlive its certificates, but
+/// not the roots that vouched for them.
+///
+/// # Errors
+/// As [`verify_chain`].
+pub fn verify_open_chain(
+    end_entity: &CertificateDer<'_>,
+    intermediates: &[CertificateDer<'_>],
+    bundle: &TrustBundle,
+    now: UnixTime,
+    usage: Usage,
+) -> Result<SpiffeId, IdentityError> {
+    let verify = |now| verify_chain(end_entity, intermediates, bundle, now, usage);
+    let mut verified = verify(now);
+    let shown = std::iter::once(end_entity).chain(intermediates);
+    for end in shown.take(MAX_INTERMEDIATES + 1).filter_map(|der| not_after(der)) {
+        if !matches!(verified, Err(IdentityError::Expired(_))) {
+            break;
+        }
+        if end < now.as_secs() {
+            verified = verify(UnixTime::since_unix_epoch(Duration::from_secs(end)));
+        }
+    }
+    verified
 }
 
 fn chain_error(error: webpki::Error) -> IdentityError {

@@ -5,6 +5,7 @@
 use cinch_identity::{
     ClientCertificate, IdentityError, KeyPair, Peer, SpiffeId, Svid, TrustBundle, TrustDomain, Usage,
     client_config, handshake_reason, peer_id, require_alpn, server_config, server_name, verify_chain,
+    verify_open_chain,
 };
 use cinch_reason::Reason;
 use rcgen::{
@@ -141,6 +142,36 @@ fn wrong_leaves_are_refused_with_their_reason() {
     for (case, leaf, signer, reason) in cases {
         let error = leaf.verified(signer, &bundle).expect_err(case);
         assert_eq!(error.reason(), reason, "{case}: {error}");
+    }
+}
+
+#[test]
+fn an_open_connection_outlives_its_certificates_and_not_their_root() {
+    let (ca, foreign) = (Ca::new("root"), Ca::new("root"));
+    let now = UnixTime::now();
+    let hours_ago = |hours: u64| date_time_ymd(1970, 1, 1) + Duration::from_secs(self::now() - hours * HOUR);
+    let mut params = CertificateParams::default();
+    params.distinguished_name = DistinguishedName::new();
+    params.distinguished_name.push(DnType::CommonName, "issuer");
+    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+    (params.not_before, params.not_after) = (hours_ago(9), hours_ago(2));
+    let key = rcgen::KeyPair::generate().unwrap();
+    let issuer = Ca(CertifiedIssuer::signed_by(params, key, &ca.0).unwrap());
+    let until = |not_after| Leaf { not_before: self::now() - 8 * HOUR, not_after, ..Leaf::of(API) };
+    let chains = [
+        ("valid", until(self::now() + HOUR), &ca, vec![]),
+        ("expired", until(self::now() - HOUR), &ca, vec![]),
+        ("expired before its issuer", until(self::now() - 3 * HOUR), &issuer, vec![issuer.0.der().clone()]),
+        ("expired after its issuer", until(self::now() - HOUR), &issuer, vec![issuer.0.der().clone()]),
+        ("its issuer expired", until(self::now() + HOUR), &issuer, vec![issuer.0.der().clone()]),
+    ];
+    for (case, leaf, signer, issuers) in chains {
+        let (leaf, _) = leaf.signed_by(signer);
+        let verify = |bundle: &TrustBundle| verify_open_chain(&leaf, &issuers, bundle, now, Usage::Client);
+        assert_eq!(verify(&ca.bundle()).unwrap().as_str(), API, "{case}");
+        let reason = verify(&foreign.bundle()).unwrap_err().reason();
+        assert_eq!(reason, Reason::CertificateUntrusted, "{case}");
     }
 }
 

@@ -83,8 +83,7 @@ fn count(memory: &mut Memory, facts: &Facts, coverage: &Coverage<'_>) {
 /// Stops the clock while pods run that nobody observes, or none run at all; the time is added afterwards.
 fn hold(memory: &mut Memory, facts: &Facts, coverage: &Coverage<'_>) {
     let unobserved = facts.pods.iter().any(|pod| pod.class == PodClass::NotInjected);
-    let in_doubt = !coverage.unproved.is_empty() || !coverage.unlooked.is_empty();
-    if unobserved || in_doubt || coverage.must_report == 0 {
+    if unobserved || coverage.is_in_doubt() || coverage.must_report == 0 {
         memory.held_since.get_or_insert(facts.now);
         return;
     }

@@ -16,10 +16,10 @@ const LONGEST_SELF_TEST: Millis = 30_000;
 const PROOF_FLOOR: Millis = 30_000;
 /// As [`PROOF_FLOOR`], for inbound: the kubelet's probes prove it, each 5 s if the node has the time.
 const INBOUND_PROOF_FLOOR: Millis = 90_000;
-/// The node agent looks each 30 s at what passes by a proxy; the first look is 30 s after the proxy's start. Without a
-/// look for three of these times nobody knows. A pod that has just started gets as long, and holds nothing back: the
-/// quiet period may be shorter than that.
-const LOOKED_WITHIN: Millis = 90_000;
+/// Each 30 s the node agent confirms the redirect and looks at what passes by the proxy; the first look is 10 s after
+/// the proxy's start. Without a word for three of these times nobody knows. A pod that has just started gets as long
+/// before its missing look is held against it; until then it is only waited for.
+const HEARD_OF_WITHIN: Millis = 90_000;
 /// At most so many pods of a namespace are named in status.
 const REMEMBERED: usize = 4_000;
 
@@ -52,8 +52,12 @@ pub(crate) struct Coverage<'a> {
     pub unreachable: Vec<&'a Pod>,
     /// They report, but what they count is not all: their redirect is not proved.
     pub unproved: Vec<&'a Pod>,
+    /// They report, but the node agent has not lately confirmed their redirect.
+    pub unconfirmed: Vec<&'a Pod>,
     /// They report, but nobody has lately looked at what passes by their proxies.
     pub unlooked: Vec<&'a Pod>,
+    /// They have just started, and nobody has looked yet.
+    pub unseen: Vec<&'a Pod>,
     /// When the oldest of the newest reports came.
     pub oldest: Option<Millis>,
     /// Pods that are gone and whose last word may still come.
@@ -66,6 +70,11 @@ impl Coverage<'_> {
     /// Every pod that must report has done so recently, and nobody's last word is waited for.
     pub(crate) fn is_full(&self) -> bool {
         self.must_report > 0 && self.leaving == 0 && self.reporting == self.must_report
+    }
+
+    /// Something is known not to be known: the clock stands still.
+    pub(crate) fn is_in_doubt(&self) -> bool {
+        !(self.unproved.is_empty() && self.unconfirmed.is_empty() && self.unlooked.is_empty())
     }
 
     /// Every pod that must report has done so after `time`.
@@ -88,11 +97,30 @@ fn is_proved(report: Report, facts: &Facts) -> bool {
         && report.inbound_proof_age.is_some_and(|age| age <= inbound)
 }
 
+/// Whether the node agent has lately said that the redirect is in force. The proxy proves more often that it works for
+/// the proxy's own dials; that it captures those of other processes only the agent has tried.
+fn is_confirmed(pod: &Pod, report: Report) -> bool {
+    !pod.by_agent || report.agent_proof_age.is_some_and(|age| age <= HEARD_OF_WITHIN)
+}
+
+/// What is known of looks at a pod.
+enum Looked {
+    Lately,
+    NotYet,
+    TooLongAgo,
+}
+
 /// Whether the node agent has lately looked at what passes by the proxy. Where there is no agent nobody looks, and
 /// nobody is waited for. A restart of the proxy gives no more time: who has seen the pod longer knows how old it is.
-fn is_looked_at(pod: &Pod, report: Report, track: &Track) -> bool {
+fn looked_at(pod: &Pod, report: Report, track: &Track) -> Looked {
     let since = report.last_look.unwrap_or_else(|| report.boot_started.min(track.first_seen));
-    !pod.by_agent || report.received.saturating_sub(since) <= LOOKED_WITHIN
+    if pod.by_agent && report.received.saturating_sub(since) > HEARD_OF_WITHIN {
+        Looked::TooLongAgo
+    } else if pod.by_agent && report.last_look.is_none() && !report.last_word {
+        Looked::NotYet
+    } else {
+        Looked::Lately
+    }
 }
 
 /// Follows every pod, adds what was lost to the memory, and moves `observed_through`.
@@ -212,8 +240,17 @@ impl<'a> Coverage<'a> {
                 }
                 return;
             }
-            if !is_looked_at(pod, report, track) {
-                self.unlooked.push(pod);
+            if !is_confirmed(pod, report) {
+                // Proxies that are older than this word of theirs give it with their first look.
+                if report.received.saturating_sub(report.boot_started) > HEARD_OF_WITHIN {
+                    self.unconfirmed.push(pod);
+                }
+                return;
+            }
+            match looked_at(pod, report, track) {
+                Looked::Lately => {}
+                Looked::NotYet => self.unseen.push(pod),
+                Looked::TooLongAgo => self.unlooked.push(pod),
             }
             self.reporting += 1;
             let received = (!report.last_word).then_some(report.received);

@@ -110,6 +110,17 @@ pub struct Pod {
     pub acknowledged_lock: bool,
     /// What passes by its proxy, the most important first.
     pub bypass: Vec<Bypass>,
+    /// Its redirect was found gone, and set again.
+    pub redirect_gone: Option<RedirectGone>,
+}
+
+/// A redirect that was gone for a while.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RedirectGone {
+    /// How often, as far as the running proxy knows.
+    pub times: u64,
+    /// When it was found so last.
+    pub last: Millis,
 }
 
 /// Traffic of a pod that was seen to pass by its proxy.
@@ -147,8 +158,12 @@ pub struct Report {
     pub inbound_proof_age: Option<Millis>,
     /// The same for what the pod's apps send.
     pub outbound_proof_age: Option<Millis>,
-    /// When the node agent last looked at what passes by the pod's proxy, whichever run of it; `None`: never.
+    /// When the node agent last saw all TCP of the pod, whichever run of its proxy told it; `None`: never.
     pub last_look: Option<Millis>,
+    /// The agent's newest look did not see all.
+    pub look_was_cut: bool,
+    /// How old the node agent's word was, at the report, that the redirect is in force; `None`: it gave none.
+    pub agent_proof_age: Option<Millis>,
 }
 
 /// The last that is known of a pod that is gone.

@@ -4,6 +4,7 @@ use crate::bypass;
 use crate::clock::Quiet;
 use crate::coverage::Coverage;
 use crate::facts::{Facts, Pod, PodClass, Policy, Slot};
+use crate::gone;
 use crate::memory::{Memory, Phase};
 use crate::report::evidence_hash;
 use cinch_reason::Reason;
@@ -62,9 +63,11 @@ pub(crate) fn find(memory: &Memory, facts: &Facts, coverage: &Coverage<'_>, quie
         gates.extend(Gate::of_pods(Reason::HostNetworkPods, &unmeshable, facts.pods.len()));
     }
     gates.extend(passed_by(memory, facts, coverage.must_report));
+    gates.extend(were_gone(memory, facts, coverage.must_report));
     gates.extend(Gate::of_pods(Reason::PodsNotReporting, &coverage.late, coverage.must_report));
     gates.extend(Gate::of_pods(Reason::RedirectMissing, &coverage.unproved, coverage.must_report));
-    gates.extend(Gate::of_pods(Reason::BypassUnknown, &coverage.unlooked, coverage.must_report));
+    gates.extend(Gate::of_pods(Reason::RedirectUnconfirmed, &coverage.unconfirmed, coverage.must_report));
+    gates.extend(unlooked(&coverage.unlooked, coverage.must_report));
     gates.extend(Gate::of_pods(Reason::NodeUnreachable, &coverage.unreachable, coverage.must_report));
     if coverage.must_report == 0 {
         gates.push(Gate::new(Reason::NoEvidence, Weight::Blocks, String::new()));
@@ -86,6 +89,25 @@ fn passed_by(memory: &Memory, facts: &Facts, total: usize) -> Option<Gate> {
     let mut gate = Gate::of_pods(Reason::BypassSeen, &only, total)?;
     if let Some(seen) = pods.iter().find_map(|(_, seen)| *seen) {
         gate.detail = format!("{} ({})", gate.detail, seen.what);
+    }
+    Some(gate)
+}
+
+/// Pods whose redirect was gone for a while: nobody knows what went past their proxies then.
+fn were_gone(memory: &Memory, facts: &Facts, total: usize) -> Option<Gate> {
+    let pods = gone::lately(memory, facts);
+    let mut gate = Gate::of_pods(Reason::RedirectWasGone, &pods, total)?;
+    if let [only] = pods.as_slice() {
+        gate.detail = format!("1 of {total}: {}", gone::named(only));
+    }
+    Some(gate)
+}
+
+/// Pods at which nobody has lately looked, or not at all of what they do.
+fn unlooked(pods: &[&Pod], total: usize) -> Option<Gate> {
+    let mut gate = Gate::of_pods(Reason::BypassUnknown, pods, total)?;
+    if pods.iter().any(|pod| pod.report.is_some_and(|report| report.look_was_cut)) {
+        gate.detail = format!("{}; more connections than one look takes", gate.detail);
     }
     Some(gate)
 }
@@ -120,6 +142,11 @@ pub(crate) fn waits(memory: &Memory, facts: &Facts, coverage: &Coverage<'_>, qui
             if quiet.pause > 0 && !quiet.elapsed {
                 wait(Reason::UnobservedTime, format!("{} s", memory.unobserved / 1_000));
             }
+            if quiet.elapsed
+                && let Some(pods) = unseen(coverage)
+            {
+                wait(Reason::BypassUnknown, pods);
+            }
             if facts.spec.policy == Policy::Paused {
                 wait(Reason::PromotionPaused, String::new());
             }
@@ -129,7 +156,12 @@ pub(crate) fn waits(memory: &Memory, facts: &Facts, coverage: &Coverage<'_>, qui
                 wait(Reason::PromotionSlot, String::new());
             }
         }
-        Phase::Settling { .. } => wait(Reason::Settling, String::new()),
+        Phase::Settling { .. } => {
+            wait(Reason::Settling, String::new());
+            if let Some(pods) = unseen(coverage) {
+                wait(Reason::BypassUnknown, pods);
+            }
+        }
         Phase::Acknowledging { .. } => {
             let pending = pending_acknowledgements(facts);
             if let Some(mut gate) =
@@ -147,6 +179,12 @@ pub(crate) fn waits(memory: &Memory, facts: &Facts, coverage: &Coverage<'_>, qui
         Phase::Probation { .. } | Phase::TakingBack | Phase::Strict { .. } => {}
     }
     gates
+}
+
+/// The pods that the agent has yet to look at for the first time.
+fn unseen(coverage: &Coverage<'_>) -> Option<String> {
+    let gate = Gate::of_pods(Reason::BypassUnknown, &coverage.unseen, coverage.must_report)?;
+    Some(format!("{}; just started", gate.detail))
 }
 
 /// Whether a person has approved this very evidence.

@@ -13,6 +13,7 @@ mod clock;
 mod coverage;
 mod facts;
 mod gates;
+mod gone;
 mod machine;
 mod memory;
 mod outcome;
@@ -20,8 +21,8 @@ mod probation;
 mod report;
 
 pub use facts::{
-    Bypass, Counts, Departure, Facts, Finding, Millis, Namespace, Plaintext, Pod, PodClass, Policy, Report,
-    Slot, Source, SourceName, Spec, Transport,
+    Bypass, Counts, Departure, Facts, Finding, Millis, Namespace, Plaintext, Pod, PodClass, Policy,
+    RedirectGone, Report, Slot, Source, SourceName, Spec, Transport,
 };
 pub use machine::step;
 pub use memory::{Memory, Notice, Phase, short};

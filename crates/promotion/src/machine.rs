@@ -8,6 +8,7 @@ use crate::clock::{self, Quiet};
 use crate::coverage::{self, Coverage};
 use crate::facts::{Facts, Millis, Policy, Slot};
 use crate::gates::{self, Gate, Weight};
+use crate::gone;
 use crate::memory::{Memory, Notice, Phase};
 use crate::outcome::{Action, Event, EventKind, Injection, Outcome};
 use crate::probation;
@@ -28,9 +29,13 @@ pub fn step(facts: &Facts, memory: &Memory) -> Outcome {
     let coverage = coverage::observe(&mut memory, facts);
     probation::remember(&mut memory, facts);
     bypass::remember(&mut memory, facts);
+    let gone = gone::remember(&mut memory, facts);
     let quiet = clock::advance(&mut memory, facts, &coverage);
     let gates = gates::find(&memory, facts, &coverage, &quiet);
     let mut turn = Turn { facts, coverage, quiet, gates, memory, action: None, events: Vec::new() };
+    if let Some(pods) = gone {
+        turn.tell(Reason::RedirectWasGone, EventKind::Warning, pods);
+    }
     turn.recognise();
     turn.decide();
     turn.finish()
@@ -166,7 +171,7 @@ impl Turn<'_> {
             Policy::Paused => false,
         };
         let ready = self.quiet.elapsed && self.all_gates_hold() && self.coverage.is_full();
-        if ready && wanted && self.facts.slot == Slot::Free {
+        if ready && self.coverage.unseen.is_empty() && wanted && self.facts.slot == Slot::Free {
             self.memory.required_injection = !self.facts.namespace.injection_required;
             self.memory.phase = Phase::Settling { since: None, decided: self.facts.now };
             self.action = Some(Action::RequireInjection { started: self.facts.now });
@@ -197,7 +202,8 @@ impl Turn<'_> {
             return;
         }
         let settled = since.saturating_add(settle);
-        if now >= settled && self.quiet.elapsed && self.all_gates_hold() && self.coverage.reaches(settled) {
+        let seen = self.coverage.unseen.is_empty() && self.coverage.reaches(settled);
+        if now >= settled && self.quiet.elapsed && self.all_gates_hold() && seen {
             self.memory.locked_since.get_or_insert(now);
             self.action = Some(Action::Lock);
         }
@@ -283,6 +289,10 @@ impl Turn<'_> {
 fn is_passing(reason: Reason) -> bool {
     matches!(
         reason,
-        Reason::PodsNotReporting | Reason::RedirectMissing | Reason::BypassUnknown | Reason::NodeUnreachable
+        Reason::PodsNotReporting
+            | Reason::RedirectMissing
+            | Reason::RedirectUnconfirmed
+            | Reason::BypassUnknown
+            | Reason::NodeUnreachable
     )
 }

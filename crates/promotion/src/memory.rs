@@ -60,6 +60,9 @@ pub struct Memory {
     /// When TCP was last seen to pass by the proxy of each pod that is there, by short name.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub bypass: BTreeMap<String, Millis>,
+    /// When the redirect of each pod that is there was last found gone, by short name.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub gone: BTreeMap<String, Millis>,
     /// Why the last attempt came to nothing; it stands until the next one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub notice: Option<Notice>,
@@ -144,16 +147,28 @@ impl Memory {
         spec.quiet.saturating_mul(1 << self.rollbacks.min(MOST_DOUBLINGS))
     }
 
-    /// Whether a promotion of the namespace is under way: it takes a slot.
+    /// Whether a promotion of the namespace is under way.
     #[must_use]
     pub fn under_way(&self) -> bool {
-        matches!(
-            self.phase,
-            Phase::Settling { .. }
-                | Phase::Acknowledging { .. }
-                | Phase::Probation { .. }
-                | Phase::TakingBack
-        )
+        self.under_way_since().is_some()
+    }
+
+    /// Whether its promotion keeps others from theirs: while it is under way, but not for longer than `longest`. A spec
+    /// may ask for a probation of years, and where nobody reports any more none ends.
+    #[must_use]
+    pub fn holds_slot(&self, now: Millis, longest: Millis) -> bool {
+        self.under_way_since().is_some_and(|since| now < since.saturating_add(longest))
+    }
+
+    fn under_way_since(&self) -> Option<Millis> {
+        match self.phase {
+            Phase::Settling { decided, .. } => Some(decided),
+            Phase::Acknowledging { since } | Phase::Probation { since } => Some(since),
+            Phase::TakingBack => Some(self.locked_since.unwrap_or(self.window)),
+            Phase::Watching | Phase::Strict { .. } | Phase::Relaxed { .. } | Phase::NeedsDecision { .. } => {
+                None
+            }
+        }
     }
 
     /// Whether `other` differs in anything that the next leader could miss. How far the evidence reaches may
@@ -186,4 +201,29 @@ impl Memory {
 #[must_use]
 pub fn short(uid: &str) -> &str {
     uid.get(..13).unwrap_or(uid)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_promotion_holds_its_slot_while_it_is_under_way_and_not_for_ever() {
+        let longest = 1_000;
+        let with = |phase| Memory { phase, locked_since: Some(50), ..Memory::default() };
+        let cases = [
+            ("settling", with(Phase::Settling { since: None, decided: 100 }), 100),
+            ("acknowledging", with(Phase::Acknowledging { since: 200 }), 200),
+            ("probation", with(Phase::Probation { since: 300 }), 300),
+            ("going back", with(Phase::TakingBack), 50),
+        ];
+        for (case, memory, since) in cases {
+            assert!(memory.under_way() && memory.holds_slot(since + longest - 1, longest), "{case}");
+            assert!(!memory.holds_slot(since + longest, longest), "{case}");
+        }
+        for phase in [Phase::Watching, Phase::Strict { by_user: false }, Phase::Relaxed { generation: 1 }] {
+            let memory = with(phase);
+            assert!(!memory.under_way() && !memory.holds_slot(60, longest));
+        }
+    }
 }

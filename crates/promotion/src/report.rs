@@ -105,7 +105,8 @@ fn announce(turn: &mut Turn<'_>, state: State, blockers: &[Blocker]) {
         (State::Eligible, _) => {
             Event { reason: Reason::PromotionEligible, kind: EventKind::Normal, detail: String::new() }
         }
-        (State::Blocked, Some(first)) => {
+        // One that was told already in this step is not told twice.
+        (State::Blocked, Some(first)) if turn.events.iter().all(|event| event.reason != first.reason) => {
             Event { reason: first.reason, kind: EventKind::Warning, detail: first.detail.clone() }
         }
         _ => return,
@@ -177,6 +178,7 @@ fn conditions(turn: &Turn<'_>, state: State) -> Vec<Condition> {
     let unreported = [
         Reason::PodsNotReporting,
         Reason::RedirectMissing,
+        Reason::RedirectUnconfirmed,
         Reason::BypassUnknown,
         Reason::NodeUnreachable,
         Reason::NoEvidence,
@@ -198,7 +200,7 @@ fn conditions(turn: &Turn<'_>, state: State) -> Vec<Condition> {
         plain(ConditionKind::Ready, true, Reason::Observing),
         gate(
             ConditionKind::Injected,
-            &[Reason::PodsNotInjected, Reason::HostNetworkPods, Reason::BypassSeen],
+            &[Reason::PodsNotInjected, Reason::HostNetworkPods, Reason::BypassSeen, Reason::RedirectWasGone],
             Reason::Injected,
         ),
         reporting,

@@ -3,7 +3,7 @@
 
 mod world;
 
-use cinch_promotion::{Bypass, ConditionKind, Millis, PodClass, State, Transport};
+use cinch_promotion::{Bypass, ConditionKind, Millis, PodClass, RedirectGone, Report, State, Transport};
 use world::{SECOND, START, World};
 
 fn first_label(world: &World) -> u64 {
@@ -314,7 +314,7 @@ fn udp_is_told_and_does_not_hold_a_promotion_back() {
 fn by_agent(world: &mut World, last_look: Option<Millis>) -> String {
     let uid = world.add("api-2", PodClass::Started);
     let pod = world.pods.get_mut(&uid).expect("there");
-    (pod.by_agent, pod.last_look) = (true, last_look);
+    (pod.by_agent, pod.last_look, pod.confirmed) = (true, last_look, World::LOOKED);
     uid
 }
 
@@ -328,6 +328,10 @@ fn a_pod_at_which_the_agent_has_not_looked_for_90_s_blocks_and_stops_the_clock()
     assert!(!World::reasons(&world.run(90)).contains(&"BypassUnknown"));
     let last = world.run(1);
     assert_eq!((World::reasons(&last), last.state), (vec!["BypassUnknown"], State::Blocked));
+    assert_eq!(last.blockers[0].detail, "1 of 3: api-2");
+    world.pods.get_mut(&third).expect("there").look_was_cut = true;
+    let last = world.run(1);
+    assert_eq!(last.blockers[0].detail, "1 of 3: api-2; more connections than one look takes");
     assert_eq!((last.blockers[0].reference.as_deref(), last.pods.reporting), (Some("pod/api-2"), 3));
     let reporting = last.conditions.iter().find(|c| c.kind == ConditionKind::Reporting).expect("there");
     assert_eq!((reporting.holds, reporting.reason.as_str()), (false, "BypassUnknown"));
@@ -346,11 +350,41 @@ fn a_pod_at_which_the_agent_has_not_looked_for_90_s_blocks_and_stops_the_clock()
 }
 
 #[test]
-fn a_young_pod_waits_for_no_first_look_and_restarts_do_not_keep_it_young() {
+fn a_pod_that_has_just_started_is_waited_for_until_the_agent_has_looked_once() {
     let mut world = World::meshed();
-    by_agent(&mut world, None);
+    let third = by_agent(&mut world, None);
+    let outcome = world.run(20);
+    assert_eq!((World::reasons(&outcome), outcome.state), (vec!["BypassUnknown"], State::Eligible));
+    assert_eq!(outcome.blockers[0].detail, "1 of 3: api-2; just started");
+    assert!(world.actions.is_empty());
+    world.pods.get_mut(&third).expect("there").last_look = World::LOOKED;
+    world.run(1);
+    assert_eq!(first_label(&world), 20, "the clock ran on");
+    // The same between the label and the lock.
+    let fourth = world.add("api-3", PodClass::Started);
+    let pod = world.pods.get_mut(&fourth).expect("there");
+    (pod.by_agent, pod.confirmed) = (true, World::LOOKED);
+    assert_eq!(World::reasons(&world.run(10)), ["Settling", "BypassUnknown"]);
+    assert!(world.locks.is_empty());
+    world.pods.get_mut(&fourth).expect("there").last_look = World::LOOKED;
+    world.run(1);
+    assert_eq!(world.locks.len(), 1);
+}
+
+#[test]
+fn a_pod_that_has_said_its_last_word_is_not_waited_for() {
+    let mut world = World::meshed();
+    let third = by_agent(&mut world, None);
+    world.tick();
+    let pod = world.pods.get_mut(&third).expect("there");
+    (pod.mute, pod.acknowledges) = (true, false);
+    pod.heard = pod.heard.map(|report| Report { last_word: true, ..report });
     world.run(20);
-    assert_eq!(first_label(&world), 15, "a quiet period may be shorter than the agent's");
+    assert_eq!(first_label(&world), 15);
+}
+
+#[test]
+fn restarts_of_the_proxy_do_not_keep_a_pod_young() {
     let mut world = World::meshed();
     world.spec.quiet = 500 * SECOND;
     let third = by_agent(&mut world, None);
@@ -358,6 +392,84 @@ fn a_young_pod_waits_for_no_first_look_and_restarts_do_not_keep_it_young() {
     world.restart(&third);
     assert!(!World::reasons(&world.run(10)).contains(&"BypassUnknown"));
     assert!(World::reasons(&world.run(1)).contains(&"BypassUnknown"));
+}
+
+#[test]
+fn a_redirect_that_the_agent_has_not_confirmed_for_90_s_is_not_proved() {
+    let mut world = World::meshed();
+    world.spec.quiet = 300 * SECOND;
+    let third = by_agent(&mut world, World::LOOKED);
+    world.run(40);
+    world.pods.get_mut(&third).expect("there").confirmed = Some(world.now);
+    assert!(!World::reasons(&world.run(90)).contains(&"RedirectUnconfirmed"));
+    let last = world.run(1);
+    assert_eq!((World::reasons(&last), last.state), (vec!["RedirectUnconfirmed"], State::Blocked));
+    assert_eq!((last.blockers[0].reference.as_deref(), last.pods.reporting), (Some("pod/api-2"), 2));
+    let reporting = last.conditions.iter().find(|c| c.kind == ConditionKind::Reporting).expect("there");
+    assert_eq!((reporting.holds, reporting.reason.as_str()), (false, "RedirectUnconfirmed"));
+    // A proxy that has started since, and has not heard of the agent, is no better; it gets as long.
+    world.restart(&third);
+    world.pods.get_mut(&third).expect("there").confirmed = None;
+    assert_eq!(World::reasons(&world.run(300)), ["RedirectUnconfirmed"]);
+    assert!(world.actions.is_empty());
+    world.pods.get_mut(&third).expect("there").confirmed = World::LOOKED;
+    world.run(30);
+    assert!(world.actions.is_empty(), "the time without a confirmation was not quiet time");
+    world.run(200);
+    assert!(!world.actions.is_empty());
+}
+
+#[test]
+fn a_redirect_that_was_gone_is_told_once_and_blocks_for_a_quiet_period() {
+    let mut world = World::meshed();
+    world.spec.quiet = 100 * SECOND;
+    let third = by_agent(&mut world, World::LOOKED);
+    world.run(40);
+    let gone = |world: &World, times| Some(RedirectGone { times, last: world.now });
+    let told = |world: &World| world.events.iter().filter(|word| *word == "RedirectWasGone").count();
+    world.pods.get_mut(&third).expect("there").redirect_gone = gone(&world, 1);
+    let outcome = world.run(10);
+    assert_eq!((World::reasons(&outcome), outcome.state), (vec!["RedirectWasGone"], State::Blocked));
+    assert_eq!(outcome.blockers[0].detail, "1 of 3: api-2");
+    let injected = outcome.conditions.iter().find(|c| c.kind == ConditionKind::Injected).expect("there");
+    assert!(!injected.holds && injected.reason.as_str() == "RedirectWasGone");
+    assert_eq!(told(&world), 1, "{:?}", world.events);
+    // Who removes it all the time is not told of all the time.
+    for times in 2..50 {
+        world.pods.get_mut(&third).expect("there").redirect_gone = gone(&world, times);
+        world.run(1);
+    }
+    assert_eq!(told(&world), 1);
+    // Neither a new proxy nor a new leader has seen what nobody saw.
+    world.restart(&third);
+    world.pods.get_mut(&third).expect("there").redirect_gone = None;
+    world.change_leader();
+    assert_eq!(World::reasons(&world.run(1)), ["RedirectWasGone"]);
+    world.pods.get_mut(&third).expect("there").redirect_gone = gone(&world, 2);
+    let outcome = world.run(1);
+    assert_eq!(outcome.blockers[0].detail, "1 of 3: api-2 (2 times)");
+    assert!(World::reasons(&world.run(98)).contains(&"RedirectWasGone") && world.actions.is_empty());
+    world.run(3);
+    assert!(!world.actions.is_empty() && world.memory.gone.is_empty());
+}
+
+#[test]
+fn a_redirect_that_was_gone_in_a_locked_namespace_is_told_too_and_goes_with_its_pod() {
+    let mut world = World::meshed();
+    let third = by_agent(&mut world, World::LOOKED);
+    world.until(State::Strict, 60);
+    world.events.clear();
+    world.pods.get_mut(&third).expect("there").redirect_gone =
+        Some(RedirectGone { times: 1, last: world.now });
+    let outcome = world.run(1);
+    assert_eq!(
+        (world.events.as_slice(), outcome.state),
+        (&["RedirectWasGone".to_owned()][..], State::Strict)
+    );
+    assert_eq!(world.memory.gone.len(), 1);
+    world.remove(&third, true);
+    world.run(1);
+    assert!(world.memory.gone.is_empty());
 }
 
 #[test]

@@ -72,6 +72,22 @@ fn every_gate_holds_the_promotion_by_its_name() {
 }
 
 #[test]
+fn pods_without_a_sidecar_are_named() {
+    let mut world = World::meshed();
+    let mut blocker = |names: &[&str]| {
+        names.iter().for_each(|name| drop(world.add(name, PodClass::NotInjected)));
+        let last = world.run(2);
+        let found: Vec<_> =
+            last.blockers.iter().filter(|blocker| blocker.reason == Reason::PodsNotInjected).collect();
+        assert_eq!(found.len(), 1, "{:?}", last.blockers);
+        (found[0].detail.clone(), found[0].reference.clone().expect("a reference"))
+    };
+    assert_eq!(blocker(&["old-1"]), ("1 of 3: old-1".to_owned(), "pod/old-1".to_owned()));
+    let (detail, reference) = blocker(&["old-5", "old-4", "old-3", "old-2"]);
+    assert_eq!((&detail[..], &reference[..]), ("5 of 7: old-1, old-2, old-3 and 2 more", "pod/old-1"));
+}
+
+#[test]
 fn host_network_pods_that_were_allowed_are_debt() {
     let mut world = World::meshed();
     world.add("agent-1", PodClass::Unmeshable);

@@ -39,7 +39,7 @@ reasons! {
     TokenMint: "only kubelets get tokens of the audience cinch.dev", "use another audience";
     TrustBundleGuarded: "the ConfigMap cinch-trust belongs to the operator", "leave it alone: it is re-created";
     PostureStatus: "the status of a Posture belongs to the operator", "change its spec instead";
-    PostureGuarded: "the change would widen what a locked namespace accepts", "it needs the verb relax on postures.cinch.dev";
+    PostureGuarded: "the change would widen what the namespace accepts, or judge it on less than the installation asks for", "it needs the verb relax on postures.cinch.dev";
 
     // Promotion: states, blockers, events.
     Observing: "the namespace is watched for plaintext", "";
@@ -50,6 +50,8 @@ reasons! {
     HostNetworkPods: "pods on the host network can not be meshed", "move them, or label the namespace cinch.dev/host-network: allowed";
     BypassSeen: "connections pass by the proxy of a pod", "find out how the named process does it, and restart the pod once that is mended";
     BypassUnknown: "the node agent has not looked lately at what passes by the proxies of pods", "look at the log of cinch-node on the nodes of the named pods";
+    RedirectWasGone: "the redirect of a pod was gone and was set again, so what passed meanwhile was seen by nobody", "find out what removes it (it takes NET_ADMIN in the pod, or root on the node), and restart the pod once that is mended";
+    RedirectUnconfirmed: "the node agent has not lately confirmed the redirect of pods", "look at the log of cinch-node on the nodes of the named pods";
     UdpOutsideMesh: "pods speak UDP, which the mesh does not carry", "";
     PlaintextServed: "plaintext was served within the quiet period", "enrol the named clients or move them away";
     PlaintextOpen: "plaintext connections are open", "enrol the named clients or move them away";

@@ -17,7 +17,7 @@ use cinch_reason::Reason;
 use std::fmt;
 use std::net::{Ipv4Addr, Ipv6Addr};
 
-pub use original::original_destination;
+pub use original::{Family, original_destination, original_destination_in};
 
 /// Dialling this address must end at the outbound listener, whoever dials: it proves the outbound redirect.
 /// TEST-NET-1 of RFC 5737, which is never routed.
@@ -125,14 +125,37 @@ pub fn install(config: &RedirectConfig) -> Result<(), RedirectError> {
     netlink::Socket::open()?.batch(&rules::replace_table(config))
 }
 
+/// What the table in a network namespace is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Table {
+    /// Exactly the rules of a configuration.
+    Current,
+    /// Other rules: of another configuration, of another version, or changed by somebody.
+    Other,
+    /// No rule at all.
+    Missing,
+}
+
+/// What stands in the calling thread's network namespace, compared with the rules of `config`.
+///
+/// # Errors
+/// [`RedirectError`]. It needs `CAP_NET_ADMIN`.
+pub fn table(config: &RedirectConfig) -> Result<Table, RedirectError> {
+    let seen = netlink::Socket::open()?.dump(&rules::list_rules())?;
+    let seen: Vec<_> = seen.iter().filter_map(|message| rules::rule_label(message)).collect();
+    Ok(match seen {
+        none if none.is_empty() => Table::Missing,
+        same if same == rules::expected_labels(config) => Table::Current,
+        _ => Table::Other,
+    })
+}
+
 /// Whether exactly the rules of `config` stand in the calling thread's network namespace.
 ///
 /// # Errors
 /// [`RedirectError`]. It needs `CAP_NET_ADMIN`.
 pub fn is_installed(config: &RedirectConfig) -> Result<bool, RedirectError> {
-    let seen = netlink::Socket::open()?.dump(&rules::list_rules())?;
-    let seen: Vec<_> = seen.iter().filter_map(|message| rules::rule_label(message)).collect();
-    Ok(seen == rules::expected_labels(config))
+    Ok(table(config)? == Table::Current)
 }
 
 /// Removes the redirect; no redirect is no error.

@@ -31,10 +31,6 @@ fn family(fd: BorrowedFd<'_>) -> io::Result<i32> {
     unsafe { read::<libc::c_int>(fd, libc::SOL_SOCKET, libc::SO_DOMAIN) }
 }
 
-fn is_no_answer(error: &io::Error) -> bool {
-    matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENOPROTOOPT))
-}
-
 fn original_v4(fd: BorrowedFd<'_>) -> io::Result<SocketAddr> {
     // SAFETY: sockaddr_in is plain integers.
     let address = unsafe { read::<libc::sockaddr_in>(fd, libc::SOL_IP, SO_ORIGINAL_DST) }?;
@@ -49,6 +45,23 @@ fn original_v6(fd: BorrowedFd<'_>) -> io::Result<SocketAddr> {
     Ok(SocketAddrV6::new(ip, u16::from_be(address.sin6_port), 0, address.sin6_scope_id).into())
 }
 
+/// Of which protocol a connection is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Family {
+    /// IPv4.
+    V4,
+    /// IPv6, and no IPv4 in its clothes.
+    V6,
+}
+
+impl Family {
+    /// That of connections that a listener on `address` accepts; one of IPv6 must be `V6ONLY`.
+    #[must_use]
+    pub fn of(address: SocketAddr) -> Family {
+        if address.is_ipv6() { Family::V6 } else { Family::V4 }
+    }
+}
+
 /// The address and port that the client of an accepted TCP connection dialled, before any redirect.
 ///
 /// A connection that was not redirected answers its own local address when it is tracked; so compare the
@@ -57,11 +70,21 @@ fn original_v6(fd: BorrowedFd<'_>) -> io::Result<SocketAddr> {
 /// # Errors
 /// The system's error; `NotFound` when the connection is not tracked at all.
 pub fn original_destination(socket: &impl AsFd) -> io::Result<SocketAddr> {
-    let fd = socket.as_fd();
-    // The family is not asked for first: that costs a system call for each connection. A socket of IPv6 answers this
-    // question like one that is not tracked: Linux passes questions of IPv4 on, with addresses that nobody has.
-    match original_v4(fd) {
-        Err(error) if is_no_answer(&error) && family(fd)? == libc::AF_INET6 => original_v6(fd),
-        original => original,
+    let of = if family(socket.as_fd())? == libc::AF_INET6 { Family::V6 } else { Family::V4 };
+    original_destination_in(of, socket)
+}
+
+/// As [`original_destination`], where it is known of which family the connection is: that saves a system call.
+///
+/// Only the question of the own family has an answer that is the connection's own. Linux takes that of IPv4 for a
+/// socket of IPv6 too, and looks among connections from 127.0.0.6 to 127.0.0.6: every process of the pod can have one
+/// with the same ports.
+///
+/// # Errors
+/// As [`original_destination`].
+pub fn original_destination_in(family: Family, socket: &impl AsFd) -> io::Result<SocketAddr> {
+    match family {
+        Family::V4 => original_v4(socket.as_fd()),
+        Family::V6 => original_v6(socket.as_fd()),
     }
 }

@@ -5,14 +5,14 @@
 //! ```text
 //! request: "cnch" version:u8 length:u8  nonce:u64 [flags:u8] …
 //! answer:  "cnch" version:u8 kind:u8 length:u16  …
-//!   kind 0, done:    cgroup:u64 level:u32 [sightings] …
+//!   kind 0, done:    cgroup:u64 level:u32 [sightings flags:u8] …
 //!   kind 1, refused: length:u8 reason  sentence
 //! ```
 //!
 //! The request says nothing about who asks: the agent finds that out by itself. Bytes behind what a version
 //! knows are passed over, so that both sides may be one version apart. What passes by the proxy
 //! ([`Sightings`]) is told only to those who ask for it with the flag 1: who does not know it takes no answer of
-//! that length.
+//! that length. The flags of an answer: 1, the redirect was gone and has been set again; 2, the look was cut.
 
 use crate::sighting::{LONGEST_LIST, Sightings};
 
@@ -26,6 +26,12 @@ const ANSWER_HEAD: usize = 8;
 const DONE_FIXED: usize = 12;
 /// The flag of a request that asks for sightings.
 const LOOK: u8 = 1;
+/// The flag of an answer: the redirect was gone.
+const GONE: u8 = 1;
+/// The flag of an answer: the look was cut.
+const CUT: u8 = 2;
+/// In the place of sightings where nobody looked and flags follow: no list has as many entries.
+const NOBODY: [u8; 3] = [u8::MAX, 0, 0];
 const DONE: u8 = 0;
 const REFUSED: u8 = 1;
 /// No request is longer.
@@ -33,7 +39,7 @@ pub const MAX_REQUEST: usize = REQUEST_HEAD + u8::MAX as usize;
 /// No sentence of a refusal is longer, in bytes: it ends up in a pod's termination message.
 const MAX_SENTENCE: usize = 1024;
 const LONGEST_REFUSAL: usize = 1 + u8::MAX as usize + MAX_SENTENCE;
-const LONGEST_DONE: usize = DONE_FIXED + LONGEST_LIST;
+const LONGEST_DONE: usize = DONE_FIXED + LONGEST_LIST + 1;
 /// No answer is longer.
 pub const MAX_ANSWER: usize =
     ANSWER_HEAD + if LONGEST_DONE > LONGEST_REFUSAL { LONGEST_DONE } else { LONGEST_REFUSAL };
@@ -76,6 +82,8 @@ pub enum Answer {
         level: u32,
         /// What passes by the proxy; `None` when nobody looked.
         sightings: Option<Sightings>,
+        /// It had been in force before, and was not when this question came: what passed meanwhile nobody saw.
+        was_gone: bool,
     },
     /// Nothing was changed, or what was could not be proved.
     Refused {
@@ -124,9 +132,14 @@ impl Answer {
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
         let (kind, body) = match self {
-            Self::Done { cgroup, level, sightings } => {
-                let list = sightings.as_ref().map(Sightings::encode).unwrap_or_default();
-                (DONE, [&cgroup.to_be_bytes()[..], &level.to_be_bytes(), &list].concat())
+            Self::Done { cgroup, level, sightings, was_gone } => {
+                let gone = if *was_gone { GONE } else { 0 };
+                let rest = match sightings {
+                    Some(list) => [&list.encode()[..], &[gone | if list.is_cut { CUT } else { 0 }]].concat(),
+                    None if *was_gone => [&NOBODY[..], &[gone]].concat(),
+                    None => Vec::new(),
+                };
+                (DONE, [&cgroup.to_be_bytes()[..], &level.to_be_bytes(), &rest].concat())
             }
             Self::Refused { reason, sentence } => {
                 let reason = cut(reason, usize::from(u8::MAX)).as_bytes();
@@ -168,8 +181,20 @@ impl Answer {
 fn done(body: &[u8]) -> Option<Answer> {
     let cgroup = u64::from_be_bytes(*body.first_chunk()?);
     let level = u32::from_be_bytes(*body.get(8..)?.first_chunk()?);
-    let sightings = Sightings::decode(body.get(DONE_FIXED..)?);
-    Some(Answer::Done { cgroup, level, sightings })
+    let mut rest = body.get(DONE_FIXED..)?;
+    let mut sightings = None;
+    let flags = if let Some(flags) = rest.strip_prefix(&NOBODY) {
+        flags.first()
+    } else {
+        sightings = Sightings::take(&mut rest);
+        // Behind something that is no list stands nothing that could be read.
+        sightings.as_ref().and_then(|_| rest.first())
+    };
+    if let (Some(list), Some(flags)) = (&mut sightings, flags) {
+        list.is_cut = flags & CUT != 0;
+    }
+    let was_gone = flags.is_some_and(|flags| flags & GONE != 0);
+    Some(Answer::Done { cgroup, level, sightings, was_gone })
 }
 
 fn refused(body: &[u8]) -> Option<Answer> {
@@ -195,7 +220,7 @@ mod tests {
     use super::*;
     use crate::sighting::{Sighting, Way};
 
-    fn answers() -> [Answer; 4] {
+    fn answers() -> [Answer; 6] {
         let sighting = Sighting {
             way: Way::Outbound,
             peer: Some([10, 0, 0, 1].into()),
@@ -203,13 +228,13 @@ mod tests {
             process: "curl".into(),
             container: "app".into(),
         };
+        let done = |sightings, was_gone| Answer::Done { cgroup: 9886, level: 5, sightings, was_gone };
+        let cut = Sightings { seen: vec![sighting], more: 7, is_cut: true };
         [
-            Answer::Done { cgroup: 9886, level: 5, sightings: None },
-            Answer::Done {
-                cgroup: 1,
-                level: 2,
-                sightings: Some(Sightings { seen: vec![sighting], more: 7 }),
-            },
+            done(None, false),
+            done(None, true),
+            done(Some(Sightings { is_cut: false, ..cut.clone() }), false),
+            done(Some(cut), true),
             Answer::Refused { reason: "NotTheSidecar".into(), sentence: "container \"app\"".into() },
             Answer::Refused { reason: String::new(), sentence: String::new() },
         ]
@@ -239,7 +264,7 @@ mod tests {
     fn a_newer_side_may_say_more() {
         let longer = b"cnch\x02\x0b\x00\x00\x00\x00\x00\x00\x00\x07\x03zz";
         assert_eq!(Request::decode(longer), Ok(Some(Request { nonce: 7, look: true })));
-        for done in answers().into_iter().take(2) {
+        for done in answers().into_iter().take(4) {
             let mut answer = done.encode();
             answer[4] = 2;
             answer[7] += 1;
@@ -253,8 +278,33 @@ mod tests {
         let request = b"cnch\x01\x08\x00\x00\x00\x00\x00\x00\x00\x07";
         assert_eq!(Request::decode(request), Ok(Some(Request { nonce: 7, look: false })));
         // Its bound was that of the longest refusal.
-        let answer = Answer::Done { cgroup: 1, level: 2, sightings: None }.encode();
+        let answer = Answer::Done { cgroup: 1, level: 2, sightings: None, was_gone: false }.encode();
         assert_eq!(answer.len(), ANSWER_HEAD + DONE_FIXED);
+    }
+
+    #[test]
+    fn of_an_agent_of_before_a_list_with_more_than_it_names_may_be_cut() {
+        for (more, is_cut) in [(0, false), (1, true)] {
+            let list = Sightings { seen: Vec::new(), more, is_cut: false };
+            let mut wire =
+                Answer::Done { cgroup: 1, level: 2, sightings: Some(list), was_gone: false }.encode();
+            // It wrote no flags.
+            wire.pop();
+            wire[7] -= 1;
+            let Ok(Some(Answer::Done { sightings: Some(read), was_gone, .. })) = Answer::decode(&wire) else {
+                panic!("{more}")
+            };
+            assert_eq!((read.is_cut, was_gone), (is_cut, false), "{more}");
+        }
+    }
+
+    #[test]
+    fn flags_behind_something_that_is_no_list_are_not_read() {
+        let mut wire = answers()[3].encode();
+        // An address of five bytes.
+        wire[ANSWER_HEAD + DONE_FIXED + 4] = 5;
+        let read = Answer::decode(&wire);
+        assert_eq!(read, Ok(Some(Answer::Done { cgroup: 9886, level: 5, sightings: None, was_gone: false })));
     }
 
     #[test]

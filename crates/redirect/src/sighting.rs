@@ -81,6 +81,9 @@ pub struct Sightings {
     pub seen: Vec<Sighting>,
     /// How many there were besides.
     pub more: u16,
+    /// The look left TCP unseen, or may have: that nothing of it is named does not say that there is none. It stands
+    /// among the flags of the answer, behind the list.
+    pub is_cut: bool,
 }
 
 impl Sightings {
@@ -91,7 +94,7 @@ impl Sightings {
         all.dedup();
         let more = all.len().saturating_sub(MOST_SIGHTINGS);
         all.truncate(MOST_SIGHTINGS);
-        Self { seen: all, more: u16::try_from(more).unwrap_or(u16::MAX) }
+        Self { seen: all, more: u16::try_from(more).unwrap_or(u16::MAX), is_cut: false }
     }
 
     pub(crate) fn encode(&self) -> Vec<u8> {
@@ -112,19 +115,20 @@ impl Sightings {
         out
     }
 
-    /// `None` when the bytes are no list; what follows one is passed over.
-    pub(crate) fn decode(mut bytes: &[u8]) -> Option<Self> {
-        let count = take_u8(&mut bytes)?;
-        let more = take_u16(&mut bytes)?;
+    /// Takes a list from the front of `bytes`; `None` when there is none. An agent of before does not say whether its
+    /// look was cut, so that one with more than it names may have been.
+    pub(crate) fn take(bytes: &mut &[u8]) -> Option<Self> {
+        let count = take_u8(bytes)?;
+        let more = take_u16(bytes)?;
         let mut seen = Vec::new();
         for _ in 0..count {
-            let way = Way::of_number(take_u8(&mut bytes)?);
-            let peer = address(take(&mut bytes)?)?;
-            let port = take_u16(&mut bytes)?;
-            let (process, container) = (text(take(&mut bytes)?), text(take(&mut bytes)?));
+            let way = Way::of_number(take_u8(bytes)?);
+            let peer = address(take(bytes)?)?;
+            let port = take_u16(bytes)?;
+            let (process, container) = (text(take(bytes)?), text(take(bytes)?));
             seen.extend(way.map(|way| Sighting { way, peer, port, process, container }));
         }
-        Some(Self { seen, more })
+        Some(Self { seen, more, is_cut: more > 0 })
     }
 }
 
@@ -173,6 +177,10 @@ fn text(bytes: &[u8]) -> String {
 mod tests {
     use super::*;
 
+    fn decode(mut bytes: &[u8]) -> Option<Sightings> {
+        Sightings::take(&mut bytes)
+    }
+
     fn sighting(way: Way, peer: Option<&str>, port: u16) -> Sighting {
         let peer = peer.map(|ip| ip.parse().unwrap());
         Sighting { way, peer, port, process: "curl".into(), container: "app".into() }
@@ -193,10 +201,10 @@ mod tests {
         for list in [some(), Sightings::default()] {
             let wire = list.encode();
             for cut in 0..wire.len() {
-                assert_eq!(Sightings::decode(&wire[..cut]), None, "{cut}");
+                assert_eq!(decode(&wire[..cut]), None, "{cut}");
             }
-            assert_eq!(Sightings::decode(&wire), Some(list.clone()));
-            assert_eq!(Sightings::decode(&[&wire[..], b"more"].concat()), Some(list));
+            assert_eq!(decode(&wire), Some(list.clone()));
+            assert_eq!(decode(&[&wire[..], b"more"].concat()), Some(list));
         }
         assert_eq!(some().seen.len(), 4, "each once");
         assert!(some().seen[0].way.is_tcp() && !some().seen[3].way.is_tcp(), "TCP first");
@@ -214,7 +222,7 @@ mod tests {
         }
         let wire = long.encode();
         assert!(wire.len() <= LONGEST_LIST, "{}", wire.len());
-        let read = Sightings::decode(&wire).unwrap();
+        let read = decode(&wire).unwrap();
         assert_eq!((read.seen[0].process.as_str(), read.seen[0].container.len()), ("äääääää", 63));
     }
 
@@ -222,8 +230,8 @@ mod tests {
     fn what_a_newer_agent_saw_is_passed_over() {
         let mut wire = some().encode();
         wire[HEAD] = 77;
-        assert_eq!(Sightings::decode(&wire).unwrap().seen, some().seen[1..]);
+        assert_eq!(decode(&wire).unwrap().seen, some().seen[1..]);
         wire[HEAD + 1] = 5;
-        assert_eq!(Sightings::decode(&wire), None, "an address of five bytes");
+        assert_eq!(decode(&wire), None, "an address of five bytes");
     }
 }

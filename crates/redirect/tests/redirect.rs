@@ -5,7 +5,8 @@
 mod support;
 
 use cinch_redirect::{
-    Exempt, RedirectConfig, RedirectError, install, is_installed, original_destination, remove,
+    Exempt, Family, RedirectConfig, RedirectError, Table, install, is_installed, original_destination,
+    original_destination_in, remove, table,
 };
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -51,14 +52,18 @@ fn it_is_installed_replaced_recognised_and_removed() {
     Namespace::new().run(|| {
         let config = RedirectConfig::default();
         assert!(!is_installed(&config).unwrap());
+        assert_eq!(table(&config).unwrap(), Table::Missing);
         install(&config).unwrap();
         assert!(is_installed(&config).unwrap());
+        assert_eq!(table(&config).unwrap(), Table::Current);
         let other = RedirectConfig { exempt: Exempt::User(1508), ..config };
         assert!(!is_installed(&other).unwrap());
+        assert_eq!(table(&other).unwrap(), Table::Other);
         install(&other).unwrap();
         assert!(is_installed(&other).unwrap() && !is_installed(&config).unwrap());
         remove().unwrap();
         assert!(!is_installed(&other).unwrap());
+        assert_eq!(table(&other).unwrap(), Table::Missing);
         remove().unwrap();
     });
 }
@@ -118,6 +123,24 @@ fn connections_from_outside_reach_the_inbound_port_with_their_destination() {
         let word = pair.outside.run(move || read_word(dial(to).unwrap()));
         assert_eq!((word.as_str(), seen.join().unwrap()), ("proxy", to.parse().unwrap()));
     }
+}
+
+#[test]
+fn no_process_of_the_pod_lends_another_destination_to_a_connection_of_ipv6() {
+    need_namespaces!("no_process_of_the_pod_lends_another_destination_to_a_connection_of_ipv6");
+    let pair = pod_with_redirect();
+    // Of both families, so that the process finds somebody.
+    let listener = listen(&pair.pod, "[::]:15006");
+    let _client = pair.outside.run(|| dial("[fd00:9::2]:8080").unwrap());
+    let (stream, client) = listener.accept().unwrap();
+    // The same ports, between the addresses that Linux gives a socket of IPv6 when it is asked by IPv4.
+    let lent = |port| std::net::SocketAddrV4::new([127, 0, 0, 6].into(), port);
+    let _lender = pair.pod.run(move || dial_from(lent(client.port()), lent(15006)).unwrap());
+    let dialled: SocketAddr = "[fd00:9::2]:8080".parse().unwrap();
+    assert_eq!(original_destination(&stream).unwrap(), dialled);
+    assert_eq!(original_destination_in(Family::of(dialled), &stream).unwrap(), dialled);
+    let asked = original_destination_in(Family::V4, &stream).ok();
+    assert_eq!(asked, Some(SocketAddr::V4(lent(15006))), "what the other question answers");
 }
 
 /// Connection tracking takes a stray segment for the middle of a connection, decides that it is not translated,

@@ -1,5 +1,5 @@
 //! Frames: a head of 16 bits, big-endian (2 bits type, 14 bits length), then the payload. Head and payload
-//! together fit into one TLS record, and one frame is sent as one record.
+//! together fit into one TLS record, and no frame is spread over two; short ones may share a record.
 
 use crate::ProtocolError;
 use bytes::{Buf, BytesMut};

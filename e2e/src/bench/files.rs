@@ -21,6 +21,7 @@ use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{SystemTime, UNIX_EPOCH};
+use tempfile::TempDir;
 
 /// The trust domain, namespace and accounts of both sides.
 pub const SERVER_ID: &str = "spiffe://cluster.local/ns/default/sa/server";
@@ -32,7 +33,7 @@ const TOKEN_LIFETIME: u64 = 24 * 3600;
 
 /// The folder of a run.
 pub struct Files {
-    folder: PathBuf,
+    folder: TempDir,
     token: String,
 }
 
@@ -43,11 +44,11 @@ impl Files {
     /// When the folder can't be written.
     pub fn write(programs: &Programs) -> Result<Self> {
         raise_open_files().context("the limit of open files")?;
-        let folder = std::env::temp_dir().join(format!("cinch-bench-{}", std::process::id()));
-        fs::create_dir_all(&folder).with_context(|| folder.display().to_string())?;
+        // A name that nobody can guess: programs in it are started as root.
+        let folder = tempfile::Builder::new().prefix("cinch-bench-").tempdir()?;
         let issuer = EcdsaKeyPair::generate(&ECDSA_P256_SHA256_FIXED_SIGNING)?;
         let files = Self { folder, token: token(&issuer)? };
-        fs::set_permissions(&files.folder, Permissions::from_mode(0o755))?;
+        fs::set_permissions(files.folder.path(), Permissions::from_mode(0o755))?;
         let envoy = programs.envoy.as_ref().map(|path| (path, "envoy"));
         for (program, name) in
             [(&programs.proxy, "cinch-proxy"), (&programs.load, "cinch-load")].into_iter().chain(envoy)
@@ -57,13 +58,13 @@ impl Files {
         }
         files.write_certificates()?;
         files.write_cinch(&issuer)?;
-        files.put("envoy-client.json", &envoy::client(&files.folder).to_string())?;
-        files.put("envoy-server.json", &envoy::server(&files.folder).to_string())?;
+        files.put("envoy-client.json", &envoy::client(files.folder.path()).to_string())?;
+        files.put("envoy-server.json", &envoy::server(files.folder.path()).to_string())?;
         Ok(files)
     }
 
     fn path(&self, name: &str) -> PathBuf {
-        self.folder.join(name)
+        self.folder.path().join(name)
     }
 
     fn put(&self, name: &str, text: &str) -> Result<()> {
@@ -179,12 +180,6 @@ impl Files {
     #[must_use]
     pub fn token_for(&self, peer: &Peer) -> Option<String> {
         (peer.proxies == Proxies::Cinch(Variant::Tokens)).then(|| self.token.clone())
-    }
-}
-
-impl Drop for Files {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.folder);
     }
 }
 

@@ -3,6 +3,7 @@
 
 use super::Cluster;
 use super::layout::{API_PORT, CONTROL_PLANE, Layout};
+use crate::process::Output;
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use rustls::pki_types::pem::PemObject;
@@ -80,6 +81,22 @@ impl Api {
     /// # Errors
     /// As [`Api::merge_patch`].
     pub fn create(&mut self, path: &str, object: &serde_json::Value) -> Result<Moments> {
+        let (moments, answer) = self.post(path, object)?;
+        ensure!(answer.starts_with("HTTP/1.1 201 "), "POST {path}: {answer}");
+        Ok(moments)
+    }
+
+    /// Asks whether an object would be stored in a collection, and stores nothing: as kubectl would tell it, with
+    /// every warning and with the words of a refusal.
+    ///
+    /// # Errors
+    /// When the API server does not answer.
+    pub fn try_create(&mut self, path: &str, object: &serde_json::Value) -> Result<Output> {
+        let (_, answer) = self.post(&format!("{path}?dryRun=All&fieldValidation=Strict"), object)?;
+        Ok(told(&answer))
+    }
+
+    fn post(&mut self, path: &str, object: &serde_json::Value) -> Result<(Moments, String)> {
         let body = object.to_string();
         let request = format!(
             "POST {path} HTTP/1.1\r\nHost: kubernetes\r\nAccept: application/json\r\n\
@@ -90,9 +107,7 @@ impl Api {
         self.stream.write_all(request.as_bytes())?;
         self.stream.flush()?;
         let answer = self.answer()?;
-        let answered = Instant::now();
-        ensure!(answer.starts_with("HTTP/1.1 201 "), "POST {path}: {answer}");
-        Ok(Moments { sent, answered })
+        Ok((Moments { sent, answered: Instant::now() }, answer))
     }
 
     /// Reads an object.
@@ -121,6 +136,23 @@ impl Api {
         }
         Ok(String::from_utf8_lossy(&answer).into_owned())
     }
+}
+
+/// An answer to a creation as kubectl would tell it.
+fn told(answer: &str) -> Output {
+    let (head, _) = answer.split_once("\r\n\r\n").unwrap_or((answer, ""));
+    let warnings = head.lines().filter_map(|line| {
+        let (name, value) = line.split_once(": ")?;
+        name.eq_ignore_ascii_case("warning").then(|| format!("Warning: {value}\n"))
+    });
+    let mut stderr: String = warnings.collect();
+    let stored = answer.starts_with("HTTP/1.1 201 ");
+    if !stored {
+        let status = body(answer).and_then(|body| serde_json::from_str::<serde_json::Value>(&body).ok());
+        let message = status.as_ref().and_then(|status| status.get("message")?.as_str());
+        stderr.push_str(message.unwrap_or(answer));
+    }
+    Output { code: Some(i32::from(!stored)), stdout: String::new(), stderr }
 }
 
 /// Whether an answer has come to its end: by its length, or by its last chunk.
@@ -181,6 +213,17 @@ mod tests {
         assert_eq!(body(chunked).as_deref(), Some("abc0123456789"));
         assert_eq!(body("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}").as_deref(), Some("{}"));
         assert_eq!(body("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n9\r\nabc"), None);
+    }
+
+    #[test]
+    fn warnings_and_refusals_are_told_and_what_was_stored_is_not() {
+        let stored = told("HTTP/1.1 201 Created\r\nWarning: 299 - \"A: b\"\r\nContent-Length: 2\r\n\r\n{}");
+        assert!(stored.ok());
+        assert_eq!(stored.text(), "Warning: 299 - \"A: b\"\n");
+        let refused = told("HTTP/1.1 422 No\r\nContent-Length: 22\r\n\r\n{\"message\":\"C: \\\"d\\\"\"}");
+        assert!(!refused.ok());
+        assert_eq!(refused.text(), "C: \"d\"");
+        assert!(told("HTTP/1.1 500 No\r\n\r\n").text().contains("500"));
     }
 
     #[test]

@@ -168,7 +168,8 @@ fn cni(node: &Node) -> serde_json::Value {
             "routes": [{"dst": "0.0.0.0/0"}]}}]})
 }
 
-/// `syncFrequency` of a second brings changed ConfigMaps into pods within two.
+/// `syncFrequency` of a second brings changed ConfigMaps into pods within two. What ended is started again soon:
+/// tests kill things, and would else wait most of their time for the kubelet's patience.
 fn kubelet(layout: &Layout, node: &Node) -> serde_json::Value {
     let serving = |kind: &str| layout.pki(&format!("{}-serving.{kind}", node.name()));
     json!({
@@ -191,6 +192,7 @@ fn kubelet(layout: &Layout, node: &Node) -> serde_json::Value {
         "clusterDomain": "cluster.local",
         "resolvConf": "",
         "syncFrequency": "1s",
+        "crashLoopBackOff": {"maxContainerRestartPeriod": "2s"},
         "serializeImagePulls": false,
         "volumePluginDir": node.file("volume-plugins"),
         "podLogsDir": node.file("pod-logs"),

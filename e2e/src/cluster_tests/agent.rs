@@ -1,10 +1,10 @@
 //! The node agent, in a namespace that enforces Pod Security `restricted`: nobody gets round the redirect, what is
 //! missing closes and heals, and pods that end while it is replaced do not hang.
 
-use super::scene::{Scene, Workload};
-use crate::install::{AGENT, NAMESPACE};
+use super::scene::{PORT, Scene, Workload};
+use crate::install::{AGENT, NAMESPACE, agents_ready};
 use crate::place::{Outcome, Place, SERVED, open};
-use crate::see::{PODS, number, text};
+use crate::see::{APP_IMAGE, PODS, number, restricted_container, text};
 use crate::story::admission::{self, remove, set};
 use crate::terminal;
 use crate::wait::{self, Seen};
@@ -12,7 +12,7 @@ use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::fs;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -20,8 +20,15 @@ use std::time::{Duration, Instant};
 const PROXY_UID: u32 = 1507;
 /// Sidecars ask each half minute.
 const HEALED: Duration = Duration::from_secs(45);
-/// How many pods end while the agent is replaced.
+/// How many pods start while the agent is killed, and end while it is replaced.
 const ENDING: u32 = 8;
+/// Their name.
+const STARTING: &str = "many";
+/// The container beside each of their servers.
+const CALLER: &str = "caller";
+/// How often the agent is killed while they start, and the least time between.
+const KILLS: usize = 3;
+const BETWEEN_KILLS: Duration = Duration::from_millis(700);
 
 /// Plays all of it.
 pub fn agent(scene: &Scene<'_>) -> Result<String> {
@@ -36,10 +43,11 @@ pub fn agent(scene: &Scene<'_>) -> Result<String> {
     updated(scene, &client, to)?;
     away(scene, &client, to)?;
     flushed(scene, &client, to)?;
-    let ended = ended_while_replaced(scene, nobodys_pods(scene, ENDING)?)?;
+    let killed = killed_while_they_start(scene, &client, to)?;
+    let ended = ended_while_replaced(scene, orphaned(scene, ENDING)?)?;
     Ok(format!(
         "UID 1507 goes through its proxy; our image under another name is refused; no agent: no app starts and a \
-         restarted sidecar refuses, both heal; a flushed table is set again; {ended}"
+         restarted sidecar refuses, both heal; a flushed table is set again and told of; {killed}; {ended}"
     ))
 }
 
@@ -129,14 +137,6 @@ fn without_agent(scene: &Scene<'_>, client: &Place, to: SocketAddr) -> Result<()
         Ok(if left == 0 { Seen::Done(()) } else { Seen::Not(format!("{left} pods")) })
     })?;
     scene.see.cluster.kill_container(&scene.namespace, &client.pod, "cinch-proxy")?;
-    scene.see.apply(&Workload::meshed("late").manifest(&scene.namespace).to_string())?;
-    let missing = "reason=FailedMount";
-    wait::until("the kubelet to miss the agent", PODS, || {
-        let events = scene.see.items(&["events", "-n", &scene.namespace, "--field-selector", missing])?;
-        let pods = scene.see.pods(&scene.namespace, "app=late")?;
-        let seen = format!("no event; pods of late: {}", pods.len());
-        Ok(if events.is_empty() { Seen::Not(seen) } else { Seen::Done(()) })
-    })?;
     let restarts = wait::until("the sidecar to start again", PODS, || {
         let pod = scene.see.json(&["pod", &client.pod, "-n", &scene.namespace])?;
         let restarts = number(&pod, "/status/initContainerStatuses/0/restartCount");
@@ -153,6 +153,15 @@ fn without_agent(scene: &Scene<'_>, client: &Place, to: SocketAddr) -> Result<()
         let closed = matches!(outcome, Outcome::Reset | Outcome::Refused);
         ensure!(closed, "a call past a sidecar that started {restarts} times without an agent: {outcome}");
     }
+    // Last, for the kubelet tries again after ever longer times.
+    scene.see.apply(&Workload::meshed("late").manifest(&scene.namespace).to_string())?;
+    let missing = "reason=FailedMount";
+    wait::until("the kubelet to miss the agent", PODS, || {
+        let events = scene.see.items(&["events", "-n", &scene.namespace, "--field-selector", missing])?;
+        let pods = scene.see.pods(&scene.namespace, "app=late")?;
+        let seen = format!("no event; pods of late: {}", pods.len());
+        Ok(if events.is_empty() { Seen::Not(seen) } else { Seen::Done(()) })
+    })?;
     for pod in scene.see.pods(&scene.namespace, "app=late")? {
         let started = pod.pointer("/status/containerStatuses/0/started").and_then(Value::as_bool);
         ensure!(started != Some(true), "an app started without an agent: {}", text(&pod, "/metadata/name"));
@@ -160,7 +169,7 @@ fn without_agent(scene: &Scene<'_>, client: &Place, to: SocketAddr) -> Result<()
     Ok(())
 }
 
-/// A table that somebody removes is set again.
+/// A table that somebody removes is set again, and told of.
 fn flushed(scene: &Scene<'_>, client: &Place, to: SocketAddr) -> Result<()> {
     let nft = |arguments: [&str; 4]| {
         let cluster = scene.see.cluster;
@@ -172,19 +181,122 @@ fn flushed(scene: &Scene<'_>, client: &Place, to: SocketAddr) -> Result<()> {
         let there = nft(["list", "table", "inet", "cinch"])?;
         Ok(if there { Seen::Done(()) } else { Seen::Not("no table".to_owned()) })
     })?;
+    let told = "reason=RedirectWasGone";
+    wait::until("the Posture to tell of it", HEALED, || {
+        let events = scene.see.items(&["events", "-n", &scene.namespace, "--field-selector", told])?;
+        let notes: Vec<String> = events.iter().map(|event| text(event, "/message")).collect();
+        let is_named = notes.iter().any(|note| note.contains(&client.pod));
+        Ok(if is_named { Seen::Done(()) } else { Seen::Not(format!("events: {notes:?}")) })
+    })?;
     scene.until(client, to, &SERVED)
+}
+
+/// Pods start while the agent's process is killed again and again, wherever it is in setting their redirects. Each of
+/// their apps calls from its first moment on, where only its name is served, and is called in plaintext, which its
+/// mode refuses: with less than the whole redirect one of the two would come out otherwise.
+fn killed_while_they_start(scene: &Scene<'_>, client: &Place, to: SocketAddr) -> Result<String> {
+    let principal = format!("cluster.local/ns/{}/sa/{STARTING}", scene.namespace);
+    let rules = json!([{"from": [{"source": {"principals": [principal]}}]}]);
+    scene.policy(
+        "AuthorizationPolicy",
+        "gate",
+        json!({"selector": {"matchLabels": {"app": "api"}}, "rules": rules}),
+    )?;
+    let selector = json!({"matchLabels": {"app": STARTING}});
+    scene.policy(
+        "PeerAuthentication",
+        STARTING,
+        json!({"selector": selector, "mtls": {"mode": "STRICT"}}),
+    )?;
+    scene.until(client, to, &Outcome::Reset)?;
+    let outside = Place::outside(scene.see.cluster)?;
+    scene.see.apply(&callers(scene, to).to_string())?;
+    let mut reached = Vec::new();
+    thread::scope(|scope| {
+        let killing = scope.spawn(|| (0..KILLS).try_for_each(|_| kill_the_agent(scene)));
+        let started = wait::until("the pods to start", PODS, || {
+            let pods = scene.see.pods(&scene.namespace, &format!("app={STARTING}"))?;
+            reached.extend(reached_in_plaintext(&pods, &outside));
+            Ok(all_are_ready(&pods))
+        });
+        killing.join().map_err(|_| anyhow::anyhow!("the thread that kills the agent failed"))??;
+        started
+    })?;
+    ensure!(reached.is_empty(), "reached in plaintext: {reached:?}");
+    agents_ready(scene.see.cluster)?;
+    let chosen = format!("app={STARTING}");
+    let logs = ["logs", "-n", &scene.namespace, "-l", &chosen, "-c", CALLER, "--prefix", "--tail=-1"];
+    let said = scene.see.kubectl(&logs)?;
+    // Past its proxy, a call would be reset. What only took too long says that the machine is busy.
+    let is_reset = |line: &&str| line.contains(" failed ") && !line.contains("no answer in time");
+    let reset: Vec<&str> = said.lines().filter(is_reset).collect();
+    ensure!(reset.is_empty(), "apps called past their proxies, or were refused: {}", reset.join("; "));
+    let api = scene.see.kubectl(&["logs", "-n", &scene.namespace, "deployment/api", "-c", "app"])?;
+    let calls = api.lines().filter(|line| line.contains(&format!("client={STARTING}"))).count();
+    ensure!(calls >= ENDING as usize, "{ENDING} pods called {calls} times");
+    Ok(format!(
+        "the agent killed {KILLS} times while {ENDING} pods started: all did, {calls} calls of their apps went through \
+         their proxies, none in plaintext reached them"
+    ))
+}
+
+/// As many servers as shall end later, each with a client beside it that calls `to` from its first moment on.
+fn callers(scene: &Scene<'_>, to: SocketAddr) -> Value {
+    let servers = Workload { replicas: ENDING, ..Workload::meshed(STARTING) };
+    let mut manifest = servers.manifest(&scene.namespace);
+    let client = json!({"name": CALLER, "image": APP_IMAGE, "securityContext": restricted_container(),
+        "args": ["call", "--name", STARTING, "--to", to.to_string(), "--interval", "200ms"]});
+    let containers = manifest.pointer_mut("/spec/template/spec/containers").and_then(Value::as_array_mut);
+    if let Some(containers) = containers {
+        containers.push(client);
+    }
+    manifest
+}
+
+/// Those of the pods whose app answers a call in plaintext.
+fn reached_in_plaintext(pods: &[Value], outside: &Place) -> Vec<IpAddr> {
+    let addresses = pods.iter().filter_map(|pod| text(pod, "/status/podIP").parse().ok());
+    addresses.filter(|address| outside.ask(SocketAddr::new(*address, PORT)) == SERVED).collect()
+}
+
+fn all_are_ready(pods: &[Value]) -> Seen<()> {
+    let ready = |pod: &&Value| {
+        let statuses = pod.pointer("/status/containerStatuses").and_then(Value::as_array);
+        statuses.is_some_and(|all| all.iter().all(|status| status.get("ready") == Some(&json!(true))))
+    };
+    let ready = pods.iter().filter(ready).count();
+    let all = ready == ENDING as usize;
+    if all { Seen::Done(()) } else { Seen::Not(format!("{ready} of {} pods ready", pods.len())) }
+}
+
+/// Kills the process of the one node's agent, as soon as it runs again after an earlier time.
+fn kill_the_agent(scene: &Scene<'_>) -> Result<()> {
+    wait::until("the agent to run, to be killed", PODS, || {
+        let pods = scene.see.pods(NAMESPACE, "app.kubernetes.io/component=node")?;
+        let name = pods.first().map(|pod| text(pod, "/metadata/name")).context("no agent")?;
+        scene.see.cluster.kill_container(NAMESPACE, &name, "cinch-node")?;
+        Ok(Seen::Done(()))
+    })?;
+    // So that it comes to set some redirects in between.
+    thread::sleep(BETWEEN_KILLS);
+    Ok(())
 }
 
 /// Makes so many pods at once, which nothing replaces, and waits until they are ready; their names. The scene's
 /// namespace is there already.
 pub fn nobodys_pods(scene: &Scene<'_>, count: u32) -> Result<Vec<String>> {
-    let namespace = scene.namespace.as_str();
-    scene.run(&[Workload { replicas: count, ..Workload::meshed("ending") }])?;
+    scene.run(&[Workload { replicas: count, ..Workload::meshed(STARTING) }])?;
+    orphaned(scene, count)
+}
+
+/// Takes the pods' owners away; the names of the pods.
+fn orphaned(scene: &Scene<'_>, count: u32) -> Result<Vec<String>> {
+    let (namespace, chosen) = (scene.namespace.as_str(), format!("app={STARTING}"));
     // Its deployment first: it would make another replica set.
     for owner in ["deployments", "replicasets"] {
-        scene.see.kubectl(&["delete", owner, "-l", "app=ending", "-n", namespace, "--cascade=orphan"])?;
+        scene.see.kubectl(&["delete", owner, "-l", &chosen, "-n", namespace, "--cascade=orphan"])?;
     }
-    let pods = scene.see.pods(namespace, "app=ending")?;
+    let pods = scene.see.pods(namespace, &chosen)?;
     ensure!(pods.len() == count as usize, "{} pods of {count}", pods.len());
     Ok(pods.iter().map(|pod| text(pod, "/metadata/name")).collect())
 }
@@ -207,7 +319,7 @@ pub fn ended_while_replaced(scene: &Scene<'_>, mut names: Vec<String>) -> Result
         Ok::<_, anyhow::Error>(within)
     })?;
     wait::until("the pods to have ended", PODS, || {
-        let left = scene.see.items(&["pods", "-n", namespace, "-l", "app=ending"])?;
+        let left = scene.see.items(&["pods", "-n", namespace, "-l", &format!("app={STARTING}")])?;
         let left: Vec<String> = left.iter().map(|pod| text(pod, "/metadata/name")).collect();
         asked.retain(|name, since: &mut Instant| {
             let is_left = left.contains(name);

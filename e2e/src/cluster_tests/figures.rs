@@ -1,6 +1,7 @@
 //! Figures of the redirect, which are not tests: what the sidecar adds to the start of a pod, by the node agent and by
 //! the init container, each paired with a pod without mesh; and how pods end while the agent is replaced.
 
+use super::Ground;
 use super::agent::{ended_while_replaced, nobodys_pods};
 use super::scene::{Scene, Workload};
 use crate::cluster::Cluster;
@@ -28,7 +29,8 @@ const REDIRECTED: &str = "the node agent has set the redirect took=";
 /// # Errors
 /// When something can't be started or does not end.
 pub fn run(cluster: &Cluster, rounds: usize) -> Result<()> {
-    let scene = Scene::new(cluster, "figures");
+    let ground = Ground { cluster, redirect: install::Redirect::Agent };
+    let scene = Scene::new(ground, "figures");
     let played = scene.told(all(&scene, rounds));
     scene.close()?;
     played

@@ -38,14 +38,19 @@ fn play(scene: &Scene<'_>) -> Result<String> {
     let to = SocketAddr::new(api.address, PORT);
     let outside = Place::outside(scene.see.cluster)?;
     let packets = sealed(scene, &client, &outside, &api)?;
+    // From here on nobody speaks plaintext; what else there is to see is seen during the quiet period.
+    promotes(scene)?;
     left_out_where_restricted(scene)?;
-    promoted(scene)?;
-    scene.until(&outside, to, &Outcome::Reset)?;
-    scene.always(&client, to, &SERVED)?;
+    let required = ["label", "namespace", &scene.namespace, "cinch.dev/injection=required"];
+    scene.see.kubectl(&required)?;
     let canonical = admission::canonical(&scene.see, &pod_of(scene, &scene.namespace, "canonical"))?;
     let tried = away(scene, "webhook", || {
         Ok(format!("{} cases of admission", admission::rules_with_init(&scene.see, &canonical)?))
     })?;
+    let strict = |status: &Value| (text(status, "/mode") == "STRICT").then_some(());
+    scene.see.posture_until(&scene.namespace, "the namespace to be STRICT", PROMOTED, strict)?;
+    scene.until(&outside, to, &Outcome::Reset)?;
+    scene.always(&client, to, &SERVED)?;
     Ok(format!(
         "cinch-init and cinch-proxy first, probes answered; {packets}; restricted pods left out; promoted to STRICT; {tried}"
     ))
@@ -114,9 +119,8 @@ fn left_out_where_restricted(scene: &Scene<'_>) -> Result<()> {
 }
 
 /// What holds in other namespaces holds here: without plaintext it is locked.
-fn promoted(scene: &Scene<'_>) -> Result<()> {
+fn promotes(scene: &Scene<'_>) -> Result<()> {
     let patch = json!({"spec": {"promotion": "Automatic"}}).to_string();
-    scene.see.kubectl(&["patch", "posture", "mesh", "-n", &scene.namespace, "--type=merge", "-p", &patch])?;
-    let strict = |status: &Value| (text(status, "/mode") == "STRICT").then_some(());
-    scene.see.posture_until(&scene.namespace, "the namespace to be STRICT", PROMOTED, strict)
+    let args = ["patch", "posture", "mesh", "-n", &scene.namespace, "--type=merge", "-p", &patch];
+    scene.see.kubectl(&args).map(drop)
 }

@@ -13,17 +13,20 @@ mod mesh_wide;
 mod objects;
 mod reboot;
 mod requests;
+mod residents;
 mod scene;
 mod without;
 mod workloads;
 
 use crate::cluster::Cluster;
+use crate::install::Redirect;
 use crate::report::{Step, Verdict};
 use crate::see::See;
 use crate::terminal;
 use crate::wait::{self, Seen};
 use Company::{Alone, Beside, Last};
-use anyhow::Result;
+use anyhow::{Result, anyhow};
+pub use scene::RESTRICTED;
 use scene::Scene;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -32,6 +35,18 @@ use std::time::{Duration, Instant};
 
 /// What a test does in its scene: returns what showed that its claim holds.
 type Play = fn(&Scene<'_>) -> Result<String>;
+
+/// Where tests are played.
+#[derive(Clone, Copy)]
+pub struct Ground<'a> {
+    /// The cluster, with Cinch installed.
+    pub cluster: &'a Cluster,
+    /// Who sets the redirect there.
+    pub redirect: Redirect,
+}
+
+/// What is looked at after a test.
+pub type Check<'c> = &'c (dyn Fn() -> Result<()> + Sync);
 
 /// Name, what else may go on meanwhile, what it does.
 pub type Test = (&'static str, Company, Play);
@@ -78,6 +93,13 @@ pub const TESTS: &[Test] = &[
     ("redirect by init", Last, init::init),
 ];
 
+/// Tests that say nothing where an init container sets the redirect, and why.
+const NEED_AGENTS: [(&str, &str); 3] = [
+    ("bypass", "what passes by a proxy is seen by the node agent, and there is none"),
+    ("node agent", "there is no node agent"),
+    ("redirect by init", "the whole release is in this mode"),
+];
+
 /// The tests that have one of the `wanted` words in their names.
 #[must_use]
 pub fn named(wanted: &[&str]) -> Vec<Test> {
@@ -86,21 +108,23 @@ pub fn named(wanted: &[&str]) -> Vec<Test> {
 
 /// Plays those of `tests` that may be played before the story: first those that don't mind each other, some at a
 /// time, then the others one by one.
-pub fn play_first(cluster: &Cluster, tests: &[Test]) -> Vec<Step> {
+pub fn play_first(ground: Ground<'_>, tests: &[Test]) -> Vec<Step> {
     let of = |company: Company| tests.iter().filter(|test| test.1 == company).collect::<Vec<_>>();
-    let mut steps = play(cluster, &of(Company::Beside), AT_ONCE);
-    steps.extend(play(cluster, &of(Company::Alone), 1));
+    let nothing: Check<'_> = &|| Ok(());
+    let mut steps = play(ground, &of(Company::Beside), AT_ONCE, nothing);
+    steps.extend(play(ground, &of(Company::Alone), 1, nothing));
     steps
 }
 
-/// Plays those of `tests` that take parts of Cinch away.
-pub fn play_last(cluster: &Cluster, tests: &[Test]) -> Vec<Step> {
+/// Plays those of `tests` that take parts of Cinch away. `check` looks, after each of them, whether it has harmed
+/// what goes on beside it; then it has failed.
+pub fn play_last(ground: Ground<'_>, tests: &[Test], check: Check<'_>) -> Vec<Step> {
     let last: Vec<&Test> = tests.iter().filter(|test| test.1 == Company::Last).collect();
-    play(cluster, &last, 1)
+    play(ground, &last, 1, check)
 }
 
 /// Plays all of them, at most so many at once; waits until their namespaces are gone.
-fn play(cluster: &Cluster, tests: &[&Test], at_once: usize) -> Vec<Step> {
+fn play(ground: Ground<'_>, tests: &[&Test], at_once: usize, check: Check<'_>) -> Vec<Step> {
     if tests.is_empty() {
         return Vec::new();
     }
@@ -108,7 +132,7 @@ fn play(cluster: &Cluster, tests: &[&Test], at_once: usize) -> Vec<Step> {
     let steps = Mutex::new(Vec::new());
     let take = || {
         while let Some((name, _, play)) = tests.get(next.fetch_add(1, Ordering::Relaxed)) {
-            let step = play_one(cluster, name, *play);
+            let step = play_one(ground, name, *play, check);
             steps.lock().unwrap_or_else(PoisonError::into_inner).push(step);
         }
     };
@@ -122,21 +146,31 @@ fn play(cluster: &Cluster, tests: &[&Test], at_once: usize) -> Vec<Step> {
     // As they are listed, not as they came to their ends.
     steps.sort_by_key(|step| tests.iter().position(|test| test.0 == step.name));
     let begun = Instant::now();
-    if let Err(error) = all_gone(&See { cluster }) {
+    if let Err(error) = all_gone(&See { cluster: ground.cluster }) {
         steps.push(Step::played("namespaces of tests end", begun.elapsed(), Err(error)));
     }
     steps
 }
 
 /// Plays one test in a scene of its own. What it prints comes in one piece, when it has ended.
-fn play_one(cluster: &Cluster, name: &str, play: Play) -> Step {
+fn play_one(ground: Ground<'_>, name: &str, play: Play, check: Check<'_>) -> Step {
+    let needs = NEED_AGENTS.iter().find(|(needing, _)| *needing == name);
+    if let (Redirect::Init, Some((_, why))) = (ground.redirect, needs) {
+        terminal::say(format_args!("skipped {name}: {why}"));
+        return Step::skipped(name, why);
+    }
     let begun = Instant::now();
-    let scene = Scene::new(cluster, name);
+    let scene = Scene::new(ground, name);
     let (result, lines) = terminal::held_back(|| {
         let result = scene.told(play(&scene));
         // A namespace that does not end is a failure too, also of a test that failed.
         let closed = scene.close();
-        result.and_then(|shown_by| closed.map(|()| shown_by))
+        let result = result.and_then(|shown_by| closed.map(|()| shown_by));
+        match (result, check()) {
+            (result, Ok(())) => result,
+            (Ok(_), Err(harm)) => Err(harm),
+            (Err(error), Err(harm)) => Err(anyhow!("{error:#}; and {harm:#}")),
+        }
     });
     let step = Step::played(name, begun.elapsed(), result);
     let came = if step.verdict == Verdict::Held { "held" } else { "did not hold" };
@@ -163,6 +197,12 @@ fn all_gone(see: &See<'_>) -> Result<()> {
 mod tests {
     use super::*;
     use std::collections::BTreeSet;
+
+    #[test]
+    fn what_needs_agents_is_a_test() {
+        let is_test = |(name, _): &(&str, &str)| TESTS.iter().any(|test| test.0 == *name);
+        assert!(NEED_AGENTS.iter().all(is_test));
+    }
 
     #[test]
     fn names_are_unique_and_make_names_of_namespaces() {

@@ -1,8 +1,9 @@
 //! The power of a node fails: all its processes and network namespaces are gone. It starts again, the kubelet
 //! publishes the volumes anew, and no app is without its redirect.
 
+use super::residents::Residents;
 use super::scene::{Scene, Workload};
-use crate::install::{NAMESPACE, agents_ready};
+use crate::install::{NAMESPACE, Redirect, agents_ready};
 use crate::place::{Outcome, Place, SERVED};
 use crate::see::{PODS, number, text};
 use crate::terminal;
@@ -28,19 +29,22 @@ pub fn reboot(scene: &Scene<'_>) -> Result<String> {
     let client = scene.see.pods(&scene.namespace, "app=client")?;
     let node = client.first().map(|pod| text(pod, "/spec/nodeName")).unwrap_or_default();
     let rests = web(scene, 0)?;
+    let residents = Residents::of(&scene.see, &node)?;
     let begun = Instant::now();
     let played = scene.see.cluster.fail_power_of(&node).and_then(|()| started_again(scene, &outside));
     let took = begun.elapsed();
     let played = scene.told(played);
-    parts_are_back(scene)?;
+    let back = scene.told(all_are_back(scene, &residents));
     if rests {
         web(scene, 1)?;
     }
+    back?;
     let restarts = played?;
     Ok(format!(
         "{node} was off; its sidecars restarted ({restarts} times), then client was served by its name and plaintext \
-         refused, {:.0} s after the power failed",
-        took.as_secs_f64()
+         refused, {:.0} s after the power failed; all {} pods of the node came back with new addresses",
+        took.as_secs_f64(),
+        residents.count()
     ))
 }
 
@@ -64,8 +68,7 @@ fn web(scene: &Scene<'_>, replicas: u32) -> Result<bool> {
 fn started_again(scene: &Scene<'_>, outside: &Place) -> Result<u64> {
     let restarts = wait::until("the pods to have started again", BOOT, || {
         let pods = scene.see.pods(&scene.namespace, "app")?;
-        let restarts: Vec<u64> =
-            pods.iter().map(|pod| number(pod, "/status/initContainerStatuses/0/restartCount")).collect();
+        let restarts: Vec<u64> = pods.iter().map(restarts_of_the_sidecar).collect();
         let ready = |pod: &Value| {
             let app = pod.pointer("/status/containerStatuses/0");
             app.is_some_and(|app| number(app, "/restartCount") > 0 && app.get("ready") == Some(&json!(true)))
@@ -83,9 +86,19 @@ fn started_again(scene: &Scene<'_>, outside: &Place) -> Result<u64> {
     Ok(restarts)
 }
 
-fn parts_are_back(scene: &Scene<'_>) -> Result<()> {
+fn restarts_of_the_sidecar(pod: &Value) -> u64 {
+    let statuses = pod.pointer("/status/initContainerStatuses").and_then(Value::as_array);
+    let mut sidecars = statuses.into_iter().flatten().filter(|status| text(status, "/name") == "cinch-proxy");
+    sidecars.next().map_or(0, |status| number(status, "/restartCount"))
+}
+
+/// Cinch's own parts, and whatever else was on the node: what is called before it is there is lost by nature too.
+fn all_are_back(scene: &Scene<'_>, residents: &Residents) -> Result<()> {
     for workload in ["deployment/cinch-operator", "deployment/cinch-webhook"] {
         scene.see.rolled_out(NAMESPACE, workload)?;
     }
-    agents_ready(scene.see.cluster)
+    if scene.redirect == Redirect::Agent {
+        agents_ready(scene.see.cluster)?;
+    }
+    wait::until("every pod of the node to be back", BOOT, || residents.are_back(&scene.see))
 }

@@ -1,6 +1,7 @@
 //! Where a test is played: its namespaces, the workloads in them, and the pods from which it looks.
 
-use crate::cluster::Cluster;
+use super::Ground;
+use crate::install::Redirect;
 use crate::place::{Outcome, Place};
 use crate::see::{APP_IMAGE, See, restricted_container, restricted_pod};
 use crate::terminal;
@@ -25,6 +26,8 @@ pub struct Scene<'a> {
     pub see: See<'a>,
     /// The test's own namespace; made by [`Scene::enrolled`] or [`Scene::not_enrolled`].
     pub namespace: String,
+    /// Who sets the redirect of its pods.
+    pub redirect: Redirect,
     made: Mutex<Vec<String>>,
     /// Whether a failure was told.
     told: AtomicBool,
@@ -89,10 +92,11 @@ pub fn namespace_of(test: &str) -> String {
 
 impl<'a> Scene<'a> {
     /// An empty scene for a test.
-    pub fn new(cluster: &'a Cluster, test: &str) -> Self {
+    pub fn new(Ground { cluster, redirect }: Ground<'a>, test: &str) -> Self {
         Self {
             see: See { cluster },
             namespace: namespace_of(test),
+            redirect,
             made: Mutex::default(),
             told: AtomicBool::default(),
         }
@@ -120,16 +124,13 @@ impl<'a> Scene<'a> {
     }
 
     /// Makes the test's namespace, enrolled, where Pod Security lets nothing with a capability in, and no pod
-    /// without the sidecar is stored: a busy webhook's miss is tried again by the pod's controller.
+    /// without the sidecar is stored: a busy webhook's miss is tried again by the pod's controller. Where an init
+    /// container sets the redirect, Pod Security would keep it out and is left as it is.
     pub fn restricted(&self) -> Result<()> {
         self.not_enrolled()?;
-        self.see.kubectl(&[
-            "label",
-            "namespace",
-            &self.namespace,
-            RESTRICTED,
-            "cinch.dev/injection=required",
-        ])?;
+        let mut label = vec!["label", "namespace", &self.namespace, "cinch.dev/injection=required"];
+        label.extend((self.redirect == Redirect::Agent).then_some(RESTRICTED));
+        self.see.kubectl(&label)?;
         self.enrol()
     }
 

@@ -1,6 +1,8 @@
 //! Enrolment of running workloads, what the webhook makes of each kind, and the identity that each gets.
 
 use super::Story;
+use crate::cluster_tests::RESTRICTED;
+use crate::install::Redirect;
 use crate::see::{APP_IMAGE, PODS, text};
 use crate::terminal;
 use crate::wait::{self, Seen};
@@ -30,7 +32,7 @@ pub fn enrol(story: &mut Story<'_>) -> Result<String> {
     let check = see.cluster.cinch(&["check"])?;
     terminal::show(&format!("$ kubectl cinch check\n{}", check.text().trim_end()));
     ensure!(check.ok(), "kubectl cinch check: {}", check.text());
-    see.apply(&SHOP.replace("COUNTERS", &story.counters.display().to_string()))?;
+    see.apply(&shop(story))?;
     see.apply(LEGACY)?;
     // From the beginning: without anybody who speaks plaintext the operator would promote within seconds.
     see.kubectl(&["scale", "-n", "legacy", "deployment/old-client", "--replicas=1"])?;
@@ -55,6 +57,15 @@ pub fn enrol(story: &mut Story<'_>) -> Result<String> {
     Ok(format!("MESHED {meshed}; {web}"))
 }
 
+/// Where init containers set the redirect, they need a capability that Pod Security `restricted` refuses.
+fn shop(story: &Story<'_>) -> String {
+    let shop = SHOP.replace("COUNTERS", &story.counters.display().to_string());
+    match story.redirect {
+        Redirect::Agent => shop,
+        Redirect::Init => shop.replace(&format!(", labels: {{{}}}", RESTRICTED.replace('=', ": ")), ""),
+    }
+}
+
 /// Each kind of workload has the sidecar in front, no capability, and the account of design's rule.
 pub fn inject(story: &mut Story<'_>) -> Result<String> {
     let see = &story.see;
@@ -76,7 +87,7 @@ pub fn inject(story: &mut Story<'_>) -> Result<String> {
         let pods = see.pods("shop", selector)?;
         ensure!(!pods.is_empty(), "no pod in shop has {selector}");
         for pod in &pods {
-            let found = shape(pod)?;
+            let found = shape(pod, story.redirect)?;
             ensure!(found == account, "{} runs as {found}, not {account}", text(pod, "/metadata/name"));
         }
         seen.push(format!("{selector}: {} pod(s), account {account}", pods.len()));
@@ -91,18 +102,26 @@ pub fn inject(story: &mut Story<'_>) -> Result<String> {
         unmeshed.whole.as_secs()
     );
     ensure!(meshed.ending <= unmeshed.ending + JOB_SLACK, "{words}");
-    Ok(format!("6 kinds in a restricted namespace, the sidecar first and no capability; {probes}; {words}"))
+    let shape = match story.redirect {
+        Redirect::Agent => "6 kinds in a restricted namespace, the sidecar first and no capability",
+        Redirect::Init => "6 kinds, cinch-init and the sidecar first and no capability besides cinch-init's",
+    };
+    Ok(format!("{shape}; {probes}; {words}"))
 }
 
 /// Checks the sidecar of a pod and that nothing else was added; returns its service account.
-fn shape(pod: &Value) -> Result<String> {
+fn shape(pod: &Value, redirect: Redirect) -> Result<String> {
     let name = text(pod, "/metadata/name");
     let all = |list: &str| pod.pointer(list).and_then(Value::as_array).cloned().unwrap_or_default();
     let init = all("/spec/initContainers");
     let names: Vec<String> = init.iter().map(|container| text(container, "/name")).collect();
-    ensure!(names == ["cinch-proxy"], "{name} has the init containers {names:?}");
-    ensure!(text(pod, "/spec/initContainers/0/restartPolicy") == "Always", "{name}: no native sidecar");
-    let capable = |container: &&Value| container.pointer("/securityContext/capabilities/add").is_some();
+    ensure!(names == redirect.containers(), "{name} has the init containers {names:?}");
+    let sidecar = init.last().cloned().unwrap_or_default();
+    ensure!(text(&sidecar, "/restartPolicy") == "Always", "{name}: no native sidecar");
+    let capable = |container: &&Value| {
+        let added = container.pointer("/securityContext/capabilities/add").is_some();
+        added && text(container, "/name") != "cinch-init"
+    };
     let capable = init.iter().chain(&all("/spec/containers")).filter(capable).count();
     ensure!(capable == 0, "{name} has {capable} containers with capabilities");
     ensure!(text(pod, "/spec/containers/0/image") == APP_IMAGE, "{name}: the app's own image was changed");

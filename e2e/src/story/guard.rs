@@ -58,11 +58,16 @@ pub fn reject(story: &mut Story<'_>) -> Result<String> {
         let output = see.create(&look_alike(image, args, command), &["--dry-run=server", "-o", "json"])?;
         ensure!(output.ok(), "the webhook should have overwritten it: {}", output.text());
         let stored: Value = serde_json::from_str(&output.stdout)?;
-        let proxy = stored.pointer("/spec/initContainers/0").cloned().unwrap_or_default();
+        let containers = stored.pointer("/spec/initContainers").and_then(Value::as_array);
+        let (first, ours) = (containers.into_iter().flatten(), story.redirect.containers());
+        let first: Vec<&Value> = first.take(ours.len()).collect();
+        let names: Vec<String> = first.iter().map(|container| text(container, "/name")).collect();
+        ensure!(names == ours, "in front are {names:?}");
+        let proxy = first.last().copied().cloned().unwrap_or_default();
         let canonical = text(&proxy, "/image").ends_with("/cinch-proxy:0.1.0")
             && proxy.get("args") == Some(&json!(["run"]))
             && proxy.get("command").is_none();
-        ensure!(canonical && text(&proxy, "/name") == "cinch-proxy", "not overwritten: {proxy}");
+        ensure!(canonical, "not overwritten: {proxy}");
         terminal::show(&format!("a cinch-proxy with {image} {args:?} {command:?} was overwritten"));
     }
     let kept = look_alike_that_is_left_alone()?;
@@ -183,6 +188,17 @@ pub fn ratchet(story: &mut Story<'_>) -> Result<String> {
         "NamespaceLocked",
     )?;
     note(&see.attempt(&["--as=rae", "label", "namespace", "shop", "cinch.dev/mode-"])?, "NamespaceLocked")?;
+    // Also where nothing is locked a posture does not ask for less than the installation.
+    for namespace in ["shop", "bank"] {
+        for spec in [json!({"quietPeriod": "1s"}), json!({"probation": "1000d"})] {
+            let patch = json!({"spec": spec}).to_string();
+            let posture = ["patch", "posture", "mesh", "-n", namespace, "--type=merge", "-p", &patch];
+            let by_eve = [&["--as=eve"], &posture[..], &["--dry-run=server"]].concat();
+            note(&see.attempt(&by_eve)?, "PostureGuarded")?;
+            let by_rae = [&["--as=rae"], &posture[..], &["--dry-run=server"]].concat();
+            ensure!(see.attempt(&by_rae)?.ok(), "who may relax may also do this: {spec}");
+        }
+    }
     Ok(format!(
         "{tries} ways back tried, {} refused by our sentences; e.g. {}",
         refused.len(),

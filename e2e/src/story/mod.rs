@@ -13,6 +13,7 @@ mod survive;
 mod web;
 
 use crate::cluster::Cluster;
+use crate::install::Redirect;
 use crate::report::{Step, Verdict};
 use crate::see::See;
 use crate::terminal;
@@ -64,6 +65,8 @@ pub const ENDING: &[Line] = &[("zero loss", Aside, web::zero_loss), ("uninstall"
 /// What steps hand on to later ones.
 pub struct Story<'a> {
     see: See<'a>,
+    /// Who sets the redirect of pods.
+    redirect: Redirect,
     /// Where web's pods leave their counters.
     counters: std::path::PathBuf,
     /// Requests that web had lost before the line that is played: they are that earlier line's fault.
@@ -77,12 +80,12 @@ impl<'a> Story<'a> {
     ///
     /// # Errors
     /// When the folder of web's counters can't be made.
-    pub fn begin(cluster: &'a Cluster) -> Result<Self> {
+    pub fn begin(cluster: &'a Cluster, redirect: Redirect) -> Result<Self> {
         let counters = cluster.state_dir().join("counters");
         std::fs::create_dir_all(&counters)?;
         // Web runs as a user of its own.
         std::fs::set_permissions(&counters, std::fs::Permissions::from_mode(0o777))?;
-        Ok(Story { see: See { cluster }, counters, lost: 0, fallen: None })
+        Ok(Story { see: See { cluster }, redirect, counters, lost: 0, fallen: None })
     }
 
     /// Plays lines, in order. After one that did not hold and carries others nothing more is played, now or

@@ -139,9 +139,10 @@ pub fn enforce(story: &mut Story<'_>) -> Result<String> {
 /// In another namespace a client that had been served comes back during probation: rolled back, and named.
 pub fn roll_back(story: &mut Story<'_>) -> Result<String> {
     let see = &story.see;
+    // First: with nobody who speaks plaintext to it, bank would be promoted within seconds.
+    see.kubectl(&["scale", "-n", "legacy", "deployment/late-client", "--replicas=1"])?;
     see.apply(BANK)?;
     see.meshed("bank", "deployment", "teller")?;
-    see.kubectl(&["scale", "-n", "legacy", "deployment/late-client", "--replicas=1"])?;
     see.posture_until("bank", "the Posture of bank to name legacy/late-client", PROMOTION, |status| {
         offender(status, "legacy/late-client")
     })?;

@@ -6,7 +6,7 @@ use crate::see::{APP_IMAGE, PODS, restricted_container, restricted_pod, text};
 use crate::terminal;
 use crate::wait::{self, Seen};
 use anyhow::{Context, Result, ensure};
-use serde_json::json;
+use serde_json::{Value, json};
 use std::time::Duration;
 
 /// Kills the leader with SIGKILL, then every operator pod.
@@ -102,16 +102,19 @@ fn waits_and_says_why(story: &Story<'_>) -> Result<String> {
         let pod = story.see.json(&["pod", "early", "-n", "shop"])?;
         let started = pod.pointer("/status/containerStatuses/0/state/running").is_some();
         ensure!(!started, "the app started without its proxy");
-        let sidecar = "/status/initContainerStatuses/0";
+        let statuses = pod.pointer("/status/initContainerStatuses").and_then(Value::as_array);
+        let mut statuses = statuses.into_iter().flatten();
+        let sidecar = statuses.find(|status| text(status, "/name") == "cinch-proxy").cloned();
+        let sidecar = sidecar.unwrap_or_default();
         let last = ["state", "lastState"]
             .iter()
-            .map(|state| text(&pod, &format!("{sidecar}/{state}/terminated/message")));
+            .map(|state| text(&sidecar, &format!("/{state}/terminated/message")));
         let message = last.filter(|message| !message.is_empty()).collect::<Vec<_>>().join(" ");
         Ok(if message.contains("ControlUnreachable") {
             terminal::show(&format!("pod shop/early: cinch-proxy: {}", message.trim()));
             Seen::Done(message.trim().to_owned())
         } else {
-            Seen::Not(pod.pointer(sidecar).map(ToString::to_string).unwrap_or_default())
+            Seen::Not(sidecar.to_string())
         })
     })
 }

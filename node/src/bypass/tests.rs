@@ -253,6 +253,7 @@ fn more_suspects_than_there_is_room_for_are_left_and_told() {
     ] {
         let found = suspects(&scene, &proxy());
         assert_eq!((found.all.len(), found.is_cut), (MOST_SUSPECTS, true), "{case}");
+        assert_eq!(found.hides_tcp, ["outbound", "inbound"].contains(&case), "{case}");
         // Nor is there ever room for more than that, and one to know by.
         let mut held = tcp(&scene, &proxy());
         udp(&scene, &proxy(), &mut held);
@@ -276,21 +277,22 @@ fn of_lists_that_are_cut_only_what_they_prove_is_taken() {
         (
             found.all.iter().map(|suspect| (suspect.way, suspect.local.port())).collect::<Vec<_>>(),
             found.is_cut,
+            found.hides_tcp,
         )
     };
     let (inbound, outbound) = ((Way::Inbound, 8080), (Way::Outbound, 40_000));
     let (known, stray) = ((Way::UdpPeer, 40_004), (Way::UdpPeer, 40_009));
-    assert_eq!(ways(&whole), (vec![inbound, outbound, known, stray], false));
+    assert_eq!(ways(&whole), (vec![inbound, outbound, known, stray], false, false));
     // What explains a connection may be in the part that is missing, and so may the proxy's socket of a flow.
     let mut cut = whole.clone();
     cut.tcp.is_cut = true;
-    assert_eq!(ways(&cut), (vec![inbound, known, stray], true));
+    assert_eq!(ways(&cut), (vec![inbound, known, stray], true, true));
     let mut cut = whole.clone();
     cut.udp.is_cut = true;
-    assert_eq!(ways(&cut), (vec![inbound, outbound, known], true));
+    assert_eq!(ways(&cut), (vec![inbound, outbound, known], true, false));
     let mut cut = whole;
     cut.flows.is_cut = true;
-    assert_eq!(ways(&cut), (vec![inbound, outbound, known, stray], true));
+    assert_eq!(ways(&cut), (vec![inbound, outbound, known, stray], true, false));
 }
 
 #[test]

@@ -299,6 +299,7 @@ fn obey(line: &str, socket: &Path, held: &mut Held) -> String {
     match order {
         "listen" => answer_dials(NONCE, Then::Close),
         "listen wrongly" => answer_dials(NONCE + 1, Then::Close),
+        "listen slowly" => answer_dials(NONCE, Then::Dawdle),
         "listen and hold" => answer_dials(NONCE, Then::Hold),
         "ask" => return ask(socket, &request.encode()),
         "look" => return ask(socket, &Request { look: true, ..request }.encode()),
@@ -313,6 +314,7 @@ fn obey(line: &str, socket: &Path, held: &mut Held) -> String {
         }
         "ask nonsense" => return ask(socket, b"GET / HTTP/1.1\r\n\r\n"),
         "ask too little" => return ask(socket, b"cnch"),
+        "flood" => return flood(socket, about.parse().unwrap()),
         "dial" => return dial("10.9.0.1:8080"),
         "dial v6" => return dial("[fd00:9::1]:8080"),
         "hold" => held.tcp.push(TcpStream::connect(about).unwrap()),
@@ -348,6 +350,8 @@ fn obey(line: &str, socket: &Path, held: &mut Held) -> String {
 enum Then {
     Close,
     Hold,
+    /// It comes a byte at a time.
+    Dawdle,
 }
 
 /// The outbound side of a proxy: a number to the agent, a word to all others.
@@ -359,7 +363,12 @@ fn answer_dials(nonce: u64, then: Then) {
             while let Ok((mut stream, _)) = listener.accept() {
                 let agent = original_destination(&stream).is_ok_and(|to| to.to_string() == "192.0.2.2:9");
                 let word = if agent { nonce.to_be_bytes().to_vec() } else { b"captured".to_vec() };
-                let _ = stream.write_all(&word);
+                for bytes in word.chunks(if then == Then::Dawdle { 1 } else { word.len() }) {
+                    let _ = stream.write_all(bytes);
+                    if then == Then::Dawdle {
+                        std::thread::sleep(Duration::from_millis(400));
+                    }
+                }
                 if then == Then::Hold && !agent {
                     held.push(stream);
                 }
@@ -377,8 +386,10 @@ fn ask(socket: &Path, request: &[u8]) -> String {
     let mut bytes = Vec::new();
     stream.read_to_end(&mut bytes).unwrap();
     match Answer::decode(&bytes) {
-        Ok(Some(Answer::Done { cgroup, level, sightings: None })) => format!("done {cgroup} {level}"),
-        Ok(Some(Answer::Done { sightings: Some(found), .. })) => {
+        Ok(Some(Answer::Done { cgroup, level, sightings: None, was_gone })) => {
+            format!("done {cgroup} {level}{}", if was_gone { ", it was gone" } else { "" })
+        }
+        Ok(Some(Answer::Done { sightings: Some(found), was_gone, .. })) => {
             let seen = found.seen.iter().map(|seen| {
                 let peer = seen.peer.map_or("-".to_owned(), |ip| ip.to_string());
                 let or_none = |text: &str| if text.is_empty() { "-".to_owned() } else { text.to_owned() };
@@ -386,11 +397,28 @@ fn ask(socket: &Path, request: &[u8]) -> String {
                 format!("{:?} {peer} {} {process} {container}", seen.way, seen.port)
             });
             let more = if found.more > 0 { format!(" and {} more", found.more) } else { String::new() };
-            format!("seen [{}]{more}", seen.collect::<Vec<_>>().join(", "))
+            let cut = if found.is_cut { ", and TCP unseen" } else { "" };
+            let gone = if was_gone { ", it was gone" } else { "" };
+            format!("seen [{}]{more}{cut}{gone}", seen.collect::<Vec<_>>().join(", "))
         }
         Ok(Some(Answer::Refused { reason, sentence })) => format!("{reason} {sentence}"),
         other => format!("{other:?}"),
     }
+}
+
+/// Asks so many times, as fast as the agent answers: with looks, and with nonsense of all lengths.
+fn flood(socket: &Path, times: usize) -> String {
+    let look = Request { nonce: NONCE, look: true }.encode();
+    let mut done = 0;
+    for number in 0..times {
+        if number % 2 == 0 {
+            done += usize::from(ask(socket, &look).starts_with("seen "));
+        } else if let Ok(mut stream) = UnixStream::connect(socket) {
+            // The agent closes at the first byte that is wrong.
+            let _ = stream.write_all(&vec![b'x'; number * 97 % 65_536]);
+        }
+    }
+    done.to_string()
 }
 
 fn dial(to: &str) -> String {

@@ -226,6 +226,8 @@ impl Observed {
             .into_iter()
             .flatten()
             .filter_map(|subject| names_default_of(subject, name.0.as_deref()))
+            // Who may bind in another namespace has no say in which account the pods of this one run with.
+            .filter(|named| name.0.as_deref().is_none_or(|own| own == *named))
             .map(str::to_owned)
             .collect();
         if namespaces.is_empty() {

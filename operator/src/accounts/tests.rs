@@ -178,10 +178,13 @@ fn default_is_kept_where_something_hangs_on_it_or_the_posture_says_so() {
     let forced = |observed: &Observed| plan(&["shop".to_owned()], observed).0.remove("shop");
     assert_eq!((forced(&observed), steps(&observed).len()), (None, 1));
 
+    // Who may bind elsewhere does not decide on the accounts of this namespace.
     put::<RoleBinding>(&mut observed, binding(Some("other")));
-    assert_eq!(forced(&observed).as_deref(), Some("RoleBinding other/b names it"));
+    assert_eq!((forced(&observed), steps(&observed).len()), (None, 1));
+    put::<RoleBinding>(&mut observed, binding(Some("shop")));
+    assert_eq!(forced(&observed).as_deref(), Some("RoleBinding shop/b names it"));
     assert!(steps(&observed).is_empty());
-    let mut lifted = binding(Some("other"));
+    let mut lifted = binding(Some("shop"));
     lifted["subjects"] = json!([]);
     put::<RoleBinding>(&mut observed, lifted);
     assert_eq!(steps(&observed).len(), 1);

@@ -4,7 +4,6 @@
 use super::Control;
 use super::bound::Bound;
 use super::frames::{FrameReader, frame};
-use super::places::Place;
 use super::session::{Close, Introduction, bind};
 use crate::issuing::Refusal;
 use crate::issuing::claims::Source;
@@ -15,6 +14,7 @@ use cinch_control::v1::operator_message::Kind;
 use cinch_control::v1::proxy_message::Kind as Request;
 use cinch_control::{ALPN, MAX_FIRST_MESSAGE, MAX_MESSAGE};
 use cinch_identity::{SpiffeId, handshake_reason, peer_id, peer_not_after, require_alpn};
+use cinch_places::Place;
 use cinch_reason::Reason;
 use std::net::SocketAddr;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -40,8 +40,10 @@ pub(super) async fn serve(
     unbound: Place,
     shutdown: &CancellationToken,
 ) {
+    let lost = unbound.lost();
     let close = tokio::select! {
         close = run(control, stream, peer, unbound, shutdown) => close,
+        () = lost => Close { end: ConnectionEnd::Limit, refusal: None, why: "its place went to a source with fewer" },
         () = late(shutdown) => Close { end: ConnectionEnd::Shutdown, refusal: None, why: "the operator ends" },
     };
     control.metrics.connection(close.end);
@@ -115,7 +117,8 @@ async fn first_certificate(control: &Control, stream: TlsStream<TcpStream>, peer
     };
     let ip = peer.ip().to_canonical();
     let pod_uid = control.view.pod_by_ip(ip).map(|pod| pod.uid.to_string());
-    let (kind, end) = match control.issuing.first(&request, &Source { ip, pod_uid }).await {
+    let pods = |uid: &str| control.view.pod(uid);
+    let (kind, end) = match control.issuing.first(&request, &Source { ip, pod_uid }, &pods).await {
         Ok(certificate) => (Kind::Certificate(certificate), ConnectionEnd::Answered),
         Err(refusal) => (Kind::Refused(refusal.message()), ConnectionEnd::Refused),
     };

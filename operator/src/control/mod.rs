@@ -8,7 +8,7 @@ mod bound;
 pub mod certificate;
 mod connection;
 mod frames;
-mod places;
+mod knocks;
 pub mod session;
 mod sessions;
 mod view;
@@ -21,10 +21,11 @@ use crate::metrics::{ConnectionEnd, Metrics};
 use cinch_control::v1;
 use cinch_control::v1::operator_message::Kind;
 use cinch_identity::{TrustBundle, TrustDomain};
-use places::Places;
+use cinch_places::{AtLimit, Limits, Places};
+use knocks::Knocks;
 use rustls::ServerConfig;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
@@ -98,9 +99,14 @@ impl Control {
     }
 }
 
+/// For connections that have not yet shown who they are. All pods of a node may share an address behind translation,
+/// so the bound for one is not small. Handshakes take their time where many come at once, so nobody's older one goes
+/// for his newer one.
+const UNBOUND: Limits = Limits { most: 512, of_one_source: 64, at_limit: AtLimit::Refuse };
+
 /// Accepts until `shutdown`, then lets streams end in an orderly way for a moment.
 pub async fn serve(listener: TcpListener, control: Arc<Control>, shutdown: CancellationToken) {
-    let unbound = Places::default();
+    let (unbound, mut knocks) = (Places::new(UNBOUND), Knocks::default());
     let connections = TaskTracker::new();
     loop {
         let (stream, peer) = tokio::select! {
@@ -115,7 +121,9 @@ pub async fn serve(listener: TcpListener, control: Arc<Control>, shutdown: Cance
                 }
             },
         };
-        let Some(place) = unbound.take(peer.ip()) else {
+        let is_pod = |ip| control.view.pod_by_ip(ip).is_some();
+        let place = knocks.may_enter(peer.ip(), is_pod, Instant::now()).then(|| unbound.take(peer.ip()));
+        let Some(place) = place.flatten() else {
             control.metrics.connection(ConnectionEnd::Limit);
             continue;
         };
@@ -128,3 +136,5 @@ pub async fn serve(listener: TcpListener, control: Arc<Control>, shutdown: Cance
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+pub(crate) use tests::pod;

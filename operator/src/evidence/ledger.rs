@@ -1,9 +1,10 @@
 //! The book-keeping of evidence, pure: reports and the time go in. Reports are cumulative, so what counts is
 //! how far each is ahead of the one before; that difference belongs to whoever holds the address now.
 
+use super::agent::AgentWord;
 use super::bypass::Bypasses;
 use super::model::{Counts, LastReport, NamespaceEvidence, PodEvidence, VanishedPod};
-use super::sources::{Resolve, Seen, Sources};
+use super::sources::{Resolve, Seen, Sources, Taking};
 use cinch_control::v1;
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::net::IpAddr;
@@ -15,6 +16,15 @@ const GRACE: Duration = Duration::from_secs(60);
 
 /// Sources in one report that are looked at; the proxy's own table is smaller.
 const SOURCES_IN_REPORT: usize = 4096;
+
+/// Addresses and sources that are held in all: about 50 MB. Whatever scans a mesh, this process must not grow with it.
+const HELD: usize = 200_000;
+
+/// Entries that each table of a pod may have even then: so many can always be named.
+const FLOOR: usize = 32;
+
+/// Tables of a pod: what its proxy says now, what the one before said, and the sum by name.
+const TABLES: usize = 3;
 
 /// Vanished pods that a namespace remembers by name.
 const VANISHED: usize = 256;
@@ -73,7 +83,7 @@ struct PodLedger {
     inbound_proof_age_ms: Option<u64>,
     outbound_proof_age_ms: Option<u64>,
     bypass: Bypasses,
-    last_look_unix_ms: Option<u64>,
+    agent: AgentWord,
     gone: Option<Clock>,
 }
 
@@ -94,6 +104,8 @@ pub(super) struct Ledger {
     past: HashMap<Arc<str>, Past>,
     folded: HashSet<Arc<str>>,
     folded_order: VecDeque<Arc<str>>,
+    /// Entries of all tables of all pods and of all that is past.
+    held: usize,
 }
 
 impl Ledger {
@@ -113,7 +125,9 @@ impl Ledger {
         if namespace.is_some() {
             pod.namespace = namespace;
         }
-        pod.take(report, clock, resolve);
+        let others = self.held.saturating_sub(pod.held());
+        pod.take(report, Taking { clock, resolve, room: room(others) });
+        self.held = others.saturating_add(pod.held());
     }
 
     pub(super) fn of(&self, pod_uid: &str) -> Option<PodEvidence> {
@@ -126,14 +140,17 @@ impl Ledger {
             last_report: pod.current.last,
             totals: pod.totals(),
             last_served_unix_ms: pod.last_served_unix_ms,
-            sources: pod.open_sources().into_sorted(),
             policy_version: pod.policy_version,
             inbound_proof_age_ms: pod.inbound_proof_age_ms,
             outbound_proof_age_ms: pod.outbound_proof_age_ms,
             sources_dropped: pod.dropped(),
             unreported_ms: pod.earlier_gaps_ms.saturating_add(pod.gap_ms),
             bypass: pod.bypass.sorted(),
-            last_look_unix_ms: pod.last_look_unix_ms,
+            last_look_unix_ms: pod.agent.last_look_unix_ms,
+            look_was_cut: pod.agent.look_was_cut,
+            agent_proof_age_ms: pod.agent.proof_age_ms,
+            set_again: pod.agent.set_again,
+            last_set_again_unix_ms: pod.agent.last_set_again_unix_ms,
         })
     }
 
@@ -158,16 +175,18 @@ impl Ledger {
             evidence.last_served_unix_ms = past.last_served_unix_ms;
             evidence.sources_dropped = past.sources_dropped;
             evidence.vanished = past.vanished.iter().cloned().collect();
-            sources = past.sources.clone();
+            sources.merge(&past.sources, None, usize::MAX);
         }
-        for pod in self.pods.values().filter(|pod| pod.namespace.as_deref() == Some(namespace)) {
+        for (uid, pod) in self.pods.iter().filter(|(_, pod)| pod.namespace.as_deref() == Some(namespace)) {
             let closed = pod.gone.is_some();
             evidence.totals.add(&if closed { pod.totals().closed() } else { pod.totals() });
             evidence.last_served_unix_ms = evidence.last_served_unix_ms.max(pod.last_served_unix_ms);
-            let mut dropped = pod.dropped();
-            let of_pod = if closed { pod.sources.clone() } else { pod.open_sources() };
-            dropped = dropped.saturating_add(sources.merge(&of_pod));
+            let unnamed = sources.merge(&pod.sources, (!closed).then_some(uid), usize::MAX);
+            let dropped = pod.dropped().saturating_add(unnamed);
             evidence.sources_dropped = evidence.sources_dropped.saturating_add(dropped);
+            if !closed && !pod.current.last.final_report {
+                pod.current.seen.iter().for_each(|((_, port), seen)| sources.add_open(seen, *port));
+            }
         }
         evidence.sources = sources.into_sorted();
         evidence
@@ -205,15 +224,19 @@ impl Ledger {
             self.fold(uid);
         }
         self.past.retain(|namespace, _| known(namespace));
+        let past: usize = self.past.values().map(|past| past.sources.len()).sum();
+        self.held = self.pods.values().map(PodLedger::held).sum::<usize>().saturating_add(past);
     }
 
     fn fold(&mut self, uid: Arc<str>) {
         let Some(pod) = self.pods.remove(&uid) else { return };
+        let others = self.held.saturating_sub(pod.held());
         if let Some(namespace) = &pod.namespace {
             let past = self.past.entry(Arc::clone(namespace)).or_default();
             past.totals.add(&pod.totals().closed());
             past.last_served_unix_ms = past.last_served_unix_ms.max(pod.last_served_unix_ms);
-            let dropped = pod.dropped().saturating_add(past.sources.merge(&pod.sources));
+            let room = room(others.saturating_sub(past.sources.len()));
+            let dropped = pod.dropped().saturating_add(past.sources.merge(&pod.sources, None, room));
             past.sources_dropped = past.sources_dropped.saturating_add(dropped);
             if let Some(noted) = past.vanished.iter_mut().find(|vanished| vanished.pod_uid == uid) {
                 noted.last_report = pod.current.last;
@@ -261,7 +284,7 @@ impl PodLedger {
             inbound_proof_age_ms: None,
             outbound_proof_age_ms: None,
             bypass: Bypasses::default(),
-            last_look_unix_ms: None,
+            agent: AgentWord::default(),
             gone: None,
         }
     }
@@ -286,46 +309,41 @@ impl PodLedger {
             .fold(self.earlier_dropped, u64::saturating_add)
     }
 
-    /// The sources with the connections that are open now.
-    fn open_sources(&self) -> Sources {
-        let mut sources = self.sources.clone();
-        if !self.current.last.final_report {
-            for ((_, port), seen) in &self.current.seen {
-                sources.add_open(seen, *port);
-            }
-        }
-        sources
+    /// Entries of its tables.
+    fn held(&self) -> usize {
+        let previous = self.previous.as_ref().map_or(0, |boot| boot.seen.len());
+        self.current.seen.len() + previous + self.sources.len()
     }
 
-    fn take(&mut self, report: &v1::Evidence, clock: Clock, resolve: Resolve<'_>) {
+    fn take(&mut self, report: &v1::Evidence, taking: Taking<'_>) {
+        let clock = taking.clock;
         if self.previous.as_ref().is_some_and(|previous| previous.id == report.boot_id) {
-            self.take_late(report, clock, resolve);
+            self.take_late(report, taking);
             return;
         }
         if self.current.id != report.boot_id {
             self.rotate(report, clock);
         }
-        if !self.current.advance(report, clock, &mut self.sources, resolve) {
+        if !self.current.advance(report, &mut self.sources, taking) {
             return;
         }
         self.policy_version = report.policy_version;
         let proof = |age: u64| (age != u64::MAX).then_some(age);
         self.inbound_proof_age_ms = proof(report.inbound_proof_age_ms);
         self.outbound_proof_age_ms = proof(report.outbound_proof_age_ms);
-        self.bypass.take(report, clock, resolve);
-        let look = report.bypass_look_age_ms.and_then(|age| clock.ago(age));
-        self.last_look_unix_ms = self.last_look_unix_ms.max(look);
+        self.bypass.take(report, clock, taking.resolve);
+        self.agent.take(report, clock);
         self.note_served(report, clock);
     }
 
     /// The last words of the run before. A final report closes the gap between both runs.
-    fn take_late(&mut self, report: &v1::Evidence, clock: Clock, resolve: Resolve<'_>) {
+    fn take_late(&mut self, report: &v1::Evidence, taking: Taking<'_>) {
         let Some(previous) = &mut self.previous else { return };
-        if previous.advance(report, clock, &mut self.sources, resolve) {
+        if previous.advance(report, &mut self.sources, taking) {
             if report.r#final {
                 self.gap_ms = 0;
             }
-            self.note_served(report, clock);
+            self.note_served(report, taking.clock);
         }
     }
 
@@ -366,34 +384,29 @@ impl Boot {
     }
 
     /// Takes a report of this run; `false` when a newer one has been taken already.
-    fn advance(
-        &mut self,
-        report: &v1::Evidence,
-        clock: Clock,
-        sources: &mut Sources,
-        resolve: Resolve<'_>,
-    ) -> bool {
+    fn advance(&mut self, report: &v1::Evidence, sources: &mut Sources, taking: Taking<'_>) -> bool {
         // Proxies count from 1; a first report is taken whatever its number.
         if !self.is_fresh() && report.sequence <= self.sequence {
             return false;
         }
+        let clock = taking.clock;
         self.sequence = report.sequence;
         self.uptime_ms = report.uptime_ms;
         let final_report = self.last.final_report || report.r#final;
         self.last = LastReport { received_at: clock.instant, received_unix_ms: clock.unix_ms, final_report };
         self.totals = report.totals.as_ref().map(Counts::from_wire).unwrap_or_default();
-        let over = report.sources.len().saturating_sub(SOURCES_IN_REPORT);
-        self.sources_dropped = report.sources_dropped.saturating_add(over as u64);
         // A source that is not in the report has left the proxy's table: it is forgotten here too. Should it come
         // again, the proxy counts it from nothing; and a scan may bring new ones with every report.
         let mut before = std::mem::take(&mut self.seen);
-        for wire in report.sources.iter().take(SOURCES_IN_REPORT) {
+        let told = told(report, &before, taking.room);
+        let over = report.sources.len().saturating_sub(told.len());
+        self.sources_dropped = report.sources_dropped.saturating_add(over as u64);
+        for wire in told {
             let Some(key) = address(wire) else { continue };
-            let seen = self
-                .seen
-                .entry(key)
-                .or_insert_with(|| before.remove(&key).unwrap_or_else(|| Seen::new(resolve(key.0), clock)));
-            seen.advance(wire, key, clock, sources, resolve);
+            let seen = self.seen.entry(key).or_insert_with(|| {
+                before.remove(&key).unwrap_or_else(|| Seen::new((taking.resolve)(key.0), clock))
+            });
+            seen.advance(wire, key, sources, taking);
         }
         true
     }
@@ -401,6 +414,31 @@ impl Boot {
     fn is_fresh(&self) -> bool {
         self.sequence == 0 && self.uptime_ms == 0
     }
+}
+
+/// Entries that each table of a pod may have when all others have `others`.
+fn room(others: usize) -> usize {
+    (HELD.saturating_sub(others) / TABLES).max(FLOOR)
+}
+
+/// The sources of a report that there is room for: first those that decide, then those that were known `before` and
+/// would be counted twice when they came again.
+fn told<'a>(
+    report: &'a v1::Evidence,
+    before: &HashMap<(IpAddr, u16), Seen>,
+    room: usize,
+) -> Vec<&'a v1::PlaintextSource> {
+    let mut sources: Vec<_> = report.sources.iter().collect();
+    let room = room.min(SOURCES_IN_REPORT);
+    if sources.len() > room {
+        sources.sort_by_cached_key(|wire| {
+            let decides = wire.counts.as_ref().is_some_and(|counts| Counts::from_wire(counts).decide());
+            let known = address(wire).is_some_and(|key| before.contains_key(&key));
+            (!decides, !known)
+        });
+        sources.truncate(room);
+    }
+    sources
 }
 
 /// The source's address and the app's port; `None` when the bytes are neither.
@@ -419,6 +457,10 @@ fn address(wire: &v1::PlaintextSource) -> Option<(IpAddr, u16)> {
 impl Ledger {
     pub(super) fn held(&self) -> usize {
         self.pods.len()
+    }
+
+    pub(super) fn entries(&self) -> usize {
+        self.held
     }
 
     pub(super) fn addresses_of(&self, pod_uid: &str) -> usize {

@@ -1,6 +1,7 @@
 //! What proxies say about plaintext: reports go in, evidence by pod, source and namespace comes out. The
 //! book-keeping is pure (`ledger`); this file joins it with the index and the clocks.
 
+mod agent;
 mod bypass;
 mod ledger;
 mod model;

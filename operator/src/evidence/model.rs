@@ -67,6 +67,13 @@ impl Counts {
         Self { open: 0, ..self }
     }
 
+    /// Something was served, refused or is open: what promotion and rollback must name. Nobody has to know who only
+    /// knocked.
+    #[must_use]
+    pub const fn decide(&self) -> bool {
+        self.served > 0 || self.denied > 0 || self.open > 0
+    }
+
     /// No connection was ever counted.
     #[must_use]
     pub fn is_zero(&self) -> bool {
@@ -89,6 +96,8 @@ pub struct SourceEvidence {
     pub last_served_unix_ms: Option<u64>,
     /// The newest refused connection.
     pub last_denied_unix_ms: Option<u64>,
+    /// UID of the pod that saw it last, of those that are there; only in the evidence of a namespace.
+    pub seen_by: Option<Arc<str>>,
 }
 
 impl SourceEvidence {
@@ -103,6 +112,7 @@ impl SourceEvidence {
             last_seen_unix_ms: None,
             last_served_unix_ms: None,
             last_denied_unix_ms: None,
+            seen_by: None,
         }
     }
 
@@ -196,8 +206,6 @@ pub struct PodEvidence {
     pub totals: Counts,
     /// The newest served connection of any source.
     pub last_served_unix_ms: Option<u64>,
-    /// By workload and port.
-    pub sources: Vec<SourceEvidence>,
     /// The policy that the proxy enforces.
     pub policy_version: u64,
     /// Age of the proof that the inbound redirect works, at the report; `None`: never proved.
@@ -210,8 +218,17 @@ pub struct PodEvidence {
     pub unreported_ms: u64,
     /// What the node agent saw pass by, TCP first and of that the newest.
     pub bypass: Vec<BypassEvidence>,
-    /// When the node agent looked last, whichever proxy told it; `None`: never.
+    /// When the node agent last saw all of the pod's TCP, whichever proxy told it; `None`: never.
     pub last_look_unix_ms: Option<u64>,
+    /// The newest look of the node agent was cut: it does not say that nothing passes by.
+    pub look_was_cut: bool,
+    /// Age of the node agent's last word that the redirect is in force, at the report; `None`: it never said so to
+    /// this proxy.
+    pub agent_proof_age_ms: Option<u64>,
+    /// How often the redirect of this proxy was gone and was set again.
+    pub set_again: u64,
+    /// When the redirect was last found gone, whichever proxy told it; `None`: never.
+    pub last_set_again_unix_ms: Option<u64>,
 }
 
 /// A pod that has gone from the API, and how it took its leave.

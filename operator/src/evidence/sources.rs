@@ -7,10 +7,22 @@ use crate::index::SourceName;
 use cinch_control::v1;
 use std::collections::HashMap;
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// Who an address is.
 pub(super) type Resolve<'a> = &'a dyn Fn(IpAddr) -> SourceName;
+
+/// What goes with a report that is taken.
+#[derive(Clone, Copy)]
+pub(super) struct Taking<'a> {
+    /// When it came.
+    pub(super) clock: Clock,
+    /// Who addresses are now.
+    pub(super) resolve: Resolve<'a>,
+    /// Entries that a table of this pod may have now.
+    pub(super) room: usize,
+}
 
 /// Workloads and nodes by port that one table names.
 const NAMED: usize = 2048;
@@ -41,15 +53,14 @@ impl Seen {
         &mut self,
         wire: &v1::PlaintextSource,
         (ip, port): (IpAddr, u16),
-        clock: Clock,
         sources: &mut Sources,
-        resolve: Resolve<'_>,
+        Taking { clock, resolve, room }: Taking<'_>,
     ) {
         let name = resolve(ip);
         if name != self.name {
             let settles = clock.instant.duration_since(self.since) < SETTLES;
             if settles && matches!(self.name, SourceName::External(_)) {
-                sources.rename(&self.name, &name, port);
+                sources.rename(&self.name, &name, port, room);
             }
             self.name = name;
         }
@@ -72,7 +83,7 @@ impl Seen {
         evidence.last_seen_unix_ms = clock.ago(wire.last_seen_age_ms);
         evidence.last_served_unix_ms = when(delta.served > 0, wire_counts.last_served_age_ms);
         evidence.last_denied_unix_ms = when(delta.denied > 0, wire.last_denied_age_ms);
-        sources.add(&evidence);
+        sources.add(&evidence, room);
     }
 }
 
@@ -89,6 +100,8 @@ fn shrank(now: &Counts, before: &Counts) -> bool {
 pub(super) struct Sources {
     by_name: HashMap<(SourceName, u16), SourceEvidence>,
     external: usize,
+    /// Entries of which nothing was ever served, refused or open.
+    idle: usize,
     dropped: u64,
 }
 
@@ -98,15 +111,21 @@ impl Sources {
         self.dropped
     }
 
-    pub(super) fn add(&mut self, evidence: &SourceEvidence) {
-        if !self.admit(evidence) {
+    /// How many it names.
+    pub(super) fn len(&self) -> usize {
+        self.by_name.len()
+    }
+
+    /// Adds what a source did. A table of more than `room` sources takes no new one that only knocked.
+    pub(super) fn add(&mut self, evidence: &SourceEvidence, room: usize) {
+        if !self.admit(evidence, None, room) {
             self.dropped += 1;
         }
     }
 
-    /// Adds every source of `other`; returns how many found no place.
-    pub(super) fn merge(&mut self, other: &Sources) -> u64 {
-        other.by_name.values().map(|evidence| u64::from(!self.admit(evidence))).sum()
+    /// Adds every source of `other`, which the pod `seen_by` tells of; returns how many found no place.
+    pub(super) fn merge(&mut self, other: &Sources, seen_by: Option<&Arc<str>>, room: usize) -> u64 {
+        other.by_name.values().map(|evidence| u64::from(!self.admit(evidence, seen_by, room))).sum()
     }
 
     /// Adds the connections that an address has open now.
@@ -114,35 +133,67 @@ impl Sources {
         if seen.counts.open > 0 {
             let mut evidence = SourceEvidence::new(seen.name.clone(), port);
             evidence.counts.open = seen.counts.open;
-            self.add(&evidence);
+            self.add(&evidence, usize::MAX);
         }
     }
 
     /// What was counted for `from` belongs to `to`.
-    fn rename(&mut self, from: &SourceName, to: &SourceName, port: u16) {
-        let Some(mut evidence) = self.by_name.remove(&(key(from), port)) else { return };
-        if matches!(from, SourceName::External(_)) {
-            self.external = self.external.saturating_sub(1);
-        }
+    fn rename(&mut self, from: &SourceName, to: &SourceName, port: u16, room: usize) {
+        let Some(mut evidence) = self.remove(&(key(from), port)) else { return };
         evidence.source = to.clone();
-        self.add(&evidence);
+        self.add(&evidence, room);
     }
 
-    fn admit(&mut self, evidence: &SourceEvidence) -> bool {
+    fn remove(&mut self, key: &(SourceName, u16)) -> Option<SourceEvidence> {
+        let evidence = self.by_name.remove(key)?;
+        self.external -= usize::from(is_external(&evidence.source)).min(self.external);
+        self.idle -= usize::from(!evidence.counts.decide()).min(self.idle);
+        Some(evidence)
+    }
+
+    fn admit(&mut self, evidence: &SourceEvidence, seen_by: Option<&Arc<str>>, room: usize) -> bool {
         let key = (key(&evidence.source), evidence.port);
+        let decides = evidence.counts.decide();
         if let Some(known) = self.by_name.get_mut(&key) {
+            self.idle -= usize::from(decides && !known.counts.decide()).min(self.idle);
+            let newer = evidence.last_seen_unix_ms > known.last_seen_unix_ms;
+            if seen_by.is_some() && (newer || known.seen_by.is_none()) {
+                known.seen_by = seen_by.cloned();
+            }
             known.merge(evidence);
             known.source = older(&known.source, &evidence.source);
             return true;
         }
-        let is_external = matches!(evidence.source, SourceName::External(_));
-        let named = self.by_name.len() - self.external;
-        if if is_external { self.external >= EXTERNAL } else { named >= NAMED } {
+        let external = is_external(&evidence.source);
+        if self.is_full(external, room) && !(decides && self.make_room(external, room)) {
             return false;
         }
-        self.external += usize::from(is_external);
-        self.by_name.insert(key, evidence.clone());
+        self.external += usize::from(external);
+        self.idle += usize::from(!decides);
+        let mut evidence = evidence.clone();
+        evidence.seen_by = seen_by.cloned();
+        self.by_name.insert(key, evidence);
         true
+    }
+
+    fn is_full(&self, external: bool, room: usize) -> bool {
+        let named = self.by_name.len() - self.external;
+        self.by_name.len() >= room || if external { self.external >= EXTERNAL } else { named >= NAMED }
+    }
+
+    /// Lets one go that only knocked, for one that decides.
+    fn make_room(&mut self, external: bool, room: usize) -> bool {
+        if self.idle == 0 {
+            return false;
+        }
+        // Where only one kind is full, one of the other kind would make no room.
+        let any = self.by_name.len() >= room;
+        let fits =
+            |held: &SourceEvidence| !held.counts.decide() && (any || is_external(&held.source) == external);
+        let victim = self.by_name.iter().find(|(_, held)| fits(held)).map(|(key, _)| key.clone());
+        let gone = victim.and_then(|key| self.remove(&key)).is_some();
+        self.dropped += u64::from(gone);
+        gone && !self.is_full(external, room)
     }
 
     /// All sources: most served first, then most denied, then by name.
@@ -155,6 +206,10 @@ impl Sources {
         });
         sources
     }
+}
+
+fn is_external(name: &SourceName) -> bool {
+    matches!(name, SourceName::External(_))
 }
 
 /// Replicas and generations of a workload are one source, whenever each was created.

@@ -230,20 +230,68 @@ fn a_pod_that_a_broken_list_left_out_is_not_lost() {
 #[test]
 fn a_scan_from_many_addresses_does_not_push_workloads_out() {
     let mut desk = desk();
-    let scan = |from: u32, count: u32| -> Vec<v1::PlaintextSource> {
-        let scanned = (from..from + count).map(|number| {
-            let mut source =
-                source(0, v1::PlaintextCounts { empty: 1, last_served_age_ms: NEVER, ..Default::default() });
-            source.ip = (0xCB00_0000 + number).to_be_bytes().to_vec().into();
-            source
-        });
-        scanned.collect()
-    };
-    desk.report(1, "a", report(1, 1, scan(0, 4000)));
+    desk.report(1, "a", report(1, 1, knocks(0, 4000)));
     desk.report(2, "a", report(1, 2, vec![source(9, counts(1, 0, 0))]));
     let evidence = desk.ledger.namespace("shop");
     assert_eq!(evidence.sources[0].source.to_string(), "old/client");
     assert!(evidence.sources.len() < 2000 && evidence.sources_dropped > 2000);
+}
+
+/// `count` addresses from outside, from number `from` on, of which each has only knocked.
+fn knocks(from: u32, count: u32) -> Vec<v1::PlaintextSource> {
+    let knocks = v1::PlaintextCounts { empty: 1, last_served_age_ms: NEVER, ..Default::default() };
+    let address = |number: u32| (0xCB00_0000 + number).to_be_bytes().to_vec().into();
+    (from..from + count)
+        .map(|number| v1::PlaintextSource { ip: address(number), ..source(0, knocks) })
+        .collect()
+}
+
+#[test]
+fn a_scan_of_the_whole_mesh_is_held_within_one_bound_and_who_was_served_is_still_named() {
+    let mut desk = desk();
+    for pod in 0..70 {
+        desk.report(1, &format!("scanned-{pod}"), report(1, 1, knocks(0, 3000)));
+    }
+    let full = desk.ledger.entries();
+    assert!((190_000..210_000).contains(&full), "{full}");
+    let mut late = knocks(0, 3000);
+    late.push(source(9, counts(1, 0, 0)));
+    desk.report(2, "late", report(1, 1, late.clone()));
+    assert_eq!(desk.sources()[0], "old/client:8080 1/0/0");
+    assert!(desk.ledger.addresses_of("late") <= 32);
+    assert!(desk.ledger.entries() <= full + 3 * 32);
+    // What is told again is not counted again.
+    desk.report(3, "late", report(1, 2, late));
+    assert_eq!(desk.sources()[0], "old/client:8080 1/0/0");
+    let gone: Vec<String> = (0..69).map(|pod| format!("scanned-{pod}")).collect();
+    let live: Vec<&str> = gone[..1].iter().map(String::as_str).chain(["late"]).collect();
+    desk.sweep(4, &live);
+    desk.sweep(90, &live);
+    assert!(desk.ledger.entries() < 20_000, "{}", desk.ledger.entries());
+    assert_eq!(desk.sources()[0], "old/client:8080 1/0/0");
+}
+
+#[test]
+fn one_that_is_refused_takes_the_place_of_one_that_only_knocked() {
+    let mut desk = desk();
+    desk.report(1, "a", report(1, 1, knocks(0, 2000)));
+    let refused = v1::PlaintextSource { ip: vec![192, 0, 2, 1].into(), ..source(0, counts(0, 1, 0)) };
+    desk.report(2, "a", report(1, 2, vec![refused]));
+    assert_eq!(desk.sources()[0], "192.0.2.1:8080 0/1/0");
+    assert_eq!(desk.ledger.namespace("shop").sources.len(), 1024);
+}
+
+#[test]
+fn a_source_names_the_pod_that_is_there_and_saw_it_last() {
+    let mut desk = desk();
+    desk.report(1, "a", report(1, 1, vec![source(9, counts(1, 0, 0))]));
+    desk.report(5, "b", report(1, 1, vec![source(9, counts(1, 0, 0))]));
+    let by = |desk: &Desk| desk.ledger.namespace("shop").sources[0].seen_by.clone();
+    assert_eq!(by(&desk).as_deref(), Some("b"));
+    desk.report(9, "a", report(1, 2, vec![source(9, counts(2, 0, 0))]));
+    assert_eq!(by(&desk).as_deref(), Some("a"));
+    desk.sweep(10, &["b"]);
+    assert_eq!(by(&desk).as_deref(), Some("b"));
 }
 
 #[test]
@@ -376,6 +424,56 @@ fn the_last_look_of_the_node_agent_outlives_the_proxy_that_told_it() {
     assert_eq!(look(&desk), Some(1_001_500));
     desk.report(60, "a", v1::Evidence { bypass_look_age_ms: Some(0), ..report(2, 3, vec![]) });
     assert_eq!(look(&desk), Some(1_060_000));
+}
+
+/// A report of a proxy that was told of a look just now.
+fn looked(sequence: u64) -> v1::Evidence {
+    v1::Evidence { bypass_look_age_ms: Some(0), ..report(1, sequence, vec![]) }
+}
+
+#[test]
+fn a_look_that_was_cut_is_no_look() {
+    let mut desk = desk();
+    let look = |desk: &Desk| {
+        let evidence = desk.ledger.of("a").unwrap();
+        (evidence.last_look_unix_ms, evidence.look_was_cut)
+    };
+    let mut at = |second, report| {
+        desk.report(second, "a", report);
+        look(&desk)
+    };
+    assert_eq!(at(1, v1::Evidence { bypass_cut: Some(true), ..looked(1) }), (None, true));
+    let whole = (Some(1_030_000), false);
+    // What was cut before, and what was left out of UDP, does not count.
+    assert_eq!(at(30, v1::Evidence { bypass_cut: Some(false), bypass_dropped: 9, ..looked(2) }), whole);
+    assert_eq!(at(60, v1::Evidence { bypass_cut: Some(true), ..looked(3) }), (Some(1_030_000), true));
+    let mut older = v1::Evidence { bypass_dropped: 1, ..looked(4) };
+    assert_eq!(at(90, older.clone()), (Some(1_030_000), true), "a proxy that does not say so");
+    (older.bypass_dropped, older.sequence) = (0, 5);
+    assert_eq!(at(91, older), (Some(1_091_000), false));
+}
+
+#[test]
+fn that_a_redirect_was_gone_outlives_the_proxy_that_told_it_and_its_confirmation_does_not() {
+    let mut desk = desk();
+    let word = |desk: &Desk| {
+        let evidence = desk.ledger.of("a").unwrap();
+        (evidence.set_again, evidence.last_set_again_unix_ms, evidence.agent_proof_age_ms)
+    };
+    let mut at = |second, report| {
+        desk.report(second, "a", report);
+        word(&desk)
+    };
+    assert_eq!(at(1, report(1, 1, vec![])), (0, None, None));
+    let told = v1::Evidence {
+        redirect_set_again: 2,
+        redirect_set_again_age_ms: Some(1_000),
+        agent_proof_age_ms: Some(700),
+        ..report(1, 2, vec![])
+    };
+    assert_eq!(at(10, told), (2, Some(1_009_000), Some(700)));
+    assert_eq!(at(20, report(2, 1, vec![])), (0, Some(1_009_000), None), "a new proxy");
+    assert_eq!(at(21, v1::Evidence { boot_id: 2, ..looked(2) }), (0, Some(1_009_000), Some(0)));
 }
 
 #[test]

@@ -3,6 +3,7 @@
 //! address inside the cluster's ranges counts as unknown, the API server is asked with a consistent read.
 
 use super::Index;
+use crate::issuing::rate::{Pace, RateLimit};
 use cinch_control::v1;
 use cinch_control::v1::record::Kind;
 use k8s_openapi::api::core::v1::{Pod, Service};
@@ -18,10 +19,14 @@ use tokio::sync::Semaphore;
 /// Reads in flight: a proxy that is asked to dial at random must not load the API server.
 const IN_FLIGHT: usize = 8;
 
+/// How often one pod may make us ask: who walks through all addresses must not keep others waiting, whose peers have
+/// just started.
+const OF_A_POD: Pace = Pace { burst: 32, refill: Duration::from_millis(200) };
+
 /// How long "nothing has this address" holds. Shorter than a pod takes from its address to being dialled.
 const HOLDS: Duration = Duration::from_secs(2);
 
-/// Answers kept; beyond it they are asked again.
+/// Answers kept; beyond it the oldest is asked again.
 const CAPACITY: usize = 4096;
 
 /// How long the watchers get to tell what a consistent read has seen.
@@ -31,11 +36,13 @@ const CATCH_UP: Duration = Duration::from_millis(800);
 pub(super) struct Confirmations {
     permits: Semaphore,
     nothing: Mutex<HashMap<IpAddr, Instant>>,
+    asked: Mutex<RateLimit<String>>,
 }
 
 impl Default for Confirmations {
     fn default() -> Self {
-        Self { permits: Semaphore::new(IN_FLIGHT), nothing: Mutex::default() }
+        let asked = Mutex::new(RateLimit::new(OF_A_POD));
+        Self { permits: Semaphore::new(IN_FLIGHT), nothing: Mutex::default(), asked }
     }
 }
 
@@ -47,16 +54,26 @@ impl Confirmations {
     fn note(&self, ip: IpAddr) {
         let mut nothing = self.nothing.lock();
         if nothing.len() >= CAPACITY {
-            nothing.clear();
+            nothing.retain(|_, at| at.elapsed() < HOLDS);
+        }
+        if nothing.len() >= CAPACITY
+            && let Some(oldest) = nothing.iter().min_by_key(|(_, at)| **at).map(|(ip, _)| *ip)
+        {
+            nothing.remove(&oldest);
         }
         nothing.insert(ip, Instant::now());
+    }
+
+    /// Whether the API server may be asked once more for this pod.
+    fn may_ask(&self, pod_uid: &str) -> bool {
+        self.asked.lock().take(&pod_uid.to_owned(), Instant::now()).is_ok()
     }
 }
 
 impl Index {
     /// As [`Index::record`], with a consistent read before the answer "unknown" where the address may be a pod's or a
     /// Service's. The kind is unspecified when that can't be told now (not synced, the API server does not answer, it
-    /// can't be asked for second addresses): don't send such a record; the proxy holds the connection and refuses.
+    /// can't be asked for second addresses, the pod had it asked too often): don't send such a record; the proxy holds the connection and refuses.
     pub async fn resolve(&self, pod_uid: &str, to: SocketAddr) -> v1::Record {
         let record = self.record(pod_uid, to);
         let ip = to.ip().to_canonical();
@@ -67,6 +84,9 @@ impl Index {
             return record;
         }
         let Some(client) = self.shared.client.get() else { return unspecified(record) };
+        if !self.shared.confirmations.may_ask(pod_uid) {
+            return unspecified(record);
+        }
         let Ok(_permit) = self.shared.confirmations.permits.acquire().await else {
             return unspecified(record);
         };

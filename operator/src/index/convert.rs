@@ -76,7 +76,7 @@ pub(super) fn pod(
     let account = spec.service_account_name.as_deref().filter(|name| !name.is_empty()).unwrap_or("default");
     let created_unix_ms = created(meta);
     let kind = intern.text("Pod");
-    let injected = sidecar::is_injected(spec, &settings.allowed_images);
+    let injected = sidecar::is_injected(spec, &settings.sidecar);
     let info = PodInfo {
         uid: Arc::from(meta.uid.as_deref()?),
         ips: status.map(pod_ips).unwrap_or_default(),

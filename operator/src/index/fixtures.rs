@@ -155,7 +155,7 @@ pub(super) fn node(name: &str, address: &str, pod_cidr: &str) -> Node {
 pub(super) fn settings() -> IndexSettings {
     IndexSettings {
         trust_domain: "cluster.local".into(),
-        allowed_images: vec![IMAGE.into()],
+        sidecar: super::sidecar::ours(IMAGE),
         mesh_cidrs: Vec::new(),
         root_namespace: "cinch-system".into(),
         trust_domain_aliases: Vec::new(),

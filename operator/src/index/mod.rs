@@ -1,6 +1,6 @@
 //! What the cluster looks like: watch events of pods, Services, EndpointSlices, namespaces, nodes, owners,
 //! ServiceCIDRs and Istio's policies go in; records for addresses, the mesh's CIDRs, policies of workloads and names of
-//! sources come out. The state is pure (`state`); only `watch` and `confirm` talk to the API server.
+//! sources come out. The state is pure (`state`); only `watch` (which `relist` bids begin anew) and `confirm` talk to the API server.
 
 mod confirm;
 mod convert;
@@ -17,6 +17,7 @@ mod policies;
 mod policy;
 mod protocol;
 mod record;
+mod relist;
 mod services;
 pub mod sidecar;
 mod state;
@@ -49,8 +50,8 @@ use tokio::sync::{broadcast, watch as channel};
 pub struct IndexSettings {
     /// The trust domain of identities in records.
     pub trust_domain: String,
-    /// Images that count as our sidecar; a suffix `@sha256:` is accepted.
-    pub allowed_images: Vec<String>,
+    /// By which our sidecar is known.
+    pub sidecar: sidecar::Ours,
     /// CIDRs that belong to the mesh besides those that the cluster tells.
     pub mesh_cidrs: Vec<IpNet>,
     /// The namespace whose policies apply everywhere.
@@ -90,6 +91,7 @@ struct Shared {
     confirmations: confirm::Confirmations,
     mesh: Mutex<Option<(u64, v1::Mesh)>>,
     unknown_keys: broadcast::Sender<UnknownKey>,
+    relists: relist::Relists,
 }
 
 impl Index {
@@ -103,6 +105,7 @@ impl Index {
             confirmations: confirm::Confirmations::default(),
             mesh: Mutex::default(),
             unknown_keys: broadcast::Sender::new(UNKNOWN_KEYS),
+            relists: relist::Relists::default(),
         };
         Self { shared: Arc::new(shared) }
     }

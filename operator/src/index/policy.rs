@@ -27,7 +27,7 @@ impl State {
 
     pub(super) fn workload_policy(&self, pod_uid: &str) -> Option<Arc<v1::WorkloadPolicy>> {
         let pod = self.pods.get(pod_uid)?;
-        Some(self.composed(pod)?.policy_with(&self.declared(pod)))
+        Some(self.composed(pod)?.policy_with(self.declared(pod)))
     }
 }
 

@@ -34,35 +34,37 @@ pub(super) fn by_port_name(name: &str) -> Option<Protocol> {
     }
 }
 
-/// Services that don't agree: what one of them sends through may be no HTTP, so nobody's connection is read as such.
-fn agreed(one: Protocol, other: Protocol) -> Protocol {
+/// `None` where Services don't agree: what one of them sends through may be no HTTP, so nobody's connection is read as
+/// such; and it may be HTTP, so tokens are looked for.
+fn agreed(one: Protocol, other: Protocol) -> Option<Protocol> {
     match (one, other) {
-        _ if one == other => one,
-        (Protocol::Other, _) | (_, Protocol::Other) => Protocol::Other,
+        _ if one == other => Some(one),
+        (Protocol::Other, _) | (_, Protocol::Other) => None,
         // Either is told from the other by its first bytes.
-        _ => Protocol::Http,
+        _ => Some(Protocol::Http),
     }
 }
 
 impl State {
-    /// The ports of a pod that are declared to speak HTTP, in order.
+    /// What the ports of a pod are declared to speak, in order.
     pub(super) fn declared(&self, pod: &PodInfo) -> Vec<(u16, Protocol)> {
-        let mut ports: BTreeMap<u16, Protocol> = BTreeMap::new();
+        let mut ports: BTreeMap<u16, Option<Protocol>> = BTreeMap::new();
         let slices = self.services.slices_with(&pod.uid).filter(|slice| slice.name.0 == pod.namespace);
         for slice in slices {
             let Some(service) = self.services.get(&slice.service) else { continue };
             for (name, number) in &slice.ports {
                 let declared = service.ports.iter().find(|port| port.name == *name);
                 let Some(protocol) = declared.and_then(|port| port.protocol) else { continue };
-                ports.entry(*number).and_modify(|held| *held = agreed(*held, protocol)).or_insert(protocol);
+                let join = |held: &mut Option<Protocol>| *held = held.and_then(|held| agreed(held, protocol));
+                ports.entry(*number).and_modify(join).or_insert(Some(protocol));
             }
         }
         for port in pod.ports.iter() {
             if let Some(protocol) = port.protocol {
-                ports.entry(port.number).or_insert(protocol);
+                ports.entry(port.number).or_insert(Some(protocol));
             }
         }
-        ports.into_iter().filter(|(_, protocol)| *protocol != Protocol::Other).take(PORTS).collect()
+        ports.into_iter().filter_map(|(port, protocol)| Some((port, protocol?))).take(PORTS).collect()
     }
 }
 
@@ -72,7 +74,7 @@ pub(super) fn wire(protocol: Protocol) -> v1::Protocol {
         Protocol::Http => v1::Protocol::Http,
         Protocol::Http2 => v1::Protocol::Http2,
         Protocol::Grpc => v1::Protocol::Grpc,
-        Protocol::Other => v1::Protocol::Unspecified,
+        Protocol::Other => v1::Protocol::Tcp,
     }
 }
 
@@ -116,9 +118,12 @@ mod tests {
     #[test]
     fn services_that_do_not_agree_are_read_as_http_only_where_all_of_them_say_http() {
         use Protocol::{Grpc, Http, Http2, Other};
-        for (one, other, want) in
-            [(Http, Http, Http), (Grpc, Grpc, Grpc), (Http2, Grpc, Http), (Http, Other, Other)]
-        {
+        for (one, other, want) in [
+            (Http, Http, Some(Http)),
+            (Grpc, Grpc, Some(Grpc)),
+            (Http2, Grpc, Some(Http)),
+            (Http, Other, None),
+        ] {
             assert_eq!((agreed(one, other), agreed(other, one)), (want, want));
         }
     }

@@ -1,6 +1,6 @@
 //! Whether a pod has our sidecar, read from what can't be changed after its creation.
 
-use k8s_openapi::api::core::v1::{Container, PodSpec, Probe, VolumeMount};
+use k8s_openapi::api::core::v1::{Container, EnvVar, PodSpec, Probe, Volume, VolumeMount};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
 /// Name of the first init container, which sets the redirect.
@@ -16,38 +16,67 @@ const AGENT_MOUNT: &str = "/var/run/cinch/agent";
 const AGENT_DRIVER: &str = "node.cinch.dev";
 /// The variable that has the proxy ask the agent; without it the proxy takes the redirect for set.
 const REDIRECT: &str = "CINCH_REDIRECT";
+/// Its value then.
+const BY_AGENT: &str = "agent";
 /// Where the proxy is asked whether it is ready. Nobody listens there: only the redirect leads to it.
 const PROBE: (&str, i32) = ("/ready", 15021);
-/// What the injection mounts, and what the API server adds by itself.
-const MOUNTS: [&str; 4] = [
-    "/var/run/cinch/token",
-    "/var/run/cinch/trust",
-    AGENT_MOUNT,
-    "/var/run/secrets/kubernetes.io/serviceaccount",
+/// The audience of the sidecar's token.
+const AUDIENCE: &str = "cinch.dev";
+const TOKEN: &str = "cinch-token";
+const TRUST: &str = "cinch-trust";
+const AGENT: &str = "cinch-agent";
+/// What the injection mounts into the proxy: volume and path.
+const MOUNTS: [(&str, &str); 3] =
+    [(TOKEN, "/var/run/cinch/token"), (TRUST, "/var/run/cinch/trust"), (AGENT, AGENT_MOUNT)];
+/// What the API server mounts by itself, under a name of its own.
+const OF_ACCOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
+/// Variables that tell the proxy about its pod, and the fields that they must come from.
+const FIELDS: [(&str, &str); 7] = [
+    ("CINCH_POD_NAME", "metadata.name"),
+    ("CINCH_POD_NAMESPACE", "metadata.namespace"),
+    ("CINCH_POD_UID", "metadata.uid"),
+    ("CINCH_POD_IPS", "status.podIPs"),
+    ("CINCH_HOST_IPS", "status.hostIPs"),
+    ("CINCH_SERVICE_ACCOUNT", "spec.serviceAccountName"),
+    ("CINCH_NODE_NAME", "spec.nodeName"),
 ];
 
-/// Whether the first two init containers are `cinch-init` and `cinch-proxy`, or the first is `cinch-proxy` with the
-/// volume of the node agent, which it is told to ask; with images of `allowed` and doing with them what the injection
-/// has them do, the proxy a native sidecar (`restartPolicy: Always`, KEP-753) before which nothing else starts.
-/// Labels and annotations don't count: users may write them. Admission sees to the same, but only since the
-/// namespace is enrolled: a look-alike may be older.
-#[must_use]
-pub fn is_injected(spec: &PodSpec, allowed: &[String]) -> bool {
-    match spec.init_containers.as_deref() {
-        Some([init, proxy, ..]) if init.name == INIT => {
-            is_ours(init, INIT, "init", allowed)
-                && has_redirected(init)
-                && is_proxy(proxy, allowed)
-                && redirect_of(proxy).next().is_none()
-        }
-        Some([proxy, ..]) => is_proxy(proxy, allowed) && asks_agent(spec, proxy),
-        _ => false,
-    }
+/// What the sidecars of this installation have in common.
+#[derive(Debug, Clone)]
+pub struct Ours {
+    /// Images whose repositories are our sidecar's.
+    pub images: Vec<String>,
+    /// The trust domain that they are told.
+    pub trust_domain: String,
+    /// The operator's identity that they are told.
+    pub operator_id: String,
 }
 
-fn is_proxy(proxy: &Container, allowed: &[String]) -> bool {
-    is_ours(proxy, PROXY, "run", allowed)
-        && proxy.security_context.as_ref().and_then(|context| context.run_as_user) == Some(PROXY_UID)
+/// Whether the first two init containers are `cinch-init` and `cinch-proxy`, or the first is `cinch-proxy` with the
+/// volume of the node agent, which it is told to ask; with our images and doing with them what the injection has them
+/// do, the proxy a native sidecar (`restartPolicy: Always`, KEP-753) before which nothing else starts, and token and
+/// trust for it alone. Labels and annotations don't count: users may write them. Admission sees to the same (policy
+/// `cinch-pods`), but only since the namespace is enrolled: a look-alike may be older.
+///
+/// An image is ours by its repository, which is that of one of [`Ours::images`]: whatever version runs. Which version
+/// may start is for admission to say; a pod that runs would otherwise be unmeshed from the moment at which an upgrade
+/// names the next one. So are earlier settings of the proxy.
+#[must_use]
+pub fn is_injected(spec: &PodSpec, ours: &Ours) -> bool {
+    let (stands, others) = match spec.init_containers.as_deref() {
+        Some([init, proxy, others @ ..]) if init.name == INIT => {
+            let redirected = is_ours(init, INIT, "init", ours) && has_redirected(init);
+            (redirected && is_proxy(proxy, ours) && redirect_of(proxy).next().is_none(), others)
+        }
+        Some([proxy, others @ ..]) => (is_proxy(proxy, ours) && asks_agent(spec, proxy), others),
+        _ => return false,
+    };
+    stands && spec.volumes.iter().flatten().all(is_given_volume) && is_left_alone(spec, others)
+}
+
+fn is_proxy(proxy: &Container, ours: &Ours) -> bool {
+    is_ours(proxy, PROXY, "run", ours)
+        && has_user(proxy, PROXY_UID, &[])
         && proxy.restart_policy.as_deref() == Some("Always")
         && proxy.startup_probe.as_ref().is_some_and(needs_redirect)
 }
@@ -66,15 +95,10 @@ fn needs_redirect(probe: &Probe) -> bool {
 /// Whether the proxy asks its node's agent for the redirect, and has the socket by which the agent knows the pod.
 /// Then it never becomes ready without one.
 fn asks_agent(spec: &PodSpec, proxy: &Container) -> bool {
-    let mount = proxy.volume_mounts.iter().flatten().find(|mount| mount.mount_path == AGENT_MOUNT);
-    let volumes = || spec.volumes.iter().flatten();
-    let connected = mount.is_some_and(|mount| {
-        volumes().any(|volume| {
-            volume.name == mount.name && volume.csi.as_ref().is_some_and(|csi| csi.driver == AGENT_DRIVER)
-        })
-    });
+    let mounted = proxy.volume_mounts.iter().flatten().any(|mount| mount.mount_path == AGENT_MOUNT);
+    let connected = mounted && spec.volumes.iter().flatten().any(|volume| volume.name == AGENT);
     // Of several values the last holds.
-    connected && redirect_of(proxy).last() == Some(Some("agent"))
+    connected && redirect_of(proxy).last() == Some(Some(BY_AGENT))
 }
 
 /// What the proxy is told about who sets the redirect; `None` where that is not written out.
@@ -84,18 +108,73 @@ fn redirect_of(proxy: &Container) -> impl Iterator<Item = Option<&str>> {
 }
 
 /// Whether it is the container `name`, which runs our program with the word `does` and nothing else.
-fn is_ours(container: &Container, name: &str, does: &str, allowed: &[String]) -> bool {
+fn is_ours(container: &Container, name: &str, does: &str, ours: &Ours) -> bool {
     container.name == name
-        && container.image.as_deref().is_some_and(|image| is_allowed_image(image, allowed))
+        && container.image.as_deref().is_some_and(|image| is_our_image(image, &ours.images))
         && container.command.as_ref().is_none_or(Vec::is_empty)
         && container.args.as_deref().is_some_and(|args| args == [does])
         && container.env_from.as_ref().is_none_or(Vec::is_empty)
-        && container.volume_mounts.iter().flatten().all(is_our_mount)
+        && container.env.iter().flatten().all(|variable| is_given_variable(variable, ours))
+        && container.volume_devices.as_ref().is_none_or(Vec::is_empty)
+        && container.volume_mounts.iter().flatten().all(|mount| is_given_mount(mount, name))
+        && container.lifecycle.is_none()
+        && container.liveness_probe.is_none()
+        && container.readiness_probe.as_ref().is_none_or(needs_redirect)
+        && container.working_dir.is_none()
 }
 
-/// A mount elsewhere may replace the program.
-fn is_our_mount(mount: &VolumeMount) -> bool {
-    MOUNTS.contains(&mount.mount_path.as_str())
+/// The proxy believes its environment: in which trust domain it is, and whom to ask.
+fn is_given_variable(variable: &EnvVar, ours: &Ours) -> bool {
+    let (said, literal) = (variable.value.as_deref().unwrap_or_default(), variable.value_from.is_none());
+    match variable.name.as_str() {
+        "CINCH_PROBES" | "CINCH_LOG" | "CINCH_PROXY_SETTINGS" => literal,
+        "CINCH_TRUST_DOMAIN" => literal && said == ours.trust_domain,
+        "CINCH_OPERATOR_ID" => literal && said == ours.operator_id,
+        REDIRECT => literal && said == BY_AGENT,
+        name => {
+            let field = variable.value_from.as_ref().and_then(|from| from.field_ref.as_ref());
+            field.is_some_and(|field| FIELDS.contains(&(name, field.field_path.as_str())))
+        }
+    }
+}
+
+/// A mount elsewhere may replace the program, and one of something else the token or the trust.
+fn is_given_mount(mount: &VolumeMount, container: &str) -> bool {
+    let at = (mount.name.as_str(), mount.mount_path.as_str());
+    let given = container == PROXY && MOUNTS.contains(&at);
+    let of_account = mount.mount_path == OF_ACCOUNT && !is_our_volume(&mount.name);
+    mount.sub_path.is_none() && mount.sub_path_expr.is_none() && (given || of_account)
+}
+
+fn is_our_volume(name: &str) -> bool {
+    MOUNTS.iter().any(|(volume, _)| *volume == name)
+}
+
+/// Whether there stands behind our names what the injection puts there, and behind no other name the same.
+fn is_given_volume(volume: &Volume) -> bool {
+    let sources =
+        volume.projected.as_ref().and_then(|projected| projected.sources.as_deref()).unwrap_or_default();
+    let tokens = || sources.iter().filter_map(|source| source.service_account_token.as_ref());
+    let by_agent = volume.csi.as_ref().is_some_and(|csi| csi.driver == AGENT_DRIVER);
+    match volume.name.as_str() {
+        TOKEN => {
+            let ours = |audience: Option<&str>, path: &str| audience == Some(AUDIENCE) && path == "token";
+            sources.len() == 1 && tokens().any(|token| ours(token.audience.as_deref(), &token.path))
+        }
+        TRUST => volume.config_map.as_ref().is_some_and(|map| map.name == TRUST),
+        AGENT => by_agent,
+        _ => !by_agent && tokens().all(|token| token.audience.as_deref() != Some(AUDIENCE)),
+    }
+}
+
+/// Whether no other container has one of our names or mounts what is the sidecar's alone. `others` are the init
+/// containers behind ours.
+fn is_left_alone(spec: &PodSpec, others: &[Container]) -> bool {
+    let containers = others.iter().chain(&spec.containers).map(|other| (&other.name, &other.volume_mounts));
+    let ephemeral = spec.ephemeral_containers.iter().flatten();
+    containers.chain(ephemeral.map(|other| (&other.name, &other.volume_mounts))).all(|(name, mounts)| {
+        name != INIT && name != PROXY && mounts.iter().flatten().all(|mount| !is_our_volume(&mount.name))
+    })
 }
 
 /// Whether it can set the redirect and has ended before the next container starts.
@@ -103,21 +182,32 @@ fn has_redirected(init: &Container) -> bool {
     let context = init.security_context.as_ref();
     let added = context.and_then(|context| context.capabilities.as_ref()?.add.as_ref());
     init.restart_policy.is_none()
+        && has_user(init, 0, &["NET_ADMIN"])
         && added.is_some_and(|added| added.iter().any(|capability| capability == "NET_ADMIN"))
 }
 
-/// Whether `image` is one of `allowed`, or one of them pinned to a digest (`@sha256:` and 64 hex digits).
-#[must_use]
-pub fn is_allowed_image(image: &str, allowed: &[String]) -> bool {
-    allowed.iter().any(|known| match image.strip_prefix(known.as_str()) {
-        Some("") => true,
-        Some(rest) => rest.strip_prefix("@sha256:").is_some_and(is_digest),
-        None => false,
-    })
+/// Whether it runs as `user`, with no more than `capabilities` besides what everybody has.
+fn has_user(container: &Container, user: i64, capabilities: &[&str]) -> bool {
+    let Some(context) = &container.security_context else { return false };
+    let added = context.capabilities.as_ref().and_then(|capabilities| capabilities.add.as_deref());
+    context.run_as_user == Some(user)
+        && !context.privileged.unwrap_or(false)
+        && added.unwrap_or_default().iter().all(|added| capabilities.contains(&added.as_str()))
 }
 
-fn is_digest(text: &str) -> bool {
-    text.len() == 64 && text.bytes().all(|byte| byte.is_ascii_hexdigit())
+/// Whether `image` is of the repository of one of `allowed`, in whatever version.
+fn is_our_image(image: &str, allowed: &[String]) -> bool {
+    let repository = repository(image);
+    allowed.iter().any(|known| self::repository(known) == repository)
+}
+
+/// An image's reference without its tag and digest. A colon before the last slash is that of the registry's port.
+fn repository(image: &str) -> &str {
+    let image = image.split_once('@').map_or(image, |(name, _)| name);
+    match image.rsplit_once(':') {
+        Some((name, tag)) if !tag.contains('/') => name,
+        _ => image,
+    }
 }
 
 /// The two containers as they are injected, as far as it matters here.
@@ -135,140 +225,15 @@ pub(crate) fn containers(image: &str) -> serde_json::Value {
     ])
 }
 
+/// What sidecars with this image have in common, for tests.
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use serde_json::{Value, json};
-
-    const IMAGE: &str = "example.test/cinch-proxy:0.1.0";
-
-    fn with(init: &Value) -> PodSpec {
-        serde_json::from_value(json!({"containers": [], "initContainers": init})).unwrap()
-    }
-
-    /// Containers that do what ours do by their names.
-    fn spec(init: &[(&str, &str, Option<&str>)]) -> PodSpec {
-        let ours = containers(IMAGE);
-        let of = |(name, image, policy): &(&str, &str, Option<&str>)| {
-            let mut container = ours[usize::from(*name == PROXY)].clone();
-            container["name"] = json!(name);
-            container["image"] = json!(image);
-            container["restartPolicy"] = json!(policy);
-            container
-        };
-        with(&init.iter().map(of).collect())
-    }
-
-    #[test]
-    fn containers_that_only_look_like_ours_do_not_count() {
-        let allowed = [IMAGE.to_owned()];
-        assert!(is_injected(&with(&containers(IMAGE)), &allowed));
-        let cases = [
-            ("/0/command", json!(["/bin/true"])),
-            ("/1/command", json!(["/cinch-proxy"])),
-            ("/0/args", json!(["run"])),
-            ("/0/args", Value::Null),
-            ("/1/args", json!(["run", "--config", "/x"])),
-            ("/1/args", json!([])),
-            ("/0/envFrom", json!([{"configMapRef": {"name": "x"}}])),
-            ("/1/envFrom", json!([{"configMapRef": {"name": "x"}}])),
-            ("/0/securityContext", Value::Null),
-            ("/0/securityContext", json!({"capabilities": {"add": ["NET_RAW"]}})),
-            ("/1/securityContext", Value::Null),
-            ("/1/securityContext", json!({"runAsUser": 0})),
-            ("/1/volumeMounts", json!([{"name": "x", "mountPath": "/cinch-proxy"}])),
-            ("/0/restartPolicy", json!("Always")),
-            ("/1/env", json!([{"name": "CINCH_REDIRECT", "value": "agent"}])),
-            ("/1/startupProbe", Value::Null),
-            ("/1/startupProbe", json!({"exec": {"command": ["/cinch-proxy", "version"]}})),
-            ("/1/startupProbe", json!({"tcpSocket": {"port": 15006}})),
-            ("/1/startupProbe", json!({"httpGet": {"path": "/ready", "port": 15021, "host": "192.0.2.1"}})),
-            ("/1/startupProbe", json!({"httpGet": {"path": "/ready", "port": 15021, "scheme": "HTTPS"}})),
-            ("/1/startupProbe", json!({"httpGet": {"path": "/ready", "port": 8080}})),
-            ("/1/startupProbe", json!({"httpGet": {"path": "/", "port": 15021}})),
-        ];
-        for (at, value) in cases {
-            let mut init = containers(IMAGE);
-            let (parent, key) = at.rsplit_once('/').unwrap();
-            init.pointer_mut(parent).unwrap()[key] = value.clone();
-            assert!(!is_injected(&with(&init), &allowed), "{at}: {value}");
-        }
-    }
-
-    #[test]
-    fn the_proxy_alone_counts_with_the_volume_of_the_node_agent() {
-        let allowed = [IMAGE.to_owned()];
-        let pod = || {
-            let mut proxy = containers(IMAGE)[1].clone();
-            let mount = json!({"name": "cinch-agent", "mountPath": AGENT_MOUNT, "readOnly": true});
-            proxy["volumeMounts"].as_array_mut().unwrap().push(mount);
-            proxy["env"] =
-                json!([{"name": "CINCH_LOG", "value": "info"}, {"name": REDIRECT, "value": "agent"}]);
-            let volume = json!({"name": "cinch-agent", "csi": {"driver": AGENT_DRIVER, "readOnly": true}});
-            json!({"containers": [], "initContainers": [proxy, {"name": "x", "image": "y"}], "volumes": [volume]})
-        };
-        let counts = |pod: Value| is_injected(&serde_json::from_value(pod).unwrap(), &allowed);
-        assert!(counts(pod()));
-        let cases = [
-            ("/volumes/0/csi/driver", json!("csi.example.com")),
-            ("/volumes/0/name", json!("other")),
-            ("/volumes", json!([{"name": "cinch-agent", "emptyDir": {}}])),
-            ("/initContainers/0/volumeMounts/3/mountPath", json!("/elsewhere")),
-            ("/initContainers/0/volumeMounts/3/name", json!("other")),
-            ("/initContainers/0/name", json!("proxy")),
-            ("/initContainers/0/args", json!(["run", "--config", "/x"])),
-            ("/initContainers/0/restartPolicy", Value::Null),
-            ("/initContainers/0/image", json!("evil/cinch-proxy:1")),
-            ("/initContainers/0/env", Value::Null),
-            ("/initContainers/0/env/1/name", json!("CINCH_X")),
-            ("/initContainers/0/env/1/value", json!("")),
-            ("/initContainers/0/env/1/value", Value::Null),
-            ("/initContainers/0/startupProbe", Value::Null),
-            ("/initContainers/0/startupProbe/httpGet", Value::Null),
-            ("/initContainers/0/startupProbe", json!({"tcpSocket": {"port": 15006}})),
-        ];
-        for (at, value) in cases {
-            let mut changed = pod();
-            *changed.pointer_mut(at).unwrap() = value.clone();
-            assert!(!counts(changed), "{at}: {value}");
-        }
-        let mut taken_back = pod();
-        let again = json!({"name": REDIRECT, "value": ""});
-        taken_back["initContainers"][0]["env"].as_array_mut().unwrap().push(again);
-        assert!(!counts(taken_back), "the last value holds");
-        let mut behind = pod();
-        behind["initContainers"].as_array_mut().unwrap().swap(0, 1);
-        assert!(!counts(behind));
-    }
-
-    #[test]
-    fn only_the_two_containers_in_first_place_with_our_image_count() {
-        let always = Some("Always");
-        let digest = format!("{IMAGE}@sha256:{}", "a".repeat(64));
-        let cases = [
-            ("as injected", vec![(INIT, IMAGE, None), (PROXY, IMAGE, always)], true),
-            ("with a digest", vec![(INIT, digest.as_str(), None), (PROXY, digest.as_str(), always)], true),
-            ("others behind", vec![(INIT, IMAGE, None), (PROXY, IMAGE, always), ("x", "y", None)], true),
-            ("another in front", vec![("x", "y", None), (INIT, IMAGE, None), (PROXY, IMAGE, always)], false),
-            ("wrong order", vec![(PROXY, IMAGE, always), (INIT, IMAGE, None)], false),
-            ("not a sidecar", vec![(INIT, IMAGE, None), (PROXY, IMAGE, None)], false),
-            ("foreign proxy", vec![(INIT, IMAGE, None), (PROXY, "evil/cinch-proxy:1", always)], false),
-            ("foreign init", vec![(INIT, "evil/x", None), (PROXY, IMAGE, always)], false),
-            (
-                "longer tag",
-                vec![(INIT, IMAGE, None), (PROXY, "example.test/cinch-proxy:0.1.01", always)],
-                false,
-            ),
-            (
-                "short digest",
-                vec![(INIT, IMAGE, None), (PROXY, "example.test/cinch-proxy:0.1.0@sha256:ab", always)],
-                false,
-            ),
-            ("proxy missing", vec![(INIT, IMAGE, None)], false),
-            ("nothing", vec![], false),
-        ];
-        for (case, init, want) in cases {
-            assert_eq!(is_injected(&spec(&init), &[IMAGE.to_owned()]), want, "{case}");
-        }
+pub(crate) fn ours(image: &str) -> Ours {
+    Ours {
+        images: vec![image.to_owned()],
+        trust_domain: "cluster.local".to_owned(),
+        operator_id: "spiffe://cluster.local/ns/cinch-system/sa/cinch-operator".to_owned(),
     }
 }
+
+#[cfg(test)]
+mod tests;

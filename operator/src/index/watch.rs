@@ -4,6 +4,7 @@
 use super::Index;
 use super::keyed::{Feed, Table};
 use super::policies::PolicyKind;
+use super::relist::DECIDING;
 use super::state::State;
 use futures::StreamExt;
 use k8s_openapi::api::apps::v1::ReplicaSet;
@@ -12,6 +13,7 @@ use k8s_openapi::api::core::v1::{Namespace, Node, Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::networking::v1::ServiceCIDR;
 use kube::core::PartialObjectMeta;
+use kube::runtime::watcher::Event;
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, Client, Resource};
 use serde::de::DeserializeOwned;
@@ -57,22 +59,48 @@ impl Index {
         K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + 'static,
         State: Table<K>,
     {
-        let config = watcher::Config::default().page_size(PAGE);
-        let stream = watcher(Api::<K>::all(client), config).default_backoff();
-        let mut batches = std::pin::pin!(stream.ready_chunks(BATCH));
+        let mut wanted = self.shared.relists.wanted();
+        let decides = DECIDING.contains(&what);
         let mut feed = Feed::default();
-        while let Some(batch) = batches.next().await {
-            self.update(|state| {
-                state.now = Instant::now();
-                let mut changed = false;
-                for event in batch {
-                    match event {
-                        Ok(event) => changed |= feed.event(state, event),
-                        Err(error) => tracing::warn!(what, %error, "a watch failed and is tried again"),
-                    }
+        loop {
+            let wish = *wanted.borrow_and_update();
+            let config = watcher::Config::default().page_size(PAGE);
+            let stream = watcher(Api::<K>::all(client.clone()), config).default_backoff();
+            let mut batches = std::pin::pin!(stream.ready_chunks(BATCH));
+            loop {
+                let batch = tokio::select! {
+                    batch = batches.next() => batch,
+                    _ = wanted.changed(), if decides => break,
+                };
+                let Some(batch) = batch else { return };
+                let listed = batch.iter().any(|event| matches!(event, Ok(Event::InitDone)));
+                self.take(&mut feed, batch, what);
+                if listed {
+                    self.shared.relists.listed(what, wish);
                 }
-                changed
-            });
+            }
         }
+    }
+
+    /// Events of one moment enter the state together.
+    fn take<K>(
+        &self,
+        feed: &mut Feed<<State as Table<K>>::Key>,
+        batch: Vec<Result<Event<K>, watcher::Error>>,
+        what: &str,
+    ) where
+        State: Table<K>,
+    {
+        self.update(|state| {
+            state.now = Instant::now();
+            let mut changed = false;
+            for event in batch {
+                match event {
+                    Ok(event) => changed |= feed.event(state, event),
+                    Err(error) => tracing::warn!(what, %error, "a watch failed and is tried again"),
+                }
+            }
+            changed
+        });
     }
 }

@@ -7,6 +7,7 @@ use super::keyed::Feed;
 use super::policies::{OfKind, PolicyKind};
 use futures::StreamExt;
 use kube::api::{ApiResource, DynamicObject, GroupVersionKind};
+use kube::runtime::watcher::Event;
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, Client};
 use std::time::Duration;
@@ -40,18 +41,27 @@ enum Trouble {
 impl Index {
     /// Watches one kind until the process ends, in the newest version that is served.
     pub(super) async fn follow_policies(&self, client: Client, kind: PolicyKind) {
+        let mut wanted = self.shared.relists.wanted();
         loop {
-            for version in VERSIONS {
-                self.follow_version(client.clone(), kind, version).await;
+            let wish = *wanted.borrow_and_update();
+            let newest_served = async {
+                for version in VERSIONS {
+                    self.follow_version(client.clone(), kind, version, wish).await;
+                }
+                // Both versions were asked for, one after the other: this is no answer of a bad moment.
+                self.update(|state| state.policies.not_served(kind));
+                self.shared.relists.listed(kind.plural(), wish);
+                tokio::time::sleep(LOOK_AGAIN).await;
+            };
+            tokio::select! {
+                () = newest_served => {}
+                _ = wanted.changed() => {}
             }
-            // Both versions were asked for, one after the other: this is no answer of a bad moment.
-            self.update(|state| state.policies.not_served(kind));
-            tokio::time::sleep(LOOK_AGAIN).await;
         }
     }
 
     /// Watches one kind in one version; returns when that is not served (any more).
-    async fn follow_version(&self, client: Client, kind: PolicyKind, version: &str) {
+    async fn follow_version(&self, client: Client, kind: PolicyKind, version: &str, wish: u64) {
         let of_kind = GroupVersionKind::gvk(GROUP, version, kind.as_str());
         let resource = ApiResource::from_gvk_with_plural(&of_kind, kind.plural());
         let api: Api<DynamicObject> = Api::all_with(client, &resource);
@@ -60,10 +70,11 @@ impl Index {
         let mut batches = std::pin::pin!(stream.ready_chunks(BATCH));
         let mut feed = Feed::default();
         while let Some(batch) = batches.next().await {
-            let mut served = true;
+            let (mut served, mut listed) = (true, false);
             self.update(|state| {
                 let mut changed = false;
                 for event in batch {
+                    listed |= matches!(event, Ok(Event::InitDone));
                     match event {
                         Ok(event) => changed |= feed.event(&mut OfKind { state, kind }, event),
                         Err(error) => match trouble(&error) {
@@ -71,6 +82,7 @@ impl Index {
                             Trouble::Forbidden => {
                                 tracing::error!(%kind, %error, "the operator may not read policies: nothing is known of them but what was; grant it get, list and watch");
                                 changed |= state.policies.forbidden(kind);
+                                listed = true;
                             }
                             Trouble::Passing => {
                                 tracing::warn!(%kind, %error, "a watch failed and is tried again");
@@ -80,6 +92,9 @@ impl Index {
                 }
                 changed
             });
+            if listed {
+                self.shared.relists.listed(kind.plural(), wish);
+            }
             if !served {
                 return;
             }

@@ -1,7 +1,7 @@
 //! Who asks: the answer of a TokenReview and the live objects go in, the identity or a reason comes out. Pure.
 
 use super::Refusal;
-use crate::index::sidecar::is_injected;
+use crate::index::sidecar::{Ours, is_injected};
 use cinch_identity::{SpiffeId, TrustDomain};
 use cinch_reason::Reason;
 use k8s_openapi::api::authentication::v1::TokenReviewStatus;
@@ -75,8 +75,8 @@ pub struct Rules {
     pub trust_domain: TrustDomain,
     /// The operator's own identity, and by its namespace all of Cinch's own.
     pub operator: SpiffeId,
-    /// Images that count as our sidecar.
-    pub allowed_images: Vec<String>,
+    /// By which our sidecar is known.
+    pub sidecar: Ours,
 }
 
 /// Where a request came from, as far as it can be known.
@@ -105,7 +105,7 @@ impl Rules {
         if labels.and_then(|labels| labels.get("cinch.dev/mesh")).map(String::as_str) != Some("enabled") {
             return Err(Refusal::new(Reason::PodNotMeshed, "the namespace is not enrolled"));
         }
-        if !pod.spec.as_ref().is_some_and(|spec| is_injected(spec, &self.allowed_images)) {
+        if !pod.spec.as_ref().is_some_and(|spec| is_injected(spec, &self.sidecar)) {
             return Err(Refusal::new(
                 Reason::PodNotMeshed,
                 "the pod does not have the sidecar in first place",
@@ -180,7 +180,7 @@ mod tests {
         Rules {
             trust_domain: TrustDomain::parse("cluster.local").unwrap(),
             operator: SpiffeId::parse("spiffe://cluster.local/ns/cinch-system/sa/cinch-operator").unwrap(),
-            allowed_images: vec![IMAGE.to_owned()],
+            sidecar: crate::index::sidecar::ours(IMAGE),
         }
     }
 
@@ -236,6 +236,13 @@ mod tests {
     }
 
     #[test]
+    fn a_proxy_of_an_earlier_version_that_restarts_gets_its_identity() {
+        let earlier = changed(pod(), "/spec/initContainers/1/image", json!("example.test/cinch-proxy:0.0.9"));
+        let id = judge(&claims(), ("10.0.0.7", None), earlier, json!({"cinch.dev/mesh": "enabled"})).unwrap();
+        assert_eq!(id.as_str(), "spiffe://cluster.local/ns/shop/sa/api");
+    }
+
+    #[test]
     fn a_live_pod_that_does_not_agree_gets_nothing() {
         let enrolled = json!({"cinch.dev/mesh": "enabled"});
         let cases = [
@@ -246,6 +253,7 @@ mod tests {
             ("/status/phase", json!("Failed"), Reason::PodMismatch),
             ("/spec/initContainers", json!([]), Reason::PodNotMeshed),
             ("/spec/initContainers/1/image", json!("evil/cinch-proxy:1"), Reason::PodNotMeshed),
+            ("/spec/initContainers/1/image", json!("example.test/x:0.1.0"), Reason::PodNotMeshed),
             ("/spec/initContainers/0/name", json!("first"), Reason::PodNotMeshed),
             ("/spec/initContainers/0/args", json!(["version"]), Reason::PodNotMeshed),
         ];

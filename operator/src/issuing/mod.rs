@@ -6,9 +6,11 @@
 
 pub mod claims;
 pub mod cluster;
-mod rate;
+pub(crate) mod rate;
+pub mod unproved;
 pub mod wire;
 
+use crate::ca::sign::unix_now;
 use crate::ca::{CertificateAuthority, Issued};
 use crate::metrics::{IssueKind, Metrics};
 use cinch_control::v1;
@@ -18,17 +20,20 @@ use claims::{Claims, Rules, Source};
 use cluster::Cluster;
 use k8s_openapi::api::core::v1::Pod;
 use parking_lot::Mutex;
-use rate::RateLimit;
+use rate::{Pace, RateLimit};
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::Semaphore;
 use tracing::{info, warn};
+use unproved::Pods;
 
 /// Reviews in flight; more would only load the API server.
 const CONCURRENT: usize = 16;
 /// How long a request waits for its turn.
 const PATIENCE: Duration = Duration::from_secs(3);
+/// A proxy that restarts a few times is no attacker.
+const OF_A_POD: Pace = Pace { burst: 5, refill: Duration::from_secs(10) };
 /// A real token has about 1,200 bytes.
 const MAX_TOKEN: usize = 8 * 1024;
 /// One Event for each pod and reason within this time.
@@ -85,7 +90,7 @@ pub struct Issuing {
     rules: Rules,
     metrics: Metrics,
     places: Semaphore,
-    rate: Mutex<RateLimit>,
+    rate: Mutex<RateLimit<String>>,
     events: Mutex<HashMap<(String, Reason), Instant>>,
 }
 
@@ -104,12 +109,12 @@ impl Issuing {
             rules,
             metrics,
             places: Semaphore::new(CONCURRENT),
-            rate: Mutex::default(),
+            rate: Mutex::new(RateLimit::new(OF_A_POD)),
             events: Mutex::default(),
         }
     }
 
-    /// The first certificate of a pod, by its token.
+    /// The first certificate of a pod of `pods`, by its token.
     ///
     /// # Errors
     /// [`Refusal`], counted and logged.
@@ -117,8 +122,9 @@ impl Issuing {
         &self,
         request: &v1::FirstCertificate,
         source: &Source,
+        pods: Pods<'_>,
     ) -> Result<v1::Certificate, Refusal> {
-        let result = self.try_first(request, source).await;
+        let result = self.try_first(request, source, pods).await;
         if let Err(refusal) = &result {
             self.metrics.refused(refusal.reason);
             warn!(target: "audit", peer = %source.ip, reason = %refusal.reason, detail = refusal.detail, "refused a first certificate");
@@ -130,11 +136,13 @@ impl Issuing {
         &self,
         request: &v1::FirstCertificate,
         source: &Source,
+        pods: Pods<'_>,
     ) -> Result<v1::Certificate, Refusal> {
-        let csr = verify(&request.csr)?;
         if request.token.is_empty() || request.token.len() > MAX_TOKEN {
             return Err(Refusal::new(Reason::TokenRejected, "the token is empty or too long"));
         }
+        unproved::judge(&request.token, source, unix_now(), pods)?;
+        let csr = verify(&request.csr)?;
         let place = tokio::time::timeout(PATIENCE, self.places.acquire()).await;
         let Ok(Ok(_place)) = place else { return Err(overloaded("too many first certificates at once")) };
         let review = self.cluster.review(&request.token).await.map_err(|error| api_fault(&error))?;
@@ -190,7 +198,7 @@ impl Issuing {
     }
 
     fn limit(&self, pod_uid: &str) -> Result<(), Refusal> {
-        self.rate.lock().take(pod_uid, Instant::now()).map_err(|wait| Refusal {
+        self.rate.lock().take(&pod_uid.to_owned(), Instant::now()).map_err(|wait| Refusal {
             retry_after: wait,
             ..Refusal::new(Reason::IssueRateLimited, "a burst of 5, then one each 10 s")
         })

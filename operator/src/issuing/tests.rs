@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::ca::tests::authority;
+use crate::index::PodInfo;
 use cinch_identity::{KeyPair, TrustDomain, peer_id};
 use futures::future::BoxFuture;
 use k8s_openapi::api::authentication::v1::TokenReviewStatus;
@@ -13,22 +14,24 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 const IMAGE: &str = "example.test/cinch-proxy:0.1.0";
 pub(crate) const POD_IP: &str = "127.0.0.1";
 
-/// Accepts the token `good` for the pod `shop/api-1` (UID `u1`).
+/// Accepts tokens with the seal `good` for the pod `shop/api-1` (UID `u1`).
 #[derive(Default)]
 pub(crate) struct FakeCluster {
     pub(crate) warnings: AtomicUsize,
+    pub(crate) reviews: AtomicUsize,
     pub(crate) unenrolled: bool,
     pub(crate) down: bool,
 }
 
 impl Cluster for FakeCluster {
     fn review<'a>(&'a self, token: &'a str) -> BoxFuture<'a, anyhow::Result<TokenReviewStatus>> {
-        let status = json!({"authenticated": token == "good", "audiences": ["cinch.dev"], "user": {
+        let status = json!({"authenticated": token.ends_with(".good"), "audiences": ["cinch.dev"], "user": {
             "username": "system:serviceaccount:shop:api",
             "extra": {"authentication.kubernetes.io/pod-name": ["api-1"],
                       "authentication.kubernetes.io/pod-uid": ["u1"],
                       "authentication.kubernetes.io/node-name": ["n1"]}}});
         let down = self.down;
+        self.reviews.fetch_add(1, Ordering::SeqCst);
         Box::pin(async move {
             if down {
                 anyhow::bail!("down");
@@ -61,7 +64,7 @@ pub(crate) fn issuing(cluster: Arc<FakeCluster>, authority: CertificateAuthority
     let rules = Rules {
         trust_domain: TrustDomain::parse("cluster.local").unwrap(),
         operator: SpiffeId::parse("spiffe://cluster.local/ns/cinch-system/sa/cinch-operator").unwrap(),
-        allowed_images: vec![IMAGE.to_owned()],
+        sidecar: crate::index::sidecar::ours(IMAGE),
     };
     Issuing::new(cluster, authority, rules, Metrics::new())
 }
@@ -71,9 +74,19 @@ fn fresh(cluster: FakeCluster) -> (Arc<FakeCluster>, Issuing) {
     (Arc::clone(&cluster), issuing(cluster, authority(Duration::from_secs(3600))))
 }
 
-fn request(token: &str) -> v1::FirstCertificate {
+/// A token of pod `uid`; the cluster accepts those with the seal `good`.
+pub(crate) fn token(uid: &str, seal: &str) -> String {
+    let bound = json!({"namespace": "shop", "pod": {"name": "api-1", "uid": uid}});
+    unproved::token(&json!({"aud": ["cinch.dev"], "exp": 4_000_000_000u64, "kubernetes.io": bound}), seal)
+}
+
+fn request(seal: &str) -> v1::FirstCertificate {
     let csr = KeyPair::generate().unwrap().csr().unwrap();
-    v1::FirstCertificate { token: token.to_owned(), csr: csr.into() }
+    v1::FirstCertificate { token: token("u1", seal), csr: csr.into() }
+}
+
+fn pods(uid: &str) -> Option<Arc<PodInfo>> {
+    (uid == "u1").then(|| Arc::new(crate::control::pod("u1", "api", &[POD_IP])))
 }
 
 fn source() -> Source {
@@ -83,7 +96,7 @@ fn source() -> Source {
 #[tokio::test]
 async fn a_good_token_gets_a_certificate_of_its_account_to_be_renewed_at_half_life() {
     let (_, issuing) = fresh(FakeCluster::default());
-    let certificate = issuing.first(&request("good"), &source()).await.unwrap();
+    let certificate = issuing.first(&request("good"), &source(), &pods).await.unwrap();
     let chain: Vec<_> = certificate.chain.iter().map(|der| CertificateDer::from(der.to_vec())).collect();
     assert_eq!(peer_id(Some(&chain)).unwrap().as_str(), "spiffe://cluster.local/ns/shop/sa/api");
     assert!((3_590_000..=3_600_000).contains(&certificate.expires_in_ms), "{}", certificate.expires_in_ms);
@@ -95,14 +108,14 @@ async fn a_good_token_gets_a_certificate_of_its_account_to_be_renewed_at_half_li
 async fn refusals_carry_their_reason_and_one_event() {
     let (cluster, issuing) = fresh(FakeCluster { unenrolled: true, ..FakeCluster::default() });
     for _ in 0..3 {
-        let refusal = issuing.first(&request("good"), &source()).await.unwrap_err();
+        let refusal = issuing.first(&request("good"), &source(), &pods).await.unwrap_err();
         assert_eq!(refusal.reason, Reason::PodNotMeshed);
     }
     assert_eq!(cluster.warnings.load(Ordering::SeqCst), 1);
-    let refusal = issuing.first(&request("bad"), &source()).await.unwrap_err();
+    let refusal = issuing.first(&request("bad"), &source(), &pods).await.unwrap_err();
     assert_eq!(refusal.reason, Reason::TokenRejected);
-    let garbage = v1::FirstCertificate { token: "good".to_owned(), csr: vec![1, 2, 3].into() };
-    assert_eq!(issuing.first(&garbage, &source()).await.unwrap_err().reason, Reason::CsrInvalid);
+    let garbage = v1::FirstCertificate { token: token("u1", "good"), csr: vec![1, 2, 3].into() };
+    assert_eq!(issuing.first(&garbage, &source(), &pods).await.unwrap_err().reason, Reason::CsrInvalid);
     assert_eq!(cluster.warnings.load(Ordering::SeqCst), 1);
 }
 
@@ -110,9 +123,9 @@ async fn refusals_carry_their_reason_and_one_event() {
 async fn a_pod_that_asks_too_often_is_told_when_to_come_back() {
     let (_, issuing) = fresh(FakeCluster::default());
     for _ in 0..5 {
-        issuing.first(&request("good"), &source()).await.unwrap();
+        issuing.first(&request("good"), &source(), &pods).await.unwrap();
     }
-    let refusal = issuing.first(&request("good"), &source()).await.unwrap_err();
+    let refusal = issuing.first(&request("good"), &source(), &pods).await.unwrap_err();
     assert_eq!(refusal.reason, Reason::IssueRateLimited);
     assert!(refusal.message().retry_after_ms > 1000);
 }
@@ -120,7 +133,25 @@ async fn a_pod_that_asks_too_often_is_told_when_to_come_back() {
 #[tokio::test]
 async fn an_api_server_that_is_down_is_no_verdict_on_the_pod() {
     let (_, issuing) = fresh(FakeCluster { down: true, ..FakeCluster::default() });
-    let refusal = issuing.first(&request("good"), &source()).await.unwrap_err();
+    let refusal = issuing.first(&request("good"), &source(), &pods).await.unwrap_err();
     assert_eq!(refusal.reason, Reason::Overloaded);
     assert!(!refusal.detail.contains("down"));
+}
+
+#[tokio::test]
+async fn who_can_only_be_refused_costs_no_question_to_the_api_server() {
+    let (cluster, issuing) = fresh(FakeCluster::default());
+    let csr = KeyPair::generate().unwrap().csr().unwrap();
+    let foreign = Source { ip: "10.0.0.9".parse().unwrap(), pod_uid: Some("u9".to_owned()) };
+    for (token, source, want) in [
+        ("garbage".to_owned(), source(), Reason::TokenRejected),
+        (token("nobody", "good"), source(), Reason::PodMismatch),
+        (token("u1", "good"), foreign, Reason::PodMismatch),
+    ] {
+        let request = v1::FirstCertificate { token, csr: csr.clone().into() };
+        assert_eq!(issuing.first(&request, &source, &pods).await.unwrap_err().reason, want);
+    }
+    assert_eq!(cluster.reviews.load(Ordering::SeqCst), 0);
+    issuing.first(&request("good"), &source(), &pods).await.unwrap();
+    assert_eq!(cluster.reviews.load(Ordering::SeqCst), 1);
 }

@@ -103,34 +103,35 @@ mod tests {
     use cinch_api::policy_status::ENFORCED;
     use cinch_reason::Reason;
     use kube::client::Body;
+    use parking_lot::Mutex;
     use std::sync::Arc;
-    use tokio::task::JoinHandle;
 
     /// Method and URI, and the body of a patch.
     type Asked = Vec<(String, Value)>;
+    type Request = hyper::Request<Body>;
 
     /// An API server that serves `version` and holds one object with this `status`.
-    fn api_server(version: &'static str, status: Value) -> (Client, JoinHandle<Asked>) {
-        let (service, mut handle) = tower_test::mock::pair::<hyper::Request<Body>, hyper::Response<Body>>();
-        let asked = tokio::spawn(async move {
-            let mut asked = Vec::new();
-            while let Some((request, send)) = handle.next_request().await {
+    fn api_server(version: &'static str, status: Value) -> (Client, Arc<Mutex<Asked>>) {
+        let asked = Arc::new(Mutex::new(Vec::new()));
+        let (told, status) = (asked.clone(), Arc::new(status));
+        let service = tower::service_fn(move |request: Request| {
+            let (told, status) = (told.clone(), status.clone());
+            async move {
                 let what = format!("{} {}", request.method(), request.uri());
                 let body = request.into_body().collect_bytes().await.unwrap();
-                asked.push((what.clone(), serde_json::from_slice(&body).unwrap_or_default()));
                 let (code, answer) = if what.contains(&format!("security.istio.io/{version}/")) {
                     let object = json!({
                         "apiVersion": format!("security.istio.io/{version}"), "kind": "AuthorizationPolicy",
-                        "metadata": {"name": "a", "namespace": "shop", "uid": "u"}, "status": status,
+                        "metadata": {"name": "a", "namespace": "shop", "uid": "u"}, "status": *status,
                     });
                     (200, object)
                 } else {
                     (404, json!({"kind": "Status", "code": 404, "reason": "NotFound", "message": "no"}))
                 };
+                told.lock().push((what, serde_json::from_slice(&body).unwrap_or_default()));
                 let answer = Body::from(serde_json::to_vec(&answer).unwrap());
-                send.send_response(hyper::Response::builder().status(code).body(answer).unwrap());
+                hyper::Response::builder().status(code).body(answer)
             }
-            asked
         });
         (Client::new(service, "default"), asked)
     }
@@ -167,8 +168,8 @@ mod tests {
     async fn shown(version: &'static str, status: Value) -> (Written, Asked) {
         let (client, asked) = api_server(version, status);
         let written = show(&client, &policy(), &verdict()).await.unwrap();
-        drop(client);
-        (written, asked.await.unwrap())
+        let asked = asked.lock().clone();
+        (written, asked)
     }
 
     #[tokio::test]
@@ -211,16 +212,14 @@ mod tests {
         let (client, asked) = api_server("v1", Value::Null);
         let other = PolicyInfo { uid: Arc::from("older"), ..policy() };
         assert_eq!(show(&client, &other, &verdict()).await.unwrap(), Written::Gone);
-        drop(client);
-        assert_eq!(asked.await.unwrap().len(), 1);
+        assert_eq!(asked.lock().len(), 1);
     }
 
     #[tokio::test]
     async fn a_namespace_that_leaves_gets_an_apply_without_status_which_takes_ours_away() {
         let (client, asked) = api_server("v1", json!({"cinch": {}}));
         assert_eq!(clear(&client, &policy()).await.unwrap(), Written::Done);
-        drop(client);
-        let asked = asked.await.unwrap();
+        let asked = asked.lock();
         assert!(asked[1].0.starts_with("PATCH") && asked[1].1.get("status").is_none(), "{asked:?}");
     }
 }

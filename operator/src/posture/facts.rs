@@ -8,7 +8,7 @@ use cinch_api::names::{PROMOTION_ANNOTATION, RELAX_REASON_ANNOTATION};
 use cinch_api::{Posture, PromotionPolicy};
 use cinch_promotion as promotion;
 use promotion::{Departure, Facts, Finding, Memory, Millis, Pod, PodClass, Policy, Report, Slot, Source};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -100,16 +100,18 @@ pub(super) fn gather(
             report: evidence.get(&*pod.uid).map(report),
             acknowledged_lock: acknowledged(&pod.uid),
             bypass: evidence.get(&*pod.uid).map(bypass).unwrap_or_default(),
+            redirect_gone: evidence.get(&*pod.uid).and_then(redirect_gone),
         })
         .collect();
     let of_namespace = parts.evidence.namespace(&info.name);
+    let names: Names<'_> = gathered.pods.iter().map(|pod| (&*pod.uid, &*pod.name)).collect();
     Facts {
         now,
         spec,
         namespace: namespace(info, now),
         departures: departures(parts, &gathered.gone, &of_namespace),
         pods,
-        plaintext: plaintext(&of_namespace, &reporters(&gathered.pods, &evidence)),
+        plaintext: plaintext(&of_namespace, &names),
         findings: gathered.findings,
         slot: gathered.slot,
     }
@@ -140,7 +142,14 @@ pub(super) fn report(evidence: &PodEvidence) -> Report {
         inbound_proof_age: evidence.inbound_proof_age_ms,
         outbound_proof_age: evidence.outbound_proof_age_ms,
         last_look: evidence.last_look_unix_ms,
+        look_was_cut: evidence.look_was_cut,
+        agent_proof_age: evidence.agent_proof_age_ms,
     }
+}
+
+pub(super) fn redirect_gone(evidence: &PodEvidence) -> Option<promotion::RedirectGone> {
+    let last = evidence.last_set_again_unix_ms?;
+    Some(promotion::RedirectGone { times: evidence.set_again, last })
 }
 
 /// The newest of each transport: no more is shown, or asked for.
@@ -169,26 +178,10 @@ fn departures(parts: &Parts, gone: &[Arc<str>], evidence: &NamespaceEvidence) ->
         .collect()
 }
 
-type Reporters = BTreeMap<(SourceName, u16), (Option<u64>, Arc<str>)>;
+/// Names of the pods that there are, by UID.
+type Names<'a> = HashMap<&'a str, &'a str>;
 
-/// The pod that saw each source last.
-fn reporters(pods: &[Arc<PodInfo>], evidence: &HashMap<&str, PodEvidence>) -> Reporters {
-    let mut reporters = Reporters::new();
-    for pod in pods {
-        for source in evidence.get(&*pod.uid).into_iter().flat_map(|evidence| &evidence.sources) {
-            let seen = source.last_seen_unix_ms;
-            let held = reporters
-                .entry((source.source.clone(), source.port))
-                .or_insert((None, Arc::clone(&pod.name)));
-            if seen > held.0 {
-                *held = (seen, Arc::clone(&pod.name));
-            }
-        }
-    }
-    reporters
-}
-
-fn plaintext(evidence: &NamespaceEvidence, reporters: &Reporters) -> promotion::Plaintext {
+fn plaintext(evidence: &NamespaceEvidence, names: &Names<'_>) -> promotion::Plaintext {
     let source = |seen: &SourceEvidence| Source {
         name: source_name(&seen.source),
         port: seen.port,
@@ -197,7 +190,7 @@ fn plaintext(evidence: &NamespaceEvidence, reporters: &Reporters) -> promotion::
         last_seen: seen.last_seen_unix_ms,
         last_served: seen.last_served_unix_ms,
         last_denied: seen.last_denied_unix_ms,
-        reported_by: reporters.get(&(seen.source.clone(), seen.port)).map(|(_, pod)| pod.to_string()),
+        reported_by: seen.seen_by.as_deref().and_then(|uid| names.get(uid)).map(ToString::to_string),
     };
     promotion::Plaintext {
         totals: counts(&evidence.totals),

@@ -22,6 +22,7 @@ use crate::evidence::EvidenceStore;
 use crate::index::Index;
 use crate::metrics::Metrics;
 use crate::policies::BrokenPolicies;
+use crate::pulse::Pulse;
 use crate::settings::Settings;
 use kube::Client;
 use room::Room;
@@ -57,6 +58,8 @@ pub struct Parts {
     pub settings: Arc<Settings>,
     /// Where to count.
     pub metrics: Metrics,
+    /// Where it says that rounds go on.
+    pub pulse: Pulse,
 }
 
 /// Looks after all Postures until `shutdown`. Only the leader may run this.

@@ -15,10 +15,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tracing::{debug, info, warn};
 
+/// What stands still when rounds do.
+const ROOM: &str = "the postures";
 /// A status is written at most so often for itself.
 const WRITE_EVERY: Duration = Duration::from_secs(1);
 /// A pod's last word is looked for so long after it has gone.
 const GONE_FOR: Duration = Duration::from_secs(30);
+/// What a promotion may take longer than the settings of the installation say, before others get its slot.
+const SLOT_SLACK: Duration = Duration::from_secs(600);
 
 /// What this leader knows of one namespace.
 #[derive(Default)]
@@ -54,11 +58,13 @@ impl Room {
 
     /// Looks at every enrolled namespace once; the longest time to wait for the next round.
     pub(super) async fn round(&mut self) -> Duration {
+        self.parts.pulse.beat(ROOM);
         self.pins = Pins::now(&self.parts.index);
         let enrolled = self.parts.index.enrolled();
         self.forget_others(&enrolled).await;
         let mut known = Vec::new();
         for namespace in enrolled {
+            self.parts.pulse.beat(ROOM);
             let Some(info) = self.parts.index.namespace(&namespace) else { continue };
             match self.postures.of(&namespace) {
                 Some(posture) => {
@@ -75,6 +81,7 @@ impl Room {
         let mut next = pace(&self.parts.settings);
         let mut states = Vec::new();
         for (info, posture) in &known {
+            self.parts.pulse.beat(ROOM);
             let (state, wake_at) = self.look(info, posture).await;
             states.push(state);
             if let Some(wake_at) = wake_at {
@@ -90,6 +97,7 @@ impl Room {
     async fn forget_others(&mut self, enrolled: &[String]) {
         self.held.retain(|namespace, _| enrolled.contains(namespace));
         for namespace in self.postures.namespaces() {
+            self.parts.pulse.beat(ROOM);
             if enrolled.contains(&namespace) {
                 continue;
             }
@@ -121,7 +129,15 @@ impl Room {
             let info = self.parts.index.namespace(name);
             info.is_some_and(|info| info.annotations.contains_key(PROMOTION_ANNOTATION))
         };
-        let under_way = others().filter(|(name, held)| held.memory.under_way() || annotated(name)).count();
+        // One that takes longer than promotions do here, because its spec says so or nobody reports there any more,
+        // must not keep all others waiting.
+        let longest = settings.probation + settings.settle * 10 + SLOT_SLACK;
+        let longest = u64::try_from(longest.as_millis()).unwrap_or(u64::MAX);
+        let now = facts::now();
+        let holds = |name: &str, held: &Held| {
+            held.memory.holds_slot(now, longest) || !held.memory.under_way() && annotated(name)
+        };
+        let under_way = others().filter(|(name, held)| holds(name, held)).count();
         let last = others().filter_map(|(_, held)| held.memory.locked_since).max().unwrap_or_default();
         let interval = u64::try_from(settings.min_interval.as_millis()).unwrap_or(u64::MAX);
         let rested = interval == 0 || facts::now() >= last.saturating_add(interval);

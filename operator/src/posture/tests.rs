@@ -258,7 +258,6 @@ fn evidence() -> PodEvidence {
         last_report,
         totals: Counts::default(),
         last_served_unix_ms: None,
-        sources: Vec::new(),
         policy_version: 1,
         inbound_proof_age_ms: None,
         outbound_proof_age_ms: Some(7),
@@ -266,6 +265,10 @@ fn evidence() -> PodEvidence {
         unreported_ms: 0,
         bypass: Vec::new(),
         last_look_unix_ms: Some(NOW - 5),
+        look_was_cut: true,
+        agent_proof_age_ms: Some(8),
+        set_again: 0,
+        last_set_again_unix_ms: None,
     }
 }
 
@@ -274,12 +277,28 @@ fn a_report_says_how_old_the_proofs_of_the_redirect_were() {
     let evidence = evidence();
     let report = facts::report(&evidence);
     assert_eq!((report.inbound_proof_age, report.outbound_proof_age), (None, Some(7)));
-    assert_eq!(report.last_look, Some(NOW - 5));
+    assert_eq!((report.last_look, report.look_was_cut), (Some(NOW - 5), true));
+    assert_eq!(report.agent_proof_age, Some(8));
     let (mut facts, _) = blocked();
     facts.pods[0].report = Some(report);
     let blockers = step(&facts, &Memory::default()).blockers;
     let missing = blockers.iter().find(|blocker| blocker.reason == Reason::RedirectMissing);
     assert_eq!(missing.and_then(|blocker| blocker.reference.as_deref()), Some("pod/web-1"));
+}
+
+#[test]
+fn a_redirect_that_was_gone_blocks_and_is_told() {
+    let mut evidence = evidence();
+    assert_eq!(facts::redirect_gone(&evidence), None);
+    (evidence.set_again, evidence.last_set_again_unix_ms) = (2, Some(NOW - 1_000));
+    let (mut facts, _) = blocked();
+    facts.pods[0].redirect_gone = facts::redirect_gone(&evidence);
+    let outcome = step(&facts, &Memory::default());
+    let gone = outcome.blockers.iter().find(|blocker| blocker.reason == Reason::RedirectWasGone);
+    assert_eq!(gone.map(|blocker| blocker.detail.as_str()), Some("1 of 1: web-1 (2 times)"));
+    let told: Vec<_> = outcome.events.iter().filter(|e| e.reason == Reason::RedirectWasGone).collect();
+    assert_eq!(told.len(), 1);
+    assert_eq!(told[0].detail, "web-1 (2 times)");
 }
 
 #[test]

@@ -206,7 +206,12 @@ impl Session<'_> {
             namespace: settings.namespace.clone(),
             trust_domain: settings.trust_domain.as_str().to_owned(),
         };
-        let received = workload_policy::receive(message, &target);
+        let mut received = workload_policy::receive(message, &target);
+        if let Some(former) = &*self.control.policy.borrow() {
+            for source in received.keep_keys_of(former) {
+                tracing::warn!(%source, "no key set came with the policy; the last one stays in use");
+            }
+        }
         let (policy_version, mode) = (received.version, received.modes.default_mode());
         if received.nack.is_empty() {
             tracing::info!(policy_version, %mode, "policy in force");

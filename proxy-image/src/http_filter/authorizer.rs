@@ -4,6 +4,7 @@
 use super::metrics::{Answers, Kind};
 use super::requests::{Pass, Refused, Requests, Whose, is_grpc};
 use super::tell;
+use super::tokens::Tokens;
 use crate::access_log::Reporter;
 use crate::context::Context;
 use crate::copy::End;
@@ -18,9 +19,19 @@ use cinch_policy::{
     no_providers, normalize,
 };
 use cinch_reason::Reason;
+use std::cell::Cell;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+/// What the decisions of one turn may cost before others have theirs, in bytes of paths and of the forms that back
+/// ends could make of them: about a millisecond.
+const TURN: usize = 64 * 1024;
+/// What a signature costs in the same measure.
+const SIGNATURE: usize = 4 * 1024;
+/// Signatures of tokens that did not hold, after which a connection takes no further requests. Tokens that have run
+/// out or are for somebody else cost none, and those that come again neither.
+const FORGED: u32 = 64;
 
 /// Decides about the requests of one connection.
 pub(super) struct RequestAuthorizer<'a> {
@@ -34,6 +45,12 @@ pub(super) struct RequestAuthorizer<'a> {
     /// When the filter is called; said by the relay, so that no clock is read for it.
     pub(super) now: Instant,
     requests: Requests,
+    /// A request was decided on, or a head was none.
+    pub(super) has_decided: bool,
+    /// What decisions have cost since the turn began, as in [`TURN`].
+    spent: Cell<usize>,
+    /// Signatures that did not hold.
+    forged: Cell<u32>,
     /// Why a request in flight is refused now.
     again: Option<(RequestId, Denial)>,
 }
@@ -83,6 +100,9 @@ impl<'a> RequestAuthorizer<'a> {
             protocol: "http",
             now,
             requests: Requests::default(),
+            has_decided: false,
+            spent: Cell::new(0),
+            forged: Cell::new(0),
             again: None,
         }
     }
@@ -90,6 +110,20 @@ impl<'a> RequestAuthorizer<'a> {
     /// From now on decides by `policy`.
     pub(super) fn set_policy(&mut self, policy: Arc<InboundPolicy>) {
         self.policy = policy;
+    }
+
+    /// The relay was called: decisions may cost something again.
+    pub(super) fn begin_turn(&self) {
+        self.spent.set(0);
+    }
+
+    /// More forged tokens have come than anybody sends in good faith.
+    pub(super) fn is_distrusted(&self) -> bool {
+        self.forged.get() >= FORGED
+    }
+
+    fn spend(&self, cost: usize) {
+        self.spent.set(self.spent.get().saturating_add(cost));
     }
 
     fn peer(&self) -> Option<&'a str> {
@@ -114,7 +148,9 @@ impl<'a> RequestAuthorizer<'a> {
         let Some(policies) = policy.policies.as_deref() else {
             return Ok(Passed { readings: None, authenticated: None, decision: None });
         };
-        let readings = match readings(policy.path_normalization, head) {
+        let readings = readings(policies, policy.path_normalization, head);
+        self.spend(readings.as_ref().map_or(head.target.len(), Readings::cost));
+        let readings = match readings {
             // Nothing is refused for what is only tried.
             Err(_) if policy.only_reports => {
                 return Ok(Passed { readings: None, authenticated: None, decision: None });
@@ -136,8 +172,7 @@ impl<'a> RequestAuthorizer<'a> {
             None => None,
             Some(tokens) => {
                 let view = HttpView { method: head.method, query: readings.query(), headers: head.headers };
-                let judged = tokens.authenticate(&self.ctx.http.tokens, &view, now);
-                Some(judged.map_err(Failed::Token)?)
+                Some(self.authenticate(tokens, &view, now).map_err(Failed::Token)?)
             }
         };
         let decision = authorize(policies, &request, authenticated.as_ref(), report);
@@ -147,6 +182,24 @@ impl<'a> RequestAuthorizer<'a> {
         // Nor is anything changed for it.
         let readings = (!policy.only_reports).then_some(readings);
         Ok(Passed { readings, authenticated, decision: Some(decision) })
+    }
+
+    fn authenticate<'p>(
+        &self,
+        tokens: &'p Tokens,
+        view: &HttpView<'_>,
+        now: u64,
+    ) -> Result<Authenticated<'p>, TokenRefusal> {
+        let judged = tokens.authenticate(&self.ctx.http.tokens, view, now);
+        let signatures = match &judged {
+            Ok(passed) => passed.signatures,
+            Err(refusal) => {
+                self.forged.set(self.forged.get().saturating_add(refusal.signatures));
+                refusal.signatures
+            }
+        };
+        self.spend(SIGNATURE * signatures as usize);
+        judged
     }
 
     /// When tokens are judged; the clock is read only where there are any to judge.
@@ -259,7 +312,16 @@ fn of_token(refusal: &TokenRefusal) -> (Refusal, Denial, String) {
 }
 
 /// The path as policies read it. `*` (for OPTIONS) is none to normalise.
-fn readings<'h>(mode: PathNormalization, head: &RequestHead<'h>) -> Result<Readings<'h>, BadPath> {
+fn readings<'h>(
+    policies: &WorkloadPolicies,
+    mode: PathNormalization,
+    head: &RequestHead<'h>,
+) -> Result<Readings<'h>, BadPath> {
+    let mode = match mode {
+        // What is forwarded is the same, and no rule asks for what else it could be.
+        PathNormalization::Safe if !policies.asks_path() => PathNormalization::Base,
+        mode => mode,
+    };
     normalize(mode, head.target)
 }
 
@@ -330,6 +392,7 @@ fn is_target(target: &str, path: &str, query: Option<&str>) -> bool {
 
 impl Authorizer for RequestAuthorizer<'_> {
     fn decide(&mut self, id: RequestId, head: &RequestHead<'_>, patch: &mut Patch) -> Verdict {
+        self.has_decided = true;
         let policy = self.policy.clone();
         let now = Self::now(&policy);
         let (metrics, ends) = (&self.ctx.metrics, self.ends);
@@ -370,12 +433,17 @@ impl Authorizer for RequestAuthorizer<'_> {
         Verdict::Refuse(refusal)
     }
 
+    fn is_spent(&self) -> bool {
+        self.spent.get() >= TURN
+    }
+
     fn is_guarded(&self, name: &str) -> bool {
         let asked = self.policy.policies.as_ref().is_some_and(|policies| policies.asks_header(name));
         asked || self.policy.tokens.as_ref().is_some_and(|tokens| tokens.minds_header(name))
     }
 
     fn refused(&mut self, id: RequestId, refusal: &Refusal) {
+        self.has_decided = true;
         if self.requests.is_refused(id) {
             return;
         }

@@ -6,6 +6,7 @@
 //! Nothing here makes a connection more open: what is no HTTP is cut, and without a policy nothing passes.
 
 mod authorizer;
+mod held;
 mod metrics;
 mod protocol;
 mod relay;

@@ -117,6 +117,16 @@ impl Protocol {
         self.call(&[], turn, deliver, |filter, turn| filter.reevaluate(turn));
     }
 
+    /// Requests in flight are still to be asked for again; until then neither side is to be read.
+    pub(super) fn is_reevaluating(&self) -> bool {
+        self.known().is_some_and(Filter::is_reevaluating)
+    }
+
+    /// Goes on with [`Protocol::reevaluate`].
+    pub(super) fn go_on_reevaluating(&mut self, turn: Turn<'_>, deliver: &mut Deliver<'_>) {
+        self.call(&[], turn, deliver, |filter, turn| filter.go_on_reevaluating(turn));
+    }
+
     /// The proxy wants to end.
     pub(super) fn drain(&mut self, mut turn: Turn<'_>, deliver: &mut Deliver<'_>) {
         match self {
@@ -187,9 +197,22 @@ impl Protocol {
         }
     }
 
-    /// What the connection speaks is known, or it is over.
-    pub(super) fn is_known(&self) -> bool {
-        !matches!(self, Protocol::Undecided { .. })
+    /// A head of HTTP/1, or what may become one, has begun to come. (In HTTP/2 the drain leaves what is on its way.)
+    pub(super) fn is_in_head(&self) -> bool {
+        match self {
+            Protocol::Undecided { bytes, .. } => !bytes.is_empty(),
+            Protocol::Http1(connection) => connection.is_in_head(),
+            Protocol::Http2(_) | Protocol::Over(_) => false,
+        }
+    }
+
+    /// The client has said what it connected for, when its first request `was_decided` or was none.
+    pub(super) fn has_begun(&self, was_decided: bool) -> bool {
+        match self {
+            Protocol::Undecided { .. } => false,
+            Protocol::Http1(_) => was_decided,
+            Protocol::Http2(_) | Protocol::Over(_) => true,
+        }
     }
 
     /// The word for metrics.

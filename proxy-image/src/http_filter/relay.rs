@@ -2,15 +2,15 @@
 //! back-pressure, half-closes and resets; what comes of either side goes through the filter first.
 
 use super::authorizer::RequestAuthorizer;
+use super::held::Held;
 use super::protocol::Protocol;
-use super::shared::Held;
-use super::timer::Timer;
+use super::timer::{Timer, let_others};
 use super::wires::{Both, Buffers, Delivery, Io, Send, with_buffers};
 use crate::context::Context as ProxyContext;
 use crate::copy::{End, Failure, Observer, Side, Which};
 use crate::inbound_policy::InboundPolicy;
 use crate::live::Registered;
-use cinch_http::{End as FilterEnd, Turn};
+use cinch_http::{Authorizer, End as FilterEnd, Turn};
 use cinch_reason::Reason;
 use std::future::poll_fn;
 use std::net::SocketAddr;
@@ -62,7 +62,7 @@ pub async fn relay(
     let mut filtered = Filtered {
         authorizer: RequestAuthorizer::new(job.ctx, job.registered.subject(), job.from, current, now),
         protocol: Protocol::new(now + job.ctx.limits.http_first_byte),
-        held: Held::new(&job.ctx.http),
+        held: Held::new(&job.ctx.http.held),
         timer: Timer::default(),
         busy_at: now,
         quiet: false,
@@ -96,7 +96,7 @@ struct Filtered<'a> {
     policy: watch::Receiver<Option<Arc<InboundPolicy>>>,
     authorizer: RequestAuthorizer<'a>,
     protocol: Protocol,
-    held: Held<'a>,
+    held: Held,
     timer: Timer,
     /// When bytes last moved, and whether memory was given back since.
     busy_at: Instant,
@@ -124,6 +124,7 @@ enum Event<'a> {
     App(&'a [u8]),
     AppEnded,
     Reevaluate,
+    ReevaluateOn,
     Drain,
     Wake,
 }
@@ -162,10 +163,16 @@ impl Filtered<'_> {
         io: &mut Io<'_, C, A, O>,
         buffers: &mut Buffers,
     ) -> Step<()> {
-        if let Some(reason) = io.observer.poll_cut(cx) {
+        if let Some(reason) = io.observer.poll_cut(cx).or_else(|| io.client.poll_cut(cx)) {
             return Err(End::Cut(reason));
         }
+        self.authorizer.begin_turn();
         self.outside_events(now, io, buffers)?;
+        if self.protocol.is_reevaluating() {
+            // Nothing moves on streams that are not yet asked for again.
+            let_others(cx);
+            return Ok(());
+        }
         for _ in 0..ROUNDS {
             let flushed = self.flush(cx, io)?;
             if self.leave(now, flushed, io)? {
@@ -183,13 +190,18 @@ impl Filtered<'_> {
                 moved |= self.tell_both(Event::Client(&[]), now, io, buffers)?;
             }
             self.after_ends(cx, io)?;
-            if !self.held.now(self.protocol.held() + self.authorizer.held()) {
+            if !self.held.now(self.protocol.held() + self.authorizer.held(), cx) {
                 self.ctx.metrics.count_limit("http_held_bytes");
                 return Err(End::Cut(Reason::Overloaded));
             }
             if moved {
                 (self.busy_at, self.quiet) = (now, false);
-            } else if self.protocol.end().is_none() {
+                self.send_away(now, io, buffers)?;
+                if self.authorizer.is_spent() {
+                    let_others(cx);
+                    return Ok(());
+                }
+            } else if self.protocol.end().is_none() && !self.drain(now, io, buffers)? {
                 self.arm(cx);
                 return Ok(());
             }
@@ -210,13 +222,10 @@ impl Filtered<'_> {
             let Some(policy) = policy else { return Err(End::Cut(Reason::ControlUnreachable)) };
             self.authorizer.set_policy(policy);
             self.tell_both(Event::Reevaluate, now, io, buffers)?;
+        } else if self.protocol.is_reevaluating() {
+            self.tell_both(Event::ReevaluateOn, now, io, buffers)?;
         }
-        // A connection that began in the drain has its first request served: the app is still there.
-        let begun = !self.late || self.protocol.is_known();
-        if !self.draining && begun && self.registered.is_draining() {
-            self.draining = true;
-            self.tell_both(Event::Drain, now, io, buffers)?;
-        }
+        self.drain(now, io, buffers)?;
         if self.timer.has_come(now) {
             if self.protocol.deadline().is_some_and(|deadline| deadline <= now) {
                 if matches!(self.protocol, Protocol::Undecided { .. }) {
@@ -235,6 +244,41 @@ impl Filtered<'_> {
             self.tell_both(Event::Client(&early), now, io, buffers)?;
         }
         Ok(())
+    }
+
+    /// Begins the drain of the connection when the proxy is told to end, but not in the middle of a head: its client
+    /// could not know. One that began in the drain has its first request served: the app is still there. Says whether
+    /// it has just begun.
+    fn drain<C: Side, A: Side, O: Observer>(
+        &mut self,
+        now: Instant,
+        io: &mut Io<'_, C, A, O>,
+        buffers: &mut Buffers,
+    ) -> Step<bool> {
+        if self.draining || !self.registered.is_draining() || self.protocol.is_in_head() {
+            return Ok(false);
+        }
+        if self.late && !self.protocol.has_begun(self.authorizer.has_decided) {
+            return Ok(false);
+        }
+        self.draining = true;
+        self.tell_both(Event::Drain, now, io, buffers)?;
+        Ok(true)
+    }
+
+    /// Ends the connection, as in a drain, of a client that sends forged tokens.
+    fn send_away<C: Side, A: Side, O: Observer>(
+        &mut self,
+        now: Instant,
+        io: &mut Io<'_, C, A, O>,
+        buffers: &mut Buffers,
+    ) -> Step<()> {
+        if self.draining || !self.authorizer.is_distrusted() {
+            return Ok(());
+        }
+        self.draining = true;
+        self.ctx.metrics.count_limit("http_forged_tokens");
+        self.tell_both(Event::Drain, now, io, buffers).map(drop)
     }
 
     fn arm(&mut self, cx: &mut Context<'_>) {
@@ -395,6 +439,7 @@ impl Filtered<'_> {
             Event::App(bytes) => protocol.app_data(bytes, turn, deliver),
             Event::AppEnded => protocol.app_eof(turn, deliver),
             Event::Reevaluate => protocol.reevaluate(turn, deliver),
+            Event::ReevaluateOn => protocol.go_on_reevaluating(turn, deliver),
             Event::Drain => protocol.drain(turn, deliver),
             Event::Wake => protocol.wake(turn, deliver),
         }

@@ -1,9 +1,10 @@
 //! The timer of one connection. Deadlines of HTTP move with each byte; the timer moves only when it must be earlier,
 //! and is looked at again when it comes too early, so that bytes cost no work on timers.
 
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::task::Context;
 use std::time::Instant;
+use tokio::task::yield_now;
 use tokio::time::{Sleep, sleep_until};
 
 /// A timer that is set anew when it has come.
@@ -37,5 +38,14 @@ impl Timer {
         if sleep.as_mut().poll(cx).is_ready() {
             cx.waker().wake_by_ref();
         }
+    }
+}
+
+/// Wakes the task once the runtime has looked for what others have to do. A plain wake would only go round among the
+/// tasks that are ready.
+pub(super) fn let_others(cx: &mut Context<'_>) {
+    let look = pin!(yield_now());
+    if look.poll(cx).is_ready() {
+        cx.waker().wake_by_ref();
     }
 }

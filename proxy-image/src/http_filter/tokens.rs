@@ -40,6 +40,21 @@ impl Tokens {
         Some(Tokens { rules, keys })
     }
 
+    /// Takes key sets over from `former` that the rules still name and that did not come: who sends the rules may not
+    /// have reached the issuer yet, and good tokens must not fail for it. Says which.
+    pub(crate) fn keep_keys_of(&mut self, former: &Tokens) -> Vec<Arc<str>> {
+        let mut kept = Vec::new();
+        for fetch in self.rules.fetches() {
+            if !self.keys.contains_key(&fetch.name)
+                && let Some(keys) = former.keys.get(&fetch.name)
+            {
+                self.keys.insert(fetch.name.clone(), keys.clone());
+                kept.push(fetch.name);
+            }
+        }
+        kept
+    }
+
     /// Looks for tokens in a request and verifies them; `now` is in seconds since 1970.
     ///
     /// # Errors

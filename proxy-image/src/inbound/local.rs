@@ -39,7 +39,7 @@ pub async fn serve_local(
             return client.abort();
         }
     };
-    let app = match socket::connect_app(to, ctx.limits.connect_timeout).await {
+    let app = match socket::connect_app(to, socket::First::Anybody, ctx.limits.connect_timeout).await {
         Ok(app) => app,
         Err(error) => {
             note_connect(&ctx.metrics, &error);

@@ -11,6 +11,7 @@ pub use local::serve_local;
 pub use watch::Watch;
 
 use crate::accept::{Accepted, OriginalDestination, accept, redirected};
+use crate::capacity::{Capacity, Place};
 use crate::context::{Context, HEALTH_PORT, InboundPolicy, METRICS_PORT};
 use crate::evidence::Outcome;
 use crate::gate::Gate;
@@ -24,7 +25,6 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::task::TaskTracker;
 
 /// Ports of ours that nobody may reach from outside: admin, outbound, inbound.
@@ -54,11 +54,13 @@ struct Arrival {
 /// Serves `listener` until the drain has begun and every connection has ended, or the drain has. What is open
 /// then is reset when its task is dropped, with the runtime.
 pub async fn serve(listener: TcpListener, ctx: Arc<Context>) {
-    serve_with(listener, ctx, redirected()).await;
+    let original = redirected(&listener);
+    serve_with(listener, ctx, original).await;
 }
 
 /// As [`serve`], with another source of original destinations.
 pub async fn serve_with(listener: TcpListener, ctx: Arc<Context>, original: OriginalDestination) {
+    socket::prepare_listener(&listener);
     let limits = &ctx.limits;
     let inbound = Arc::new(Inbound {
         gate: Gate::new(limits.handshakes, limits.handshakes_per_source, limits.handshakes_waiting),
@@ -67,7 +69,8 @@ pub async fn serve_with(listener: TcpListener, ctx: Arc<Context>, original: Orig
         idle: AtomicUsize::new(0),
         ctx: ctx.clone(),
     });
-    let accepting = accept(listener, &ctx, |accepted| {
+    let capacity = Capacity::new(limits.connections, limits.connections_per_source);
+    let accepting = accept(listener, capacity, &ctx, |accepted| {
         let inbound = inbound.clone();
         inbound.tasks.clone().spawn(async move { inbound.take(accepted).await });
     });
@@ -119,7 +122,7 @@ impl Inbound {
         Ok(())
     }
 
-    async fn dispatch(&self, arrival: Box<Arrival>, place: OwnedSemaphorePermit) {
+    async fn dispatch(&self, arrival: Box<Arrival>, place: Place) {
         let mode = self.policy().map(|policy| policy.modes.mode(arrival.to.port()));
         let Some(mode) = mode else {
             let Arrival { stream, from, to, .. } = *arrival;

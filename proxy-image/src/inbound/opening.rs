@@ -8,7 +8,6 @@ use crate::socket;
 use cinch_reason::Reason;
 use std::io;
 use std::time::{Duration, Instant};
-use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 
 /// Read at a time; a ClientHello with a post-quantum key share has about 1.8 KiB.
@@ -118,7 +117,7 @@ async fn listen(arrival: &mut Arrival, limit: Duration) -> Heard {
     }
     let reading = async {
         loop {
-            match read_more(&mut arrival.stream, &mut arrival.prefix).await {
+            match read_more(&arrival.stream, &mut arrival.prefix).await {
                 Err(_) => return Heard::Broken,
                 Ok(0) => return Heard::Ended,
                 Ok(_) => {}
@@ -133,9 +132,17 @@ async fn listen(arrival: &mut Arrival, limit: Duration) -> Heard {
     tokio::time::timeout(limit, reading).await.unwrap_or(Heard::Nothing)
 }
 
-async fn read_more(stream: &mut TcpStream, prefix: &mut Vec<u8>) -> io::Result<usize> {
-    prefix.reserve(CHUNK);
-    stream.read_buf(prefix).await
+/// Room is made once there is something to read, and for no more than can still decide: anybody may open connections and
+/// be silent.
+async fn read_more(stream: &TcpStream, prefix: &mut Vec<u8>) -> io::Result<usize> {
+    loop {
+        stream.readable().await?;
+        prefix.reserve_exact(sniff::MAX_HELLO.saturating_sub(prefix.len()).clamp(1, CHUNK));
+        match stream.try_read_buf(prefix) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            read => return read,
+        }
+    }
 }
 
 /// Waits while neither side has said what decides: true when a tunnel's ClientHello has come, false when the app
@@ -159,7 +166,7 @@ async fn late_hello(
     };
     let client = async {
         loop {
-            match read_more(&mut arrival.stream, &mut arrival.prefix).await {
+            match read_more(&arrival.stream, &mut arrival.prefix).await {
                 Err(_) | Ok(0) => return false,
                 Ok(_) => {}
             }

@@ -29,7 +29,7 @@ impl Inbound {
 
     /// Connects to the app, or resets the connection as the kernel would have done.
     pub(super) async fn reach_app(&self, arrival: Box<Arrival>) -> Option<(Box<Arrival>, TcpStream)> {
-        match socket::connect_app(arrival.to, self.ctx.limits.connect_timeout).await {
+        match socket::connect_app(arrival.to, socket::First::Anybody, self.ctx.limits.connect_timeout).await {
             Ok(app) => Some((arrival, app)),
             Err(error) => {
                 let Arrival { stream, from, to, .. } = *arrival;

@@ -9,7 +9,7 @@ use crate::limits::note_connect;
 use crate::live::{Peer, Registered};
 use crate::path_metrics::{Direction, Outcome, Transport};
 use crate::refusal;
-use crate::socket;
+use crate::socket::{self, First};
 use crate::telemetry::ConnectionRecord;
 use crate::tunnel_io::{self, Bounds, HandshakeError, Tunnel, TunnelError};
 use cinch_reason::Reason;
@@ -66,8 +66,9 @@ impl Inbound {
         let shaken = Box::pin(tunnel_io::accept(stream, prefix, &credentials, bounds, gauge)).await;
         drop((pass, opening));
         match shaken {
-            Ok(tunnel) => {
+            Ok(mut tunnel) => {
                 self.ctx.metrics.count_handshake(Direction::Inbound, Outcome::Ok);
+                tunnel.hold_proof(&self.ctx.proofs, &credentials.bundle);
                 let late = self.ctx.drain.is_cancelled();
                 self.streams(tunnel, Ends { from, to, late }, credentials).await;
             }
@@ -153,7 +154,8 @@ impl Inbound {
 
     /// One app connection. An error means that the tunnel is of no further use.
     async fn stream(&self, tunnel: &mut Tunnel, ends: &Ends) -> Result<(), TunnelError> {
-        if self.ctx.drain.is_cancelled() && !ends.late || Instant::now() >= tunnel.expires() {
+        let is_over = self.ctx.drain.is_cancelled() && !ends.late || Instant::now() >= tunnel.expires();
+        if is_over || !tunnel.is_trusted() {
             // The client tries another tunnel: nothing is lost, so nothing is counted as refused.
             tunnel.refuse(RefuseCode::Draining)?;
             return self.settle(tunnel, None, self.ctx.limits.settle).await;
@@ -167,7 +169,8 @@ impl Inbound {
             }
         };
         let opening = self.ctx.metrics.opening();
-        let connected = socket::connect_app(ends.to, self.ctx.limits.connect_timeout).await;
+        let first = if tunnel.has_spoken() { First::Us } else { First::Anybody };
+        let connected = socket::connect_app(ends.to, first, self.ctx.limits.connect_timeout).await;
         drop(opening);
         match connected {
             Ok(app) => self.copy_stream(tunnel, ends, TcpSide::new(app), &registered).await,

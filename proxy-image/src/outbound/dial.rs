@@ -130,7 +130,8 @@ impl Dialler {
             .map_err(|_| Trouble::Unreachable(Reason::NoListener))?;
         let Some(pass) = turn.enter(limits.handshake_timeout).await else {
             metrics.count_limit("handshakes");
-            return Err(Trouble::Refused(Reason::Overloaded));
+            // Of this address too many are frozen; another one may not be.
+            return Err(Trouble::Unreachable(Reason::Overloaded));
         };
         let config = self.config(key, credentials)?;
         let gauge = metrics.tunnel_open(Direction::Outbound);
@@ -142,7 +143,9 @@ impl Dialler {
         if matches!(shaken, Err(HandshakeError::Timeout)) {
             metrics.count_limit("handshake_timeout");
         }
-        shaken.map_err(|error| trouble(&error, key))
+        let mut tunnel = shaken.map_err(|error| trouble(&error, key))?;
+        tunnel.hold_proof(&self.ctx.proofs, &credentials.bundle);
+        Ok(tunnel)
     }
 
     fn config(&self, key: &Key, credentials: &Credentials) -> Result<Arc<ClientConfig>, Trouble> {
@@ -174,8 +177,7 @@ impl Dialler {
             Ok(Ok(Answer::Refused(code))) => {
                 // The app need not wait until the tunnel is clean again.
                 tokio::spawn(settle(self.ctx.clone(), self.pool.clone(), key, tunnel, None));
-                let reason = reason(code);
-                Err(if code.may_retry() { Trouble::Retry(reason) } else { Trouble::Refused(reason) })
+                Err(refused(code))
             }
             Ok(Err(TunnelError::Closed)) => Err(Trouble::Retry(Reason::TunnelBroken)),
             Ok(Err(error)) => {
@@ -214,6 +216,18 @@ fn trouble(error: &HandshakeError, key: &Key) -> Trouble {
     match error {
         HandshakeError::Refused(Reason::PeerIdentityMismatch, _) => Trouble::Mismatch,
         _ => Trouble::Retry(reason),
+    }
+}
+
+/// What follows from a server's refusal. That its app could not be reached means, as a refused connection, that
+/// nobody was handed anything: where the Service has other endpoints, one of them may serve, and nothing is done twice.
+/// The server is not asked again, since it takes other tunnels and would say the same.
+fn refused(code: RefuseCode) -> Trouble {
+    let reason = reason(code);
+    match code {
+        RefuseCode::NoListener | RefuseCode::Unreachable => Trouble::Unreachable(reason),
+        code if code.may_retry() => Trouble::Retry(reason),
+        _ => Trouble::Refused(reason),
     }
 }
 

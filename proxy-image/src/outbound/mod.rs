@@ -6,6 +6,7 @@ mod choice;
 mod dial;
 
 use crate::accept::{Accepted, OriginalDestination, accept, redirected};
+use crate::capacity::Capacity;
 use crate::context::{Context, Destination, Endpoint, HEALTH_PORT, METRICS_PORT};
 use crate::copy::{End, Failure, TcpSide, Which, relay};
 use crate::inbound::{Watch, serve_local};
@@ -26,10 +27,16 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpListener, TcpStream};
+use tokio::task::yield_now;
 use tokio_util::task::TaskTracker;
 
 /// Endpoints tried for one connection, until it is told that there is none.
 const ENDPOINTS: usize = 3;
+
+/// So often the runtime looks for news before OPEN leaves without the app's first words. With them, it leaves in one
+/// record and one segment, which saves both sides system calls and the other one a wake-up. Most apps speak right after
+/// they have connected, but we are woken by the connection. Not a timer: that would cost more than it saves.
+const LOOKS: usize = 3;
 
 /// The outbound side.
 struct Outbound {
@@ -58,18 +65,20 @@ struct Departure {
 enum Routed {
     /// It is over, one way or the other.
     Done,
-    /// A peer proved another identity than the record says.
-    Mismatch(Box<Departure>),
+    /// The peer at this endpoint proved another identity than the record says.
+    Mismatch(Box<Departure>, SocketAddr),
 }
 
 /// Serves `listener` until the drain has begun and every connection has ended, or the drain has. What is open
 /// then is reset when its task is dropped, with the runtime.
 pub async fn serve(listener: TcpListener, ctx: Arc<Context>) {
-    serve_with(listener, ctx, redirected()).await;
+    let original = redirected(&listener);
+    serve_with(listener, ctx, original).await;
 }
 
 /// As [`serve`], with another source of original destinations.
 pub async fn serve_with(listener: TcpListener, ctx: Arc<Context>, original: OriginalDestination) {
+    socket::prepare_app_listener(&listener);
     let outbound = Arc::new(Outbound {
         loads: Arc::default(),
         affinity: Affinity::new(ctx.limits.destinations),
@@ -80,7 +89,9 @@ pub async fn serve_with(listener: TcpListener, ctx: Arc<Context>, original: Orig
         ctx: ctx.clone(),
     });
     let sweeping = tokio::spawn(outbound.dialler.keep_swept());
-    accept(listener, &ctx, |accepted| {
+    // The apps of the pod have one address.
+    let capacity = Capacity::new(ctx.limits.connections, ctx.limits.connections);
+    accept(listener, capacity, &ctx, |accepted| {
         let outbound = outbound.clone();
         outbound.tasks.clone().spawn(async move { outbound.take(accepted).await });
     })
@@ -92,6 +103,19 @@ pub async fn serve_with(listener: TcpListener, ctx: Arc<Context>, original: Orig
         () = ctx.end.cancelled() => {}
     }
     sweeping.abort();
+}
+
+/// What `app` says right after it has connected; nothing where it waits for the other side's first word.
+async fn first_words(app: &mut TcpSide) -> Result<Vec<u8>, Failure> {
+    let mut words = app.read_now()?;
+    for _ in 0..LOOKS {
+        if !words.is_empty() {
+            break;
+        }
+        yield_now().await;
+        words = app.read_heard()?;
+    }
+    Ok(words)
 }
 
 /// Whether no tunnel is to be had there: the peer is not meshed, its port takes none, or it is one of the proxy's
@@ -149,8 +173,8 @@ impl Outbound {
             };
             match self.reach(departure, &endpoints, within).await {
                 Routed::Done => return,
-                Routed::Mismatch(back) => {
-                    self.ctx.discovery.forget(to);
+                Routed::Mismatch(back, endpoint) => {
+                    self.ctx.discovery.forget(to, endpoint);
                     departure = back;
                 }
             }
@@ -207,7 +231,7 @@ impl Outbound {
                     self.copy_tunnel(departure, opened).await;
                     return Routed::Done;
                 }
-                Err(Trouble::Mismatch) => return Routed::Mismatch(departure),
+                Err(Trouble::Mismatch) => return Routed::Mismatch(departure, endpoint.address),
                 Err(Trouble::Unreachable(why)) => reason = why,
                 Err(Trouble::Retry(why)) if !retried => {
                     retried = true;
@@ -246,10 +270,14 @@ impl Outbound {
         let Some(identity) = &endpoint.identity else {
             return Err(Trouble::Refused(Reason::PeerIdentityMismatch));
         };
-        let (key, mut tunnel) = self.dialler.tunnel(endpoint.address, identity, fresh).await?;
         // What the app has said by now goes with OPEN. It is kept until the answer, for a retry.
         if departure.early.is_empty() {
-            departure.early = departure.app.read_now().map_err(|_| Trouble::AppGone)?;
+            departure.early = first_words(&mut departure.app).await.map_err(|_| Trouble::AppGone)?;
+        }
+        let (key, mut tunnel) = self.dialler.tunnel(endpoint.address, identity, fresh).await?;
+        if departure.early.is_empty() {
+            // A handshake took its time.
+            departure.early = departure.app.read_heard().map_err(|_| Trouble::AppGone)?;
         }
         tunnel.begin(&departure.early).map_err(|_| Trouble::Retry(Reason::TunnelBroken))?;
         self.dialler.answered(key, tunnel).await
@@ -311,7 +339,11 @@ impl Outbound {
                 return tunnel.abort();
             }
             End::Failed(Which::First, Failure::Reset) => None,
-            End::Failed(Which::Second, _) | End::Cut(_) => Some(ResetCode::App),
+            End::Cut(reason) => {
+                refusal::cut_outbound(&self.ctx.metrics, reason, from, to);
+                Some(ResetCode::App)
+            }
+            End::Failed(Which::Second, _) => Some(ResetCode::App),
         };
         app.abort();
         Box::pin(self.dialler.settle(key, tunnel, owed)).await;
@@ -322,7 +354,7 @@ impl Outbound {
         if let TunnelError::Protocol(_) | TunnelError::Tls(_) = fault {
             self.ctx.metrics.count_protocol_error(Direction::Outbound);
         }
-        refusal::broken(&self.ctx.metrics, from, to);
+        refusal::cut_outbound(&self.ctx.metrics, Reason::TunnelBroken, from, to);
     }
 
     fn refuse(&self, departure: Departure, reason: Reason, detail: &str) {

@@ -38,6 +38,8 @@ pub fn of_end(end: Option<End>, reporter: Reporter) -> &'static str {
         Some(End::Finished) => NONE,
         Some(End::Failed(which, _)) if which == client => DOWNSTREAM,
         Some(End::Failed(..)) => UPSTREAM,
+        // It was connected, and is not trusted any more.
+        Some(End::Cut(Reason::CertificateUntrusted)) => LOCAL,
         // By policy, which is no failure; or the proxy ended while it was open.
         Some(End::Cut(reason)) => of_refusal(reason),
         None => LOCAL,

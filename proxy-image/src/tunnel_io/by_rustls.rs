@@ -22,10 +22,10 @@ impl ByRustls {
     }
 
     /// Seals `parts` as one record.
-    pub(super) fn seal(&mut self, [head, payload]: [&[u8]; 2]) -> Result<(), TunnelError> {
-        let slices = [IoSlice::new(head), IoSlice::new(payload)];
+    pub(super) fn seal(&mut self, parts: &[&[u8]]) -> Result<(), TunnelError> {
+        let slices: Vec<IoSlice<'_>> = parts.iter().map(|part| IoSlice::new(part)).collect();
         let written = self.0.writer().write_vectored(&slices).map_err(TunnelError::Broken)?;
-        if written != head.len() + payload.len() {
+        if written != parts.iter().map(|part| part.len()).sum::<usize>() {
             return Err(TunnelError::Broken(io::ErrorKind::WriteZero.into()));
         }
         Ok(())

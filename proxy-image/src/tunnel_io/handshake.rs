@@ -5,19 +5,20 @@ use super::by_rustls::ByRustls;
 use super::heard::Heard;
 use super::in_place::InPlace;
 use super::side::Held;
-use super::wire::Wire;
+use super::wire::{Layer, Wire};
 use super::{State, Tunnel};
 use crate::context::Credentials;
 use crate::copy::with_scratch;
 use crate::path_metrics::OpenGauge;
 use crate::socket;
 use cinch_identity::{
-    IdentityError, SpiffeId, handshake_reason, peer_id, peer_not_after, require_alpn, server_name,
+    IdentityError, SpiffeId, Usage, handshake_reason, peer_id, peer_not_after, require_alpn, server_name,
 };
 use cinch_reason::Reason;
 use cinch_record::{Handshake, RecordError};
 use cinch_tunnel::{ALPN, Session, Side};
 use rustls::{ClientConfig, CommonState, Connection};
+use rustls_pki_types::CertificateDer;
 use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
@@ -148,20 +149,32 @@ where
 /// What a handshake has come to.
 struct Proved {
     wire: Wire,
-    peer: SpiffeId,
-    /// End of the peer's certificate, in seconds since 1970.
-    until: u64,
+    peer: Peer,
 }
 
-/// Who the peer proved to be, until when, and that it speaks our protocol.
-fn verified(tls: &CommonState) -> Result<(SpiffeId, u64), IdentityError> {
+/// Who the peer proved to be.
+struct Peer {
+    id: SpiffeId,
+    /// End of its certificate, in seconds since 1970.
+    until: u64,
+    /// All that it showed.
+    chain: Vec<CertificateDer<'static>>,
+}
+
+/// Who the peer proved to be, and that it speaks our protocol.
+fn verified(tls: &CommonState) -> Result<Peer, IdentityError> {
     require_alpn(tls, ALPN)?;
-    Ok((peer_id(tls.peer_certificates())?, peer_not_after(tls.peer_certificates()).unwrap_or(0)))
+    let shown = tls.peer_certificates();
+    Ok(Peer {
+        id: peer_id(shown)?,
+        until: peer_not_after(shown).unwrap_or(0),
+        chain: shown.unwrap_or_default().to_vec(),
+    })
 }
 
 fn by_rustls(tls: Connection) -> Result<Proved, HandshakeError> {
-    let (peer, until) = verified(&tls)?;
-    Ok(Proved { wire: Wire::Rustls(Box::new(ByRustls::new(tls))), peer, until })
+    let peer = verified(&tls)?;
+    Ok(Proved { wire: Wire::new(Layer::Rustls(Box::new(ByRustls::new(tls)))), peer })
 }
 
 /// A handshake after which the records are ours. `input`: what was already read.
@@ -186,11 +199,11 @@ async fn shake(
             return Err(HandshakeError::Failed(io::ErrorKind::UnexpectedEof.into()));
         }
     }
-    let (peer, until) = verified(handshake.state())?;
+    let peer = verified(handshake.state())?;
     // What may have come behind the handshake, and no more room than it needs.
     input.shrink_to_fit();
-    let wire = Wire::InPlace(InPlace::new(handshake.into_records()?, input));
-    Ok((stream, Proved { wire, peer, until }))
+    let wire = Wire::new(Layer::InPlace(InPlace::new(handshake.into_records()?, input)));
+    Ok((stream, Proved { wire, peer }))
 }
 
 /// Appends what has come to `input`.
@@ -205,19 +218,21 @@ fn poll_more(stream: &mut TcpStream, cx: &mut Context<'_>, input: &mut Vec<u8>) 
 
 fn finish(
     tcp: TcpStream,
-    Proved { wire, peer, until }: Proved,
+    Proved { wire, peer }: Proved,
     side: Side,
     credentials: &Credentials,
     bounds: Bounds,
     gauge: OpenGauge,
 ) -> Tunnel {
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    let valid = Duration::from_secs(until.min(credentials.svid.not_after())).saturating_sub(now);
+    let valid = Duration::from_secs(peer.until.min(credentials.svid.not_after())).saturating_sub(now);
     Tunnel(Box::new(State {
         tcp,
         wire,
         session: Session::new(side),
-        peer,
+        shown: (peer.chain, if side == Side::Server { Usage::Client } else { Usage::Server }),
+        proof: None,
+        peer: peer.id,
         expires: Instant::now() + valid.min(bounds.age),
         certificate_ends: Instant::now() + valid,
         heard: Heard::default(),

@@ -49,14 +49,14 @@ impl InPlace {
     }
 
     /// Seals `parts` as one record behind what is kept; [`InPlace::push`] or [`InPlace::poll_send`] sends it.
-    pub(super) fn seal(&mut self, parts: [&[u8]; 2]) -> Result<(), TunnelError> {
+    pub(super) fn seal(&mut self, parts: &[&[u8]]) -> Result<(), TunnelError> {
         if self.kept.capacity() < SEALED {
             let mut buffer = SPARE.take();
             buffer.reserve(SEALED);
             buffer.extend_from_slice(self.kept.get(self.sent..).unwrap_or_default());
             (self.kept, self.sent) = (buffer, 0);
         }
-        Ok(self.records.seal(&parts, &mut self.kept)?)
+        Ok(self.records.seal(parts, &mut self.kept)?)
     }
 
     /// Nothing more than what is sealed of one read fits before it is pushed.
@@ -113,8 +113,8 @@ impl InPlace {
         }
     }
 
-    /// The socket is full, or what is kept waits for more.
-    pub(super) fn hold(&mut self) {
+    /// The socket is full.
+    fn hold(&mut self) {
         let rest = self.kept.get(self.sent..).unwrap_or_default();
         if rest.len() <= COPIED && self.kept.capacity() >= SEALED {
             let rest = rest.to_vec();

@@ -1,6 +1,7 @@
 //! One tunnel with its socket: TLS and `cinch/1` around a TCP connection. In go a finished handshake and the
-//! bytes of an app, out come what the peer says and the bytes of its app. One frame is one TLS record; what has
-//! come is read 64 KiB at a time into the thread's buffer; an idle tunnel owns no buffer of ours.
+//! bytes of an app, out come what the peer says and the bytes of its app. A TLS record holds one frame of data, and
+//! what was said just before it; what has come is read 64 KiB at a time into the thread's buffer; an idle tunnel owns
+//! no buffer of ours.
 
 mod by_rustls;
 mod handshake;
@@ -13,14 +14,17 @@ pub use handshake::{Bounds, HandshakeError, accept, dial};
 
 use crate::copy::{Failure, Sink};
 use crate::path_metrics::OpenGauge;
+use crate::proofs::{Proof, Proofs};
 use crate::socket;
-use cinch_identity::SpiffeId;
+use cinch_identity::{SpiffeId, TrustBundle, Usage};
 use cinch_record::RecordError;
 use cinch_tunnel::{MAX_PAYLOAD, Misuse, Open, ProtocolError, RefuseCode, ResetCode, Session};
 use heard::Heard;
+use rustls_pki_types::CertificateDer;
 use side::Held;
 use std::future::poll_fn;
 use std::io;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 use tokio::net::TcpStream;
@@ -74,6 +78,9 @@ struct State {
     wire: Wire,
     session: Session,
     peer: SpiffeId,
+    /// What the peer showed in the handshake, as what, until `proof` has it.
+    shown: (Vec<CertificateDer<'static>>, Usage),
+    proof: Option<Proof>,
     expires: Instant,
     certificate_ends: Instant,
     heard: Heard,
@@ -92,6 +99,18 @@ impl Tunnel {
         &self.0.peer
     }
 
+    /// From now on new trust bundles are asked for the peer too. `bundle`: what the handshake was verified by.
+    pub fn hold_proof(&mut self, proofs: &Arc<Proofs>, bundle: &TrustBundle) {
+        let (chain, usage) = &mut self.0.shown;
+        self.0.proof = proofs.hold(std::mem::take(chain), *usage, bundle);
+    }
+
+    /// The trust bundle still vouches for the peer.
+    #[must_use]
+    pub fn is_trusted(&self) -> bool {
+        !self.0.proof.as_ref().is_some_and(Proof::is_lost)
+    }
+
     /// Until when streams may begin on it: the end of its certificates, or its greatest age.
     #[must_use]
     pub fn expires(&self) -> Instant {
@@ -107,7 +126,10 @@ impl Tunnel {
     /// No stream is under way and another one may begin.
     #[must_use]
     pub fn is_reusable(&self) -> bool {
-        self.0.failed.is_none() && self.0.session.is_reusable() && Instant::now() < self.0.expires
+        self.0.failed.is_none()
+            && self.0.session.is_reusable()
+            && self.is_trusted()
+            && Instant::now() < self.0.expires
     }
 
     /// The peer said DRAIN, or we did.
@@ -130,8 +152,7 @@ impl Tunnel {
         self.0.heard = Heard::default();
         let mut frame = Vec::with_capacity(16);
         self.0.session.open(Open::default(), &mut frame)?;
-        // OPEN is a record of its own, but leaves in the same segment as the data behind it.
-        self.0.wire.keep(&frame)?;
+        self.0.wire.keep(&frame);
         if !early.is_empty() {
             self.write_data(early, false)?;
         }
@@ -195,6 +216,12 @@ impl Tunnel {
         }
     }
 
+    /// Server: the client has said something that nobody has taken yet.
+    #[must_use]
+    pub fn has_spoken(&self) -> bool {
+        !self.0.heard.data.is_empty()
+    }
+
     /// Server: accepts the stream; it is copied from now on. Where the client has spoken already, OPENED may leave
     /// with the first words of the app.
     ///
@@ -206,7 +233,8 @@ impl Tunnel {
         // A client that fills a frame with its first words has more of them, and waits for us to say them.
         let asks = (1..MAX_PAYLOAD).contains(&self.0.heard.data.len());
         self.0.held = if asks { Held::BEGIN } else { Held::No };
-        self.0.wire.keep(&frame)
+        self.0.wire.keep(&frame);
+        Ok(())
     }
 
     /// Server: refuses the stream. Call [`Tunnel::settle`] before the next one.
@@ -216,7 +244,8 @@ impl Tunnel {
     pub fn refuse(&mut self, why: RefuseCode) -> Result<(), TunnelError> {
         let mut frame = Vec::with_capacity(8);
         self.0.session.refused(why, &mut frame)?;
-        self.0.wire.keep(&frame)
+        self.0.wire.keep(&frame);
+        Ok(())
     }
 
     /// Server: takes no further streams.
@@ -226,7 +255,8 @@ impl Tunnel {
     pub fn drain(&mut self) -> Result<(), TunnelError> {
         let mut frame = Vec::with_capacity(8);
         self.0.session.drain(&mut frame)?;
-        self.0.wire.keep(&frame)
+        self.0.wire.keep(&frame);
+        Ok(())
     }
 
     /// Ends a stream that did not end by itself: says RESET if that is still owed or `why` is given, then takes
@@ -244,7 +274,7 @@ impl Tunnel {
         {
             let mut frame = Vec::with_capacity(8);
             match self.0.session.reset(why, &mut frame) {
-                Ok(()) => self.0.wire.keep(&frame)?,
+                Ok(()) => self.0.wire.keep(&frame),
                 // Said before: there is nothing more to say.
                 Err(Misuse(_)) if self.0.session.local_ended() => {}
                 Err(misuse) => return Err(misuse.into()),
@@ -308,12 +338,12 @@ impl Tunnel {
         wire.poll_send(tcp, cx)
     }
 
-    /// Seals `bytes` as frames, each one record.
+    /// Seals `bytes` as frames, each of them in one record.
     fn write_data(&mut self, bytes: &[u8], fin: bool) -> Result<(), TunnelError> {
         self.0.held = Held::No;
         let mut rest = bytes;
         loop {
-            let (chunk, after) = rest.split_at_checked(MAX_PAYLOAD).unwrap_or((rest, &[]));
+            let (chunk, after) = rest.split_at_checked(self.0.wire.room()).unwrap_or((rest, &[]));
             let last = after.is_empty();
             let head = self.0.session.data(chunk.len(), fin && last)?;
             self.0.wire.send(&self.0.tcp, [&head, chunk], last)?;

@@ -2,6 +2,7 @@
 
 use super::Tunnel;
 use crate::copy::{Failure, Moved, Side, Sink};
+use cinch_reason::Reason;
 use std::pin::pin;
 use std::task::{Context, Poll, ready};
 use tokio::task::yield_now;
@@ -51,6 +52,10 @@ impl Side for Tunnel {
         })
     }
 
+    fn poll_cut(&mut self, cx: &mut Context<'_>) -> Option<Reason> {
+        self.0.proof.as_ref()?.poll_lost(cx).then_some(Reason::CertificateUntrusted)
+    }
+
     fn poll_after_fin(&mut self, cx: &mut Context<'_>) -> Poll<Failure> {
         while self.0.heard.reset.is_none() {
             // Both directions have ended: whatever comes now is of the next stream, or the end of the tunnel, and
@@ -84,7 +89,6 @@ impl Side for Tunnel {
     fn rest(&mut self, cx: &mut Context<'_>) {
         if let Held::For(looks @ 1..) = self.0.held {
             self.0.held = Held::For(looks - 1);
-            self.0.wire.rest();
             // Wakes us once the runtime has looked.
             let look = pin!(yield_now());
             if look.poll(cx).is_ready() {

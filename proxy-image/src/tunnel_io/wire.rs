@@ -4,54 +4,82 @@
 use super::TunnelError;
 use super::by_rustls::ByRustls;
 use super::in_place::InPlace;
+use cinch_tunnel::MAX_PAYLOAD;
 use std::task::{Context, Poll};
 use tokio::net::TcpStream;
 
 /// Takes plaintext of the peer.
 pub(super) type Hear<'a> = dyn FnMut(&[u8]) -> Result<(), TunnelError> + 'a;
 
-pub(super) enum Wire {
+/// Who seals and opens.
+pub(super) enum Layer {
     InPlace(InPlace),
     // Boxed: it is several times as large, and in every tunnel's task.
     Rustls(Box<ByRustls>),
 }
 
+pub(super) struct Wire {
+    layer: Layer,
+    /// Control frames that are not sealed yet. They go into the record of the data behind them, or into one of their
+    /// own when all is sent: to seal and to open a short record costs as much as the frame in it is worth.
+    owed: Vec<u8>,
+}
+
 impl Wire {
-    /// Seals a control frame. It leaves with the data behind it, or when all is sent.
-    pub(super) fn keep(&mut self, frame: &[u8]) -> Result<(), TunnelError> {
-        match self {
-            Wire::InPlace(wire) => wire.seal([frame, &[]]),
-            Wire::Rustls(wire) => wire.seal([frame, &[]]),
+    pub(super) fn new(layer: Layer) -> Wire {
+        Wire { layer, owed: Vec::new() }
+    }
+
+    /// Keeps a control frame. It leaves with the data behind it, or when all is sent.
+    pub(super) fn keep(&mut self, frame: &[u8]) {
+        self.owed.extend_from_slice(frame);
+    }
+
+    /// Bytes that the payload of the next data frame may have.
+    pub(super) fn room(&self) -> usize {
+        MAX_PAYLOAD.saturating_sub(self.owed.len())
+    }
+
+    /// Seals a data frame, behind the control frames that are kept, as one record; after the `last` of several all
+    /// of them are on their way.
+    pub(super) fn send(
+        &mut self,
+        tcp: &TcpStream,
+        [head, payload]: [&[u8]; 2],
+        last: bool,
+    ) -> Result<(), TunnelError> {
+        let owed = std::mem::take(&mut self.owed);
+        self.seal(&[&owed, head, payload])?;
+        if let Layer::InPlace(wire) = &mut self.layer
+            && (last || wire.is_full())
+        {
+            wire.push(tcp);
+        }
+        Ok(())
+    }
+
+    fn seal(&mut self, parts: &[&[u8]]) -> Result<(), TunnelError> {
+        match &mut self.layer {
+            Layer::InPlace(wire) => wire.seal(parts),
+            Layer::Rustls(wire) => wire.seal(parts),
         }
     }
 
-    /// Seals `parts` as one record; after the `last` of several all of them are on their way.
-    pub(super) fn send(&mut self, tcp: &TcpStream, parts: [&[u8]; 2], last: bool) -> Result<(), TunnelError> {
-        match self {
-            Wire::InPlace(wire) => {
-                wire.seal(parts)?;
-                if last || wire.is_full() {
-                    wire.push(tcp);
-                }
-                Ok(())
-            }
-            Wire::Rustls(wire) => wire.seal(parts),
+    fn seal_owed(&mut self) -> Result<(), TunnelError> {
+        if self.owed.is_empty() {
+            return Ok(());
         }
-    }
-
-    /// What is kept will be for a while.
-    pub(super) fn rest(&mut self) {
-        match self {
-            Wire::InPlace(wire) => wire.hold(),
-            Wire::Rustls(_) => {}
-        }
+        let owed = std::mem::take(&mut self.owed);
+        self.seal(&[&owed])
     }
 
     /// Seals the last record of all.
     pub(super) fn close_notify(&mut self) {
-        match self {
-            Wire::InPlace(wire) => wire.close_notify(),
-            Wire::Rustls(wire) => wire.close_notify(),
+        // A connection that can't even seal is broken, and its peer will find out.
+        let _ = self.seal_owed();
+        match &mut self.layer {
+            Layer::InPlace(wire) => wire.close_notify(),
+            Layer::Rustls(wire) => wire.close_notify(),
         }
     }
 
@@ -61,9 +89,10 @@ impl Wire {
         tcp: &mut TcpStream,
         cx: &mut Context<'_>,
     ) -> Poll<Result<(), TunnelError>> {
-        match self {
-            Wire::InPlace(wire) => wire.poll_send(tcp, cx),
-            Wire::Rustls(wire) => wire.poll_send(tcp, cx),
+        self.seal_owed()?;
+        match &mut self.layer {
+            Layer::InPlace(wire) => wire.poll_send(tcp, cx),
+            Layer::Rustls(wire) => wire.poll_send(tcp, cx),
         }
     }
 
@@ -74,9 +103,9 @@ impl Wire {
         cx: &mut Context<'_>,
         hear: &mut Hear<'_>,
     ) -> Poll<Result<(), TunnelError>> {
-        match self {
-            Wire::InPlace(wire) => wire.poll_receive(tcp, cx, hear),
-            Wire::Rustls(wire) => wire.poll_receive(tcp, cx, hear),
+        match &mut self.layer {
+            Layer::InPlace(wire) => wire.poll_receive(tcp, cx, hear),
+            Layer::Rustls(wire) => wire.poll_receive(tcp, cx, hear),
         }
     }
 }

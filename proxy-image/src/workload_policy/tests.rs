@@ -69,6 +69,7 @@ fn declared_ports_are_taken_over_and_what_is_unknown_of_them_declares_nothing() 
     sent.declared = vec![
         declared(80, v1::Protocol::Http as i32),
         declared(81, v1::Protocol::Grpc as i32),
+        declared(84, v1::Protocol::Tcp as i32),
         declared(82, 99),
         declared(83, 0),
         declared(70_000, v1::Protocol::Http as i32),
@@ -76,7 +77,7 @@ fn declared_ports_are_taken_over_and_what_is_unknown_of_them_declares_nothing() 
     let received = receive(sent, &target());
     assert_eq!(received.nack, "");
     let speaking: Vec<u16> = (79..90).filter(|port| received.speaks_http(*port)).collect();
-    assert_eq!((speaking, received.declared.len()), (vec![80, 81], 2));
+    assert_eq!((speaking, received.declared.len()), (vec![80, 81], 3));
 }
 
 #[test]
@@ -227,6 +228,59 @@ fn tokens_that_nobody_can_look_at_close_and_the_reason_says_so() {
     // With the feature it closes nothing on this layer.
     let received = receive_with(message(vec![tokens]), &target(), &[HTTP]);
     assert!(allows(&received, 80) && received.nack.is_empty(), "{}", received.nack);
+}
+
+#[test]
+fn key_sets_that_do_not_come_with_a_policy_stay_those_in_force() {
+    let keys = |source: &str| v1::Jwks {
+        source: source.into(),
+        document:
+            br#"{"keys":[{"kty":"OKP","crv":"Ed25519","x":"11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"}]}"#
+                .to_vec()
+                .into(),
+    };
+    let with = |jwks: Vec<v1::Jwks>| {
+        let rules = r#"{"jwtRules":[{"issuer":"https://a.example"},{"issuer":"https://b.example"}]}"#;
+        let tokens = v1::Policy {
+            kind: REQUEST.into(),
+            required_features: vec![HTTP.into()],
+            jwks,
+            ..policy("shop/tokens", "", rules)
+        };
+        receive(message(vec![tokens]), &target())
+    };
+    let first = with(vec![keys("https://a.example"), keys("https://gone.example")]);
+    let mut second = with(vec![keys("https://b.example")]);
+    assert_eq!(
+        second.keep_keys_of(&first),
+        [Arc::<str>::from("https://a.example")],
+        "what no rule names goes"
+    );
+    let mut third = with(vec![]);
+    let mut kept = third.keep_keys_of(&second);
+    kept.sort();
+    assert_eq!(kept, ["https://a.example", "https://b.example"].map(Arc::<str>::from));
+    assert!(with(vec![keys("https://a.example"), keys("https://b.example")]).keep_keys_of(&third).is_empty());
+}
+
+#[test]
+fn tokens_are_not_looked_for_on_ports_that_are_declared_to_carry_something_else() {
+    let tokens = v1::Policy {
+        kind: REQUEST.into(),
+        required_features: vec![HTTP.into()],
+        ..policy("shop/tokens", "", r#"{"jwtRules":[{"issuer":"https://issuer.example"}]}"#)
+    };
+    let principal = r#"{"action":"DENY","rules":[{"from":[{"source":{"notRequestPrincipals":["*"]}}],"to":[{"operation":{"ports":["82"]}}]}]}"#;
+    let deny = v1::Policy { required_features: vec![HTTP.into()], ..policy("shop/deny", "DENY", principal) };
+    let mut sent = message(vec![tokens, deny]);
+    let ports = [(80, v1::Protocol::Http), (81, v1::Protocol::Tcp), (82, v1::Protocol::Tcp)];
+    sent.declared = ports.map(|(port, speaks)| v1::DeclaredPort { port, protocol: speaks as i32 }).into();
+    let received = receive(sent, &target());
+    let policies = received.policies.as_ref().unwrap();
+    for (port, read) in [(80, true), (81, false), (82, true), (83, true)] {
+        let partial = policies.connection(&connection(WEB, port));
+        assert_eq!(partial == Partial::NeedsHttp, read, "{port}");
+    }
 }
 
 #[test]

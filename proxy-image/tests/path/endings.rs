@@ -3,12 +3,13 @@
 use crate::mesh::*;
 use crate::modes::{pod, tunnel};
 use cinch_policy::Mode;
-use cinch_proxy::copy::Side;
+use cinch_proxy::copy::{Failure, Side, TcpSide};
 use cinch_proxy::path_metrics::{Direction, PathMetrics};
 use cinch_proxy::tunnel_io::{self, Answer, Bounds, Tunnel, TunnelError};
 use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
+use std::task::Poll;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
@@ -206,4 +207,31 @@ fn what_is_left_when_the_drain_ends_is_reset_on_both_sides() {
         })
         .collect();
     assert!(ends.contains(&Err(io::ErrorKind::ConnectionReset)), "the app has heard half of it: {ends:?}");
+}
+
+#[tokio::test]
+async fn an_answer_before_a_reset_is_heard_though_the_runtime_has_not_heard_of_it() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let stream = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+    let mut app = Some(listener.accept().unwrap().0);
+    let mut side = TcpSide::new(stream);
+    let mut heard = Vec::new();
+    // In one turn of the runtime, which so never looks.
+    poll_fn(|cx| {
+        side.send(b"an upload", false).unwrap();
+        assert!(side.poll_forward(cx, &mut |_, _| ()).is_pending());
+        let mut app = app.take().unwrap();
+        std::io::Write::write_all(&mut app, b"413").unwrap();
+        // It has not read the upload: that is a reset.
+        drop(app);
+        assert_eq!(side.send(b"more of it", false), Err(Failure::Reset));
+        let mut hear = |bytes: &[u8], fin: bool| {
+            assert!(!fin, "a reset is no end");
+            heard.extend_from_slice(bytes);
+        };
+        while let Poll::Ready(Ok(_)) = side.poll_forward(cx, &mut hear) {}
+        Poll::Ready(())
+    })
+    .await;
+    assert_eq!(heard, b"413");
 }

@@ -179,13 +179,49 @@ async fn heads_of_all_connections_together_are_bounded() {
     let head = format!("GET / HTTP/1.1\r\nHost: shop\r\nX: {}", "x".repeat(8000));
     one.send(&head).await;
     eventually("it is held", || mesh.api.metric("http_held_bytes").is_some_and(|held| held > 8000)).await;
-    other.send(&head).await;
+    other.send(format!("{head}and so it is the largest")).await;
     assert_eq!(other.rest().await, (Vec::new(), Some(ErrorKind::ConnectionReset)));
     assert_eq!(mesh.api.metric("limit_refusals_total{limit=\"http_held_bytes\"}"), Some(1));
     one.send("\r\n\r\n").await;
     assert_eq!(one.answer().await.status, 200);
     eventually("nothing is held", || mesh.api.metric("http_held_bytes").is_some_and(|held| held < 8000))
         .await;
+}
+
+#[tokio::test]
+async fn a_head_that_comes_in_two_reads_is_served_in_the_drain() {
+    const HALVES: [&str; 2] = ["GET /new HTTP/1.1\r\nHo", "st: shop\r\n\r\n"];
+    let (mesh, heard) = start().await;
+    // Its request stays under way, so the app still serves.
+    let mut busy = connect(&mesh, Over::Plaintext).await;
+    busy.send("POST /b HTTP/1.1\r\nHost: shop\r\nContent-Length: 4\r\n\r\n").await;
+    let (mut open, mut used) = (connect(&mesh, Over::Tunnel).await, connect(&mesh, Over::Plaintext).await);
+    assert_eq!(used.ask("GET /a").await.status, 200);
+    open.send("G").await;
+    used.send(HALVES[0]).await;
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    mesh.api.ctx.drain.cancel();
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    let mut late = Vec::new();
+    for over in BOTH {
+        for first in ["", "G", HALVES[0]] {
+            let mut client = connect(&mesh, over).await;
+            client.send(first).await;
+            late.push((client, first));
+        }
+    }
+    late.extend([(open, "G"), (used, HALVES[0])]);
+    // Whoever would lose them has by now.
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    for (client, first) in &mut late {
+        client.send(&HALVES.concat()[first.len()..]).await;
+        let answer = client.answer().await;
+        assert_eq!((answer.status, field(&answer.head, "connection")), (200, Some("close")), "{first:?}");
+        assert_eq!(client.rest().await, (Vec::new(), None), "{first:?}");
+    }
+    assert_eq!(heard.lock().unwrap().len(), 2 + late.len());
+    busy.send("body").await;
+    assert_eq!(busy.answer().await.status, 200);
 }
 
 #[tokio::test]

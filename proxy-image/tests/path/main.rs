@@ -7,6 +7,7 @@
 /// `path_by_rustls` has the same tests for the other record layer.
 const RECORDS: cinch_identity::RecordLayer = cinch_identity::RecordLayer::InPlace;
 
+mod bounds;
 mod declared;
 mod endings;
 mod evidence;
@@ -25,5 +26,6 @@ mod records;
 mod reuse;
 mod states;
 mod telemetry;
+mod trust;
 mod tunnels;
 mod web;

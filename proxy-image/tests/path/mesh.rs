@@ -15,6 +15,7 @@ use cinch_proxy::http_filter::Shared;
 use cinch_proxy::limits::Limits;
 use cinch_proxy::live::Live;
 use cinch_proxy::path_metrics::PathMetrics;
+use cinch_proxy::proofs::Proofs;
 use cinch_proxy::{inbound, outbound};
 use futures::future::BoxFuture;
 use rcgen::{
@@ -135,7 +136,7 @@ impl Discovery for Told {
         Box::pin(async move { found.unwrap_or(unknown) })
     }
 
-    fn forget(&self, to: SocketAddr) {
+    fn forget(&self, to: SocketAddr, _endpoint: SocketAddr) {
         self.forgotten.lock().unwrap().push(to);
         if let Some(all) = self.destinations.lock().unwrap().get_mut(&to)
             && all.len() > 1
@@ -253,8 +254,11 @@ impl Pod {
         let metrics = Arc::new(PathMetrics::with_log(log.start()));
         metrics.telemetry.set_own(own);
         tokio::spawn(live.clone().follow(policy_seen.clone()));
+        let proofs = Proofs::new(credentials_seen.clone());
+        tokio::spawn(proofs.clone().follow());
         let ctx = Arc::new(Context {
             credentials: credentials_seen,
+            proofs,
             policy: policy_seen,
             live,
             discovery: told.clone(),

@@ -311,6 +311,39 @@ async fn a_refusal_for_draining_is_retried_on_another_endpoint_with_the_same_wor
 }
 
 #[tokio::test]
+async fn where_one_endpoint_has_no_listener_another_one_serves_with_the_same_words() {
+    let mesh = Mesh::with_echo(Mode::Strict).await;
+    for code in [RefuseCode::NoListener, RefuseCode::Unreachable, RefuseCode::Denied] {
+        let asked = Arc::new(AtomicUsize::new(0));
+        let asks = asked.clone();
+        let dead = server(&mesh.authority, move |mut tunnel| {
+            let asks = asks.clone();
+            async move {
+                while let Ok(Some(_)) = poll_fn(|cx| tunnel.poll_open(cx)).await {
+                    asks.fetch_add(1, Ordering::Relaxed);
+                    tunnel.refuse(code).unwrap();
+                    let _ = tunnel.settle(None).await;
+                }
+            }
+        })
+        .await;
+        mesh.web.told.say(SERVICE, one_of(vec![endpoint(dead, API), endpoint(mesh.api.inbound, API)]));
+        let mut failed = 0;
+        for _ in 0..20 {
+            let mut stream = mesh.dial().await;
+            match exchange(&mut stream, b"early words").await {
+                Ok(words) => assert_eq!(words, b"early words"),
+                Err(_) => failed += 1,
+            }
+        }
+        let asked = asked.load(Ordering::Relaxed);
+        assert!(asked >= 1, "{code:?}: nobody came");
+        // What a policy of one endpoint denies, no other one is asked for.
+        assert_eq!(failed, if code == RefuseCode::Denied { asked } else { 0 }, "{code:?}");
+    }
+}
+
+#[tokio::test]
 async fn a_refusal_is_retried_on_the_pods_own_app_with_the_same_words() {
     let (authority, web) = web().await;
     let draining = server(&authority, |mut tunnel| async move {

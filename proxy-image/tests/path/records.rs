@@ -9,8 +9,12 @@ use cinch_tunnel::{ALPN, Event, Open, Session, Side};
 use rand::{Rng, RngExt, SeedableRng, rngs::StdRng};
 use rustls::ClientConnection;
 use std::io::{Read, Write};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::net::{TcpListener, TcpStream};
 
 /// A client's side of a tunnel.
 pub struct Client {
@@ -160,4 +164,64 @@ async fn a_forged_record_ends_its_tunnel_alone_and_with_an_alert() {
         good.hear().await.unwrap();
     }
     assert_eq!(good.heard, b"still here");
+}
+
+/// Hands on what comes, and counts the records of application data in it.
+async fn tap(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, records: Arc<AtomicUsize>) {
+    let mut waiting = Vec::new();
+    while from.read_buf(&mut waiting).await.is_ok_and(|count| count > 0) {
+        let mut whole = 0;
+        while let Some([kind, _, _, high, low]) = waiting.get(whole..).and_then(|rest| rest.first_chunk()) {
+            let end = whole + 5 + usize::from(u16::from_be_bytes([*high, *low]));
+            if end > waiting.len() {
+                break;
+            }
+            records.fetch_add(usize::from(*kind == 23), Ordering::Relaxed);
+            whole = end;
+        }
+        to.write_all(&waiting[..whole]).await.unwrap();
+        waiting.drain(..whole);
+    }
+}
+
+/// Somebody on the way to `to` who counts records, those to it and those from it.
+async fn tapped(to: SocketAddr) -> (SocketAddr, [Arc<AtomicUsize>; 2]) {
+    let listener = TcpListener::bind((API_IP, 0)).await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let (up, down) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let counts = [up.clone(), down.clone()];
+    tokio::spawn(async move {
+        while let Ok((client, _)) = listener.accept().await {
+            let server = TcpStream::connect(to).await.unwrap();
+            for side in [&client, &server] {
+                side.set_nodelay(true).unwrap();
+            }
+            let ((from, back), (answers, on)) = (client.into_split(), server.into_split());
+            tokio::spawn(tap(from, on, up.clone()));
+            tokio::spawn(tap(answers, back, down.clone()));
+        }
+    });
+    (address, counts)
+}
+
+#[tokio::test]
+async fn who_speaks_at_once_does_so_in_the_record_of_the_opening() {
+    let mesh = Mesh::with_echo(Mode::Strict).await;
+    let (address, counts) = tapped(mesh.api.inbound).await;
+    mesh.web.told.say(SERVICE, one_of(vec![endpoint(address, API)]));
+    for round in 0..4 {
+        for count in &counts {
+            count.store(0, Ordering::Relaxed);
+        }
+        let mut stream = TcpStream::connect(mesh.web.outbound).await.unwrap();
+        assert_eq!(exchange(&mut stream, b"words").await.unwrap(), b"words");
+        stream.shutdown().await.unwrap();
+        assert_eq!(to_end(&mut stream).await, (vec![], None));
+        eventually("the tunnel is idle", || mesh.web.metric("tunnels_idle ") == Some(1)).await;
+        let [up, down] = [0, 1].map(|way| counts[way].load(Ordering::Relaxed));
+        // The first tunnel has shaken hands, too.
+        if round > 0 {
+            assert_eq!((up, down), (2, 2), "OPEN with the words, OPENED with the answer, and an end each");
+        }
+    }
 }

@@ -114,12 +114,15 @@ pub fn posture(posture: &DynamicObject) -> Option<PostureMode> {
     Some(if keeps { PostureMode::Keep } else { PostureMode::PerWorkload })
 }
 
-/// The `default` accounts that it names.
+/// The `default` account that it names, if it is that of its own namespace. Who may bind in another namespace has no
+/// say in which account the pods of this one run with.
 #[must_use]
 pub fn role_binding(binding: &RoleBinding) -> Option<Bindings> {
     let own = binding.metadata.namespace.as_deref().unwrap_or_default();
     let name = binding.metadata.name.as_deref().unwrap_or_default();
-    bindings(format!("RoleBinding {own}/{name}"), binding.subjects.as_deref(), own)
+    let mut bindings = bindings(format!("RoleBinding {own}/{name}"), binding.subjects.as_deref(), own)?;
+    bindings.namespaces.retain(|namespace| namespace == own);
+    (!bindings.namespaces.is_empty()).then_some(bindings)
 }
 
 /// The `default` accounts that it names.
@@ -175,9 +178,10 @@ mod tests {
             (
                 "account elsewhere",
                 json!([{"kind": "ServiceAccount", "name": "default", "namespace": "x"}]),
-                Some("x"),
+                None,
             ),
-            ("user", json!([{"kind": "User", "name": "system:serviceaccount:y:default"}]), Some("y")),
+            ("user", json!([{"kind": "User", "name": "system:serviceaccount:shop:default"}]), Some("shop")),
+            ("user elsewhere", json!([{"kind": "User", "name": "system:serviceaccount:y:default"}]), None),
             ("other account", json!([{"kind": "ServiceAccount", "name": "web"}]), None),
             ("other user", json!([{"kind": "User", "name": "default"}]), None),
             ("group", json!([{"kind": "Group", "name": "system:serviceaccounts:shop"}]), None),

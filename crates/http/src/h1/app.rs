@@ -7,7 +7,8 @@ use super::queue::{Entry, Forwarded};
 use super::response::{self, Answer};
 use super::scan::{Held, section_end};
 use super::{Connection, Feed};
-use crate::Turn;
+use crate::fields::{Known, known};
+use crate::{Outgoing, Turn};
 
 /// The status that is reported of an answer that can't be read.
 const UNREADABLE: u16 = 0;
@@ -37,6 +38,30 @@ impl App {
     pub(super) fn is_tunnel(self) -> bool {
         self == App::Tunnel
     }
+}
+
+/// Passes the head of an answer with `Connection: close` in the place of what the app says of the connection: clients
+/// that look at the first such field only would take it for one that stays.
+fn pass_as_last(feed: Feed<'_>, at: usize, length: usize, to: &mut Outgoing) {
+    let head = feed.bytes.get(at..at + length).unwrap_or_default();
+    let (mut from, mut end) = (at, at);
+    for line in head.split_inclusive(|byte| *byte == b'\n') {
+        let start = end;
+        end += line.len();
+        if line == EMPTY_LINE || is_of_connection(line) {
+            if from < start {
+                feed.pass(from, start - from, to);
+            }
+            from = end;
+        }
+    }
+    to.own(b"Connection: close\r\n\r\n");
+}
+
+/// A line of a head that says whether the connection stays.
+fn is_of_connection(line: &[u8]) -> bool {
+    let name = line.split(|byte| *byte == b':').next().and_then(|name| std::str::from_utf8(name).ok());
+    name.is_some_and(|name| matches!(known(name), Known::Connection | Known::KeepAlive))
 }
 
 impl Connection {
@@ -154,8 +179,7 @@ impl Connection {
         };
         if self.draining && self.queue.len() == 1 && answer.status >= 200 && !answer.last {
             // A client that knows does not send its next request into the end of this connection.
-            feed.pass(at, length.saturating_sub(EMPTY_LINE.len()), &mut turn.out.to_client);
-            turn.out.to_client.own(b"Connection: close\r\n\r\n");
+            pass_as_last(feed, at, length, &mut turn.out.to_client);
         } else {
             feed.pass(at, length, &mut turn.out.to_client);
         }

@@ -124,7 +124,7 @@ impl Connection {
         if self.is_full() {
             return Progress::Wait;
         }
-        if turn.out.to_client.own_len() >= self.limits.answer_bytes {
+        if turn.out.to_client.own_len() >= self.limits.answer_bytes || turn.authorizer.is_spent() {
             self.stalled = true;
             return Progress::Wait;
         }
@@ -191,7 +191,6 @@ impl Connection {
     }
 
     fn forwarded(&mut self, id: RequestId, facts: Facts, bytes: &[u8]) {
-        self.dialled = true;
         self.last |= facts.last;
         self.queue.push_forwarded(id, facts, bytes);
         self.client = match facts.framing {

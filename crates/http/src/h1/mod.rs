@@ -40,9 +40,7 @@ pub struct Connection {
     last: bool,
     /// The proxy wants to end: the last answer says so.
     draining: bool,
-    /// A request was forwarded, so there is an app.
-    dialled: bool,
-    /// Requests wait because our own answers must be sent first.
+    /// Requests wait because our own answers must be sent first, or others have their turn.
     stalled: bool,
     /// Bytes that may still be discarded.
     discard: usize,
@@ -104,7 +102,6 @@ impl Connection {
             fin_to_app: false,
             last: false,
             draining: false,
-            dialled: false,
             stalled: false,
             discard: limits.discard_bytes,
             head_since: None,
@@ -122,6 +119,12 @@ impl Connection {
             (self.last, self.draining) = (true, true);
             self.settle(turn);
         }
+    }
+
+    /// The rest of a head is awaited.
+    #[must_use]
+    pub fn is_in_head(&self) -> bool {
+        matches!(self.client, client::Client::Head { .. }) && self.head_since.is_some()
     }
 
     /// Requests wait for answers to those before them.
@@ -203,7 +206,9 @@ impl Connection {
 
     fn check_end(&mut self) {
         let ours = self.fin_to_client && self.fin_to_app;
-        let theirs = self.from_client.eof && (self.from_app.eof || !self.dialled);
+        // What an app still says after its last answer is nobody's, and some are slow to close: the client may have
+        // taken its side of the connection back and wait to use it again.
+        let theirs = self.from_client.eof;
         let spent = self.linger.is_some() && self.discard == 0;
         if self.end.is_none() && ours && (theirs || spent) {
             self.end = Some(End::Finished);

@@ -110,7 +110,7 @@ impl Sink for FromClient<'_, '_, '_> {
     }
 
     fn is_full(&self) -> bool {
-        self.core.is_stalled() || Core::is_full(self.turn.out)
+        self.core.is_stalled() || Core::is_full(self.turn.out) || self.turn.authorizer.is_spent()
     }
 }
 

@@ -77,13 +77,13 @@ impl Core {
     pub(super) fn new(limits: Arc<Limits>, now: Instant) -> Core {
         let decoder = || Decoder::new(limits.head_bytes, limits.head_fields);
         Core {
-            streams: Streams::default(),
+            streams: Streams::new(limits.early_resets_after),
             from_client: decoder(),
             from_app: decoder(),
             to_client: Encoder::default(),
             to_app: Encoder::default(),
-            client_budget: Budget::new(now),
-            app_budget: Budget::new(now),
+            client_budget: Budget::new(&limits, now),
+            app_budget: Budget::new(&limits, now),
             dialled: false,
             greeted: false,
             waiting: Vec::new(),

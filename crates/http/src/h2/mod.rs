@@ -59,6 +59,8 @@ pub struct Connection {
     quiet_since: Instant,
     /// Since when our own answers wait to be sent.
     stalled_since: Option<Instant>,
+    /// The policy has changed, and the streams from this one on are still to be asked for.
+    asks_from: Option<u32>,
     end: Option<End>,
 }
 
@@ -67,8 +69,8 @@ impl Connection {
     #[must_use]
     pub fn new(limits: Arc<Limits>, now: Instant) -> Connection {
         Connection {
-            client: Reader::of_client(limits.head_bytes),
-            app: Reader::of_app(limits.head_bytes),
+            client: Reader::of_client(&limits),
+            app: Reader::of_app(&limits),
             core: Core::new(limits, now),
             client_eof: false,
             app_eof: false,
@@ -76,6 +78,7 @@ impl Connection {
             begun: now,
             quiet_since: now,
             stalled_since: None,
+            asks_from: None,
             end: None,
         }
     }
@@ -262,12 +265,24 @@ impl Filter for Connection {
     }
 
     fn reevaluate(&mut self, turn: &mut Turn<'_>) {
-        if self.end.is_some() {
-            return;
-        }
+        self.asks_from = Some(0);
+        self.go_on_reevaluating(turn);
+    }
+
+    fn is_reevaluating(&self) -> bool {
+        self.end.is_none() && self.asks_from.is_some()
+    }
+
+    fn go_on_reevaluating(&mut self, turn: &mut Turn<'_>) {
+        let from = self.asks_from.take();
+        let Some(from) = from.filter(|_| self.end.is_none()) else { return };
         let mut refused: Vec<(u32, Refusal)> = Vec::new();
         let Core { streams, cookies, .. } = &mut self.core;
-        for stream in streams.iter() {
+        for stream in streams.iter().filter(|stream| stream.id >= from) {
+            if turn.authorizer.is_spent() {
+                self.asks_from = Some(stream.id);
+                break;
+            }
             let authorizer = &mut *turn.authorizer;
             let verdict = match head::request(&stream.fields, &*authorizer) {
                 Ok(request) => {
@@ -303,15 +318,17 @@ impl Filter for Connection {
     }
 
     fn wants_client(&self) -> bool {
-        self.end.is_none() && !self.client_eof && !self.client.is_held() && !self.is_unheard()
+        let is_ready = !self.client_eof && !self.client.is_held() && !self.is_unheard();
+        self.end.is_none() && is_ready && !self.is_reevaluating()
     }
 
     fn wants_app(&self) -> bool {
-        self.end.is_none() && !self.app_eof && !self.app.is_held()
+        self.end.is_none() && !self.app_eof && !self.app.is_held() && !self.is_reevaluating()
     }
 
     fn wants_turn(&self) -> bool {
-        self.end.is_none() && (self.app.is_held() || self.client.is_held() && !self.is_unheard())
+        let is_held = self.app.is_held() || self.client.is_held() && !self.is_unheard();
+        self.end.is_none() && is_held && !self.is_reevaluating()
     }
 
     fn held(&self) -> usize {

@@ -5,14 +5,11 @@
 //! it comes, each piece as a frame of its own, so that a body is neither copied nor kept.
 
 use super::frame::{Fault, FrameHead, HEAD, MAX_PAYLOAD, code, flag, kind, word};
-use crate::H2_PREFACE;
+use crate::{H2_PREFACE, Limits};
 use std::time::Instant;
 
 /// Pieces of DATA below this wait for more: the head of a frame must not outweigh what it carries.
 const MIN_PIECE: usize = 1024;
-
-/// RFC 9113 sets no bound; each costs its sender nine bytes.
-const MAX_CONTINUATION: u32 = 16;
 
 /// Buffers above this are given back when they are empty.
 const KEPT: usize = 4096;
@@ -102,6 +99,7 @@ pub(super) struct Reader {
     open: Option<Open>,
     block: Vec<u8>,
     max_block: usize,
+    max_continuations: u32,
     /// What came while the sink was full, and how much of it has been read.
     held: Vec<u8>,
     read: usize,
@@ -113,18 +111,19 @@ pub(super) struct Reader {
 
 impl Reader {
     /// A reader of a client, who begins with the preface.
-    pub(super) fn of_client(max_block: usize) -> Reader {
-        Reader { state: State::Preface(0), ..Reader::of_app(max_block) }
+    pub(super) fn of_client(limits: &Limits) -> Reader {
+        Reader { state: State::Preface(0), ..Reader::of_app(limits) }
     }
 
-    /// A reader of an app. Header blocks may have `max_block` bytes.
-    pub(super) fn of_app(max_block: usize) -> Reader {
+    /// A reader of an app.
+    pub(super) fn of_app(limits: &Limits) -> Reader {
         Reader {
             state: State::Head,
             pending: Vec::new(),
             open: None,
             block: Vec::new(),
-            max_block,
+            max_block: limits.head_bytes,
+            max_continuations: limits.continuations,
             held: Vec::new(),
             read: 0,
             greeted: false,
@@ -402,7 +401,7 @@ impl Reader {
     fn continuation(&mut self, head: FrameHead, payload: &[u8], sink: &mut impl Sink) -> Result<(), Fault> {
         let Some(open) = &mut self.open else { return Ok(()) };
         open.continuations += 1;
-        if payload.is_empty() || open.continuations > MAX_CONTINUATION {
+        if payload.is_empty() || open.continuations > self.max_continuations {
             return Err(Fault::calm("http.continuation", "a flood of CONTINUATION"));
         }
         if self.block.len() + payload.len() > self.max_block {

@@ -9,9 +9,6 @@ const SPARE: usize = 64;
 /// Spare buffers above this are not worth keeping.
 const SPARE_BYTES: usize = 4096;
 
-/// A client who resets at least every second of so many streams before its answer began only makes work.
-const RESETS_AFTER: u32 = 500;
-
 /// How a stream stands in one direction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Way {
@@ -44,7 +41,7 @@ impl Stream {
 }
 
 /// All live streams of a connection.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Streams {
     /// By their ids, which only rise.
     live: VecDeque<Stream>,
@@ -57,9 +54,23 @@ pub(super) struct Streams {
     /// of the present.
     begun: u32,
     reset: u32,
+    /// A client who resets at least every second of so many streams before its answer began only makes work.
+    resets_after: u32,
 }
 
 impl Streams {
+    pub(super) fn new(resets_after: u32) -> Streams {
+        Streams {
+            live: VecDeque::new(),
+            spare: Vec::new(),
+            highest: 0,
+            bytes: 0,
+            begun: 0,
+            reset: 0,
+            resets_after,
+        }
+    }
+
     pub(super) fn len(&self) -> usize {
         self.live.len()
     }
@@ -86,7 +97,7 @@ impl Streams {
     pub(super) fn insert(&mut self, stream: Stream) {
         self.bytes += stream.fields.size();
         self.begun += 1;
-        if self.begun >= 2 * RESETS_AFTER {
+        if self.begun >= self.resets_after.saturating_mul(2) {
             self.begun /= 2;
             self.reset /= 2;
         }
@@ -122,7 +133,7 @@ impl Streams {
     /// The client's stream was reset before its answer began; whether there were too many of them.
     pub(super) fn reset_early(&mut self) -> bool {
         self.reset += 1;
-        self.begun >= RESETS_AFTER && self.reset >= self.begun / 2
+        self.begun >= self.resets_after && self.reset >= self.begun / 2
     }
 
     /// Bytes held.
@@ -150,7 +161,7 @@ mod tests {
 
     #[test]
     fn rule_05_streams_are_found_until_they_are_removed() {
-        let mut streams = Streams::default();
+        let mut streams = Streams::new(500);
         for id in (1..2000).step_by(2) {
             streams.insert(stream(id));
         }
@@ -169,7 +180,7 @@ mod tests {
 
     #[test]
     fn rule_12_every_second_stream_reset_is_too_much_after_500() {
-        let mut streams = Streams::default();
+        let mut streams = Streams::new(500);
         for id in 0..499 {
             streams.insert(stream(id));
             assert!(!streams.reset_early(), "{id}");
@@ -180,7 +191,7 @@ mod tests {
 
     #[test]
     fn rule_12_a_third_of_the_streams_reset_is_not_and_old_virtue_does_not_count() {
-        let mut streams = Streams::default();
+        let mut streams = Streams::new(500);
         for id in 0..100_000 {
             streams.insert(stream(id));
             assert!(id % 3 != 0 || !streams.reset_early(), "{id}");

@@ -34,6 +34,9 @@ pub struct Judge {
     /// A target that is refused from now on.
     pub revoked: Option<&'static str>,
     pub asked_again: Vec<u64>,
+    /// So many decisions may be made in one call of the filter, and so many were.
+    pub patience: Option<usize>,
+    pub decided: usize,
 }
 
 impl Judge {
@@ -50,6 +53,7 @@ impl Judge {
 
 impl Authorizer for Judge {
     fn decide(&mut self, id: RequestId, head: &RequestHead<'_>, patch: &mut Patch) -> Verdict {
+        self.decided += 1;
         let verdict = self.verdict(head.target);
         let headers = head.headers.iter().map(|(name, value)| ((*name).to_owned(), value.to_vec())).collect();
         self.seen.push(Seen {
@@ -72,6 +76,10 @@ impl Authorizer for Judge {
     fn decide_again(&mut self, id: RequestId, head: &RequestHead<'_>) -> Verdict {
         self.asked_again.push(id.0);
         self.verdict(head.target)
+    }
+
+    fn is_spent(&self) -> bool {
+        self.patience.is_some_and(|patience| self.decided >= patience)
     }
 
     fn is_guarded(&self, name: &str) -> bool {
@@ -128,10 +136,12 @@ impl Rig {
     }
 
     fn call(&mut self, input: &[u8], event: impl FnOnce(&mut Connection, &[u8], &mut Turn<'_>)) {
+        self.judge.decided = 0;
         let mut turn = Turn { now: self.now, authorizer: &mut self.judge, out: &mut self.out };
         event(&mut self.filter, input, &mut turn);
         self.collect(input);
         while self.filter.wants_turn() {
+            self.judge.decided = 0;
             let mut turn = Turn { now: self.now, authorizer: &mut self.judge, out: &mut self.out };
             self.filter.client_data(&[], &mut turn);
             self.collect(&[]);

@@ -120,6 +120,31 @@ fn rule_12_rapid_reset_is_stopped_and_cancelling_answered_streams_is_not() {
 }
 
 #[test]
+fn rule_12_half_of_500_streams_reset_is_too_much_and_one_fewer_is_not() {
+    for (resets, sent_away) in [(249, false), (250, true)] {
+        let mut scene = Scene::open();
+        for begun in 0..500 {
+            let stream = 2 * begun + 1;
+            scene.client(&get(stream, "/"));
+            // Every second one, the last included; the first is spared where one too few is wanted.
+            if begun % 2 == 1 && begun + 2 * resets > 499 {
+                assert_eq!(scene.end(), None, "{resets}: at stream {stream}");
+                scene.client(&reset(stream, 8));
+            } else {
+                scene.app(&headers(stream, END_STREAM, &[(":status", "200")]));
+            }
+        }
+        if sent_away {
+            scene.assert_goaway(ENHANCE_YOUR_CALM, "250 of 500");
+            continue;
+        }
+        assert_eq!(scene.end(), None, "249 of 500");
+        scene.client(&[get(1001, "/"), reset(1001, 8)].concat());
+        scene.assert_goaway(ENHANCE_YOUR_CALM, "250 of 501");
+    }
+}
+
+#[test]
 fn rule_12_resets_that_the_client_provokes_count_like_its_own() {
     let mut scene = Scene::open();
     let mut begun = 0;
@@ -173,6 +198,47 @@ fn rule_12_floods_of_frames_that_move_nothing_are_stopped() {
         assert!((900..=1100).contains(&sent), "{case}: {sent}");
         scene.assert_goaway(ENHANCE_YOUR_CALM, case);
     }
+}
+
+#[test]
+fn rule_12_bounds_of_floods_are_settings() {
+    let limits = || Limits { continuations: 2, idle_frames: 30, early_resets_after: 10, ..Limits::default() };
+    let block = |continuations: usize| {
+        let fields = literals(&request("GET", "/", &[]));
+        let mut frames = frame(HEADERS, END_STREAM, 1, &fields[..1]);
+        for at in 1..continuations {
+            frames.extend(frame(CONTINUATION, 0, 1, &fields[at..=at]));
+        }
+        frames.extend(frame(CONTINUATION, END_HEADERS, 1, &fields[continuations..]));
+        frames
+    };
+    for (continuations, end) in [(2, false), (3, true)] {
+        let mut scene = Scene::with(limits());
+        scene.greet();
+        scene.client(&block(continuations));
+        assert_eq!(scene.rules.seen.len(), usize::from(!end), "{continuations}");
+        if end {
+            scene.assert_goaway(ENHANCE_YOUR_CALM, "three of CONTINUATION");
+        }
+    }
+    for (case, flood) in [("PING", frame(PING, 0, 0, &[0; 8])), ("SETTINGS", settings(&[]))] {
+        let mut scene = Scene::with(limits());
+        scene.greet();
+        let mut sent = 0;
+        while scene.end().is_none() && sent < 1000 {
+            scene.client(&flood);
+            sent += 1;
+        }
+        assert!((20..=40).contains(&sent), "{case}: {sent}");
+    }
+    let mut scene = Scene::with(limits());
+    scene.greet();
+    let mut begun = 0;
+    while scene.end().is_none() && begun < 1000 {
+        scene.client(&[get(2 * begun + 1, "/"), reset(2 * begun + 1, 8)].concat());
+        begun += 1;
+    }
+    assert_eq!(begun, 10);
 }
 
 #[test]
@@ -266,4 +332,43 @@ fn rule_15_a_few_bytes_that_decode_to_many_do_not_fill_the_memory() {
     }
     assert!((60_000..140_000).contains(&most), "{most}");
     assert_eq!(scene.end(), Some(End::Finished), "and it is a rapid reset");
+}
+
+#[test]
+fn rule_16_decisions_that_cost_much_let_others_have_their_turn() {
+    let mut scene = Scene::open();
+    scene.rules.patience = Some(16);
+    let flood: Vec<u8> = (0..600).flat_map(|stream| get(2 * stream + 1, "/deny")).collect();
+    scene.call(&flood, |filter, turn| filter.client_data(&flood, turn));
+    assert_eq!(scene.rules.seen.len(), 16);
+    assert!(!scene.filter.wants_client() && scene.filter.wants_turn());
+    scene.call(&[], |filter, turn| filter.client_data(&[], turn));
+    assert_eq!(scene.rules.seen.len(), 32);
+    scene.client(&[]);
+    assert_eq!(scene.rules.seen.len(), 600, "none is lost");
+    assert!(scene.filter.wants_client() && scene.client_frames().len() == 600);
+}
+
+#[test]
+fn rule_16_a_policy_change_asks_for_many_streams_in_turns_and_nothing_moves_meanwhile() {
+    let mut scene = Scene::open();
+    let paths = (0..100).map(|number| if number % 2 == 0 { "/cut" } else { "/stays" });
+    scene.client(&(0..).zip(paths).flat_map(|(stream, path)| get(2 * stream + 1, path)).collect::<Vec<_>>());
+    scene.app_frames();
+    scene.rules.patience = Some(16);
+    scene.tighten();
+    assert!(scene.filter.is_reevaluating());
+    assert!(!scene.filter.wants_client() && !scene.filter.wants_app() && !scene.filter.wants_turn());
+    assert_eq!(scene.app_frames().len(), 8);
+    scene.call(&[], Filter::go_on_reevaluating);
+    assert_eq!(scene.app_frames().len(), 8, "the next sixteen");
+    scene.tighten();
+    assert_eq!(scene.app_frames().len(), 0, "another change asks again for those that stayed");
+    let mut calls = 1;
+    while scene.filter.is_reevaluating() {
+        scene.call(&[], Filter::go_on_reevaluating);
+        calls += 1;
+    }
+    assert_eq!((calls, scene.app_frames().len()), (6, 34));
+    assert!(scene.filter.wants_client() && scene.filter.wants_app());
 }

@@ -177,6 +177,37 @@ fn rule_08_answers_stand_between_frames_also_while_one_is_under_way() {
 }
 
 #[test]
+fn rule_08_nothing_of_ours_stands_within_a_header_block() {
+    let large = "x".repeat(20_000);
+    let answer = [(":status", "200"), ("x-a", large.as_str())];
+    let block = literals(&answer);
+    let mut scene = Scene::open();
+    scene.client(&get(1, "/"));
+    scene.app(&frame(HEADERS, 0, 1, &block[..8_000]));
+    assert!(scene.to_client.is_empty(), "a block is passed when it is whole");
+    scene.client(&get(3, "/deny"));
+    let ours = scene.client_frame();
+    assert_eq!((ours.kind, ours.stream, ours.flags), (HEADERS, 3, END_STREAM | END_HEADERS));
+    scene.app(&frame(CONTINUATION, 0, 1, &block[8_000..16_000])[..4_000]);
+    scene.client(&get(5, "/deny"));
+    scene.app(&frame(CONTINUATION, 0, 1, &block[8_000..16_000])[4_000..]);
+    scene.app(&frame(CONTINUATION, END_HEADERS, 1, &block[16_000..]));
+    scene.client(&get(7, "/deny"));
+    let frames = scene.client_frames();
+    assert_eq!(kinds(&frames), [(HEADERS, 5), (HEADERS, 1), (CONTINUATION, 1), (HEADERS, 7)]);
+    assert_eq!((frames[1].flags, frames[2].flags), (0, END_HEADERS));
+    // The other direction: a block of the client, and what we tell the app meanwhile.
+    let request = literals(&request("GET", "/", &[("x-a", &large)]));
+    let mut scene = Scene::open();
+    scene.client(&post(1, "/cut"));
+    scene.app_frames();
+    scene.client(&frame(HEADERS, END_STREAM, 3, &request[..16_000]));
+    scene.tighten();
+    scene.client(&frame(CONTINUATION, END_HEADERS, 3, &request[16_000..]));
+    assert_eq!(kinds(&scene.app_frames()), [(RST_STREAM, 1), (HEADERS, 3), (CONTINUATION, 3)]);
+}
+
+#[test]
 fn rule_13_a_policy_change_cuts_what_it_refuses_and_nothing_else() {
     let mut scene = Scene::open();
     scene.client(&[post(1, "/cut/a"), get(3, "/stays"), post(5, "/cut/b")].concat());

@@ -31,6 +31,9 @@ impl Seen {
 pub struct Rules {
     /// From now on, what begins with `/cut` is refused.
     pub tightened: bool,
+    /// So many decisions may be made in one call of the filter, and so many were.
+    pub patience: Option<usize>,
+    pub decided: usize,
     pub seen: Vec<Seen>,
     pub allowed: Vec<u32>,
     pub refused: Vec<(u32, Refusal)>,
@@ -54,6 +57,7 @@ impl Rules {
 impl Authorizer for Rules {
     fn decide(&mut self, id: RequestId, head: &RequestHead<'_>, patch: &mut Patch) -> Verdict {
         let text = |value: &[u8]| String::from_utf8_lossy(value).into_owned();
+        self.decided += 1;
         let stream = u32::try_from(id.0).unwrap();
         self.seen.push(Seen {
             stream,
@@ -75,7 +79,12 @@ impl Authorizer for Rules {
     }
 
     fn decide_again(&mut self, _: RequestId, head: &RequestHead<'_>) -> Verdict {
+        self.decided += 1;
         self.verdict(head.target)
+    }
+
+    fn is_spent(&self) -> bool {
+        self.patience.is_some_and(|patience| self.decided >= patience)
     }
 
     fn is_guarded(&self, name: &str) -> bool {
@@ -148,6 +157,7 @@ impl Scene {
 
     /// One call of the filter; its output is taken.
     pub fn call(&mut self, input: &[u8], call: impl FnOnce(&mut Connection, &mut Turn<'_>)) {
+        self.rules.decided = 0;
         let mut turn = Turn { now: self.now, authorizer: &mut self.rules, out: &mut self.out };
         call(&mut self.filter, &mut turn);
         for (outgoing, to) in

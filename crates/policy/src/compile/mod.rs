@@ -35,8 +35,11 @@ pub struct WorkloadPolicies {
     pub(crate) dry_allow: RuleSet,
     /// RequestAuthentications select the workload: a token can be refused.
     pub(crate) checks_tokens: bool,
+    /// Ports that are declared to carry no HTTP.
+    pub(crate) other: BTreeSet<u16>,
     /// Headers that conditions ask for, in lower case.
     headers: BTreeSet<Box<str>>,
+    asks_path: bool,
 }
 
 /// Policies of one action on their way into a [`RuleSet`].
@@ -104,8 +107,17 @@ impl WorkloadPolicies {
         all.dry_allow = gathered.dry_allow.set();
         let custom = all.custom.iter().map(|(_, rules)| rules);
         let sets = [&all.deny, &all.allow, &all.audit, &all.dry_deny, &all.dry_allow];
-        all.headers = custom.chain(sets).flat_map(RuleSet::headers).map(Into::into).collect();
+        let every: Vec<&RuleSet> = custom.chain(sets).collect();
+        let headers = every.iter().flat_map(|rules| rules.headers()).map(Into::into).collect();
+        all.asks_path = every.iter().any(|rules| rules.asks_path());
+        all.headers = headers;
         all
+    }
+
+    /// Whether a rule asks for the path. Where none does, one reading of it is enough.
+    #[must_use]
+    pub fn asks_path(&self) -> bool {
+        self.asks_path
     }
 
     /// Whether a condition asks for the header `name`, in lower case.
@@ -141,6 +153,13 @@ impl WorkloadPolicies {
             }
         };
         into.policies.push((object.name().to_string().into(), rules));
+    }
+
+    /// Says which ports are declared to carry something other than HTTP. There a RequestAuthentication alone asks for
+    /// nothing, as in Istio: tokens come with requests. An AuthorizationPolicy that asks for requests, a token's
+    /// principal among them, does so on these ports too.
+    pub fn declare_other(&mut self, ports: impl IntoIterator<Item = u16>) {
+        self.other = ports.into_iter().collect();
     }
 
     /// Refuses everything on account of `name`: for policies that could not even be received whole.

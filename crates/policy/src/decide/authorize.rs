@@ -63,7 +63,8 @@ impl WorkloadPolicies {
         if allows && self.allow.first(&facts, Wanted::Possible).is_none() {
             return Partial::Deny(Decision::deny(Reason::NoAllowMatched, None));
         }
-        let may_refuse = self.checks_tokens
+        let checks_tokens = self.checks_tokens && !self.other.contains(&connection.destination.port());
+        let may_refuse = checks_tokens
             || self.custom.iter().any(|(_, rules)| rules.first(&facts, Wanted::Possible).is_some())
             || self.deny.first(&facts, Wanted::Possible).is_some();
         if may_refuse {

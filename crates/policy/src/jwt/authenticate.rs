@@ -64,6 +64,8 @@ pub struct Authenticated<'r> {
     pub token: Option<VerifiedToken>,
     /// What becomes of headers and query.
     pub forwarding: Forwarding<'r>,
+    /// Signatures that were looked at; 0 where the token was known.
+    pub signatures: u32,
 }
 
 /// What one rule says of a request.
@@ -90,9 +92,10 @@ pub fn authenticate<'r>(
 ) -> Result<Authenticated<'r>, TokenRefusal> {
     let mut forwarding = Forwarding { stripped: &rules.stripped, ..Forwarding::default() };
     if is_preflight(view) {
-        return Ok(Authenticated { token: None, forwarding });
+        return Ok(Authenticated { token: None, forwarding, signatures: 0 });
     }
-    let mut examination = Examination { keys, cache, now, read: Vec::new(), unknown_key: None };
+    let mut examination =
+        Examination { keys, cache, now, read: Vec::new(), unknown_key: None, signatures: 0 };
     let mut refusal: Option<(&TokenRule, TokenFault)> = None;
     for rule in &rules.rules {
         match examination.judge(rule, view, &rules.stripped) {
@@ -108,7 +111,8 @@ pub fn authenticate<'r>(
                     space_delimited: rule.space_delimited.clone(),
                     policy: rule.policy.clone(),
                 };
-                return Ok(Authenticated { token: Some(token), forwarding });
+                let signatures = examination.signatures;
+                return Ok(Authenticated { token: Some(token), forwarding, signatures });
             }
             Verdict::Refused(fault) => {
                 if refusal.as_ref().is_none_or(|(_, known)| fault.rank() > known.rank()) {
@@ -118,8 +122,11 @@ pub fn authenticate<'r>(
         }
     }
     match refusal {
-        None => Ok(Authenticated { token: None, forwarding }),
-        Some((rule, fault)) => Err(rule.refuse(fault, examination.unknown_key)),
+        None => Ok(Authenticated { token: None, forwarding, signatures: examination.signatures }),
+        Some((rule, fault)) => {
+            let refusal = rule.refuse(fault, examination.unknown_key);
+            Err(TokenRefusal { signatures: examination.signatures, ..refusal })
+        }
     }
 }
 
@@ -131,6 +138,16 @@ struct Examination<'e> {
     read: Vec<(String, Result<Arc<Parsed>, TokenFault>)>,
     /// The last key ID that no key set held.
     unknown_key: Option<Box<str>>,
+    /// Signatures that were looked at.
+    signatures: u32,
+}
+
+/// A token whose claims fit its rule.
+enum Fitting {
+    /// Its signature was verified lately.
+    Known(Arc<Claims>),
+    /// It is still to be verified.
+    New(Arc<Parsed>),
 }
 
 impl Examination<'_> {
@@ -143,38 +160,73 @@ impl Examination<'_> {
             return Verdict::Missing;
         }
         let keys = rule.keys(self.keys);
-        let mut verdict = Verdict::Missing;
+        // What costs nothing comes first, for all of them: nobody gets a signature verified with a token for somebody
+        // else, or beside one.
+        let mut worst: Option<TokenFault> = None;
+        let mut fitting = Vec::with_capacity(tokens.len());
         for token in &tokens {
-            match (self.verify(rule, keys.as_deref(), token), &verdict) {
+            let key = keys.as_deref().map(|keys| CacheKey::new(keys, token));
+            match self.fit(rule, key, token) {
+                Ok(one) => fitting.push((key, one)),
+                Err(fault) if worst.as_ref().is_some_and(|known| known.rank() >= fault.rank()) => {}
+                Err(fault) => worst = Some(fault),
+            }
+        }
+        if let Some(fault) = worst {
+            return Verdict::Refused(fault);
+        }
+        let mut verdict = Verdict::Missing;
+        for (key, one) in fitting {
+            // The first fault is as good as any: none of what is found out here outranks another.
+            match (self.verify(keys.as_deref(), key, one), &verdict) {
                 (Ok(claims), Verdict::Missing) => verdict = Verdict::Valid(claims),
                 (Ok(_), _) => {}
-                (Err(fault), Verdict::Refused(known)) if fault.rank() <= known.rank() => {}
-                (Err(fault), _) => verdict = Verdict::Refused(fault),
+                (Err(fault), _) => return Verdict::Refused(fault),
             }
         }
         verdict
     }
 
-    fn verify(
-        &mut self,
-        rule: &TokenRule,
-        keys: Option<&Jwks>,
-        token: &str,
-    ) -> Result<Arc<Claims>, TokenFault> {
-        let key = keys.map(|keys| CacheKey::new(keys, token));
+    /// What a token says, if its rule can take it.
+    fn fit(&mut self, rule: &TokenRule, key: Option<CacheKey>, token: &str) -> Result<Fitting, TokenFault> {
         if let Some(claims) = key.and_then(|key| self.cache.get(&key, self.now)) {
             rule.check(&claims, self.now)?;
-            return Ok(claims);
+            return Ok(Fitting::Known(claims));
         }
         let parsed = self.read(token)?;
-        // What costs nothing comes first: nobody gets a signature verified with a token for somebody else.
         rule.check(&parsed.claims, self.now)?;
+        Ok(Fitting::New(parsed))
+    }
+
+    fn verify(
+        &mut self,
+        keys: Option<&Jwks>,
+        key: Option<CacheKey>,
+        token: Fitting,
+    ) -> Result<Arc<Claims>, TokenFault> {
+        let parsed = match token {
+            Fitting::Known(claims) => return Ok(claims),
+            Fitting::New(parsed) => parsed,
+        };
         let (Some(keys), Some(key)) = (keys, key) else { return Err(TokenFault::NoKeys) };
-        let verified = keys.verify(&parsed);
-        if verified == Err(TokenFault::UnknownKey) {
-            self.unknown_key = parsed.key_id.as_deref().map(Into::into);
+        // The same token may stand in several places.
+        if let Some(claims) = self.cache.get(&key, self.now) {
+            return Ok(claims);
         }
-        verified?;
+        if self.cache.is_refused(&key) {
+            return Err(TokenFault::Signature);
+        }
+        match keys.verify(&parsed, &mut self.signatures) {
+            Ok(()) => {}
+            Err(fault) => {
+                if fault == TokenFault::UnknownKey {
+                    self.unknown_key = parsed.key_id.as_deref().map(Into::into);
+                } else if fault == TokenFault::Signature {
+                    self.cache.refuse(key);
+                }
+                return Err(fault);
+            }
+        }
         self.cache.insert(key, &parsed.claims, self.now);
         Ok(parsed.claims.clone())
     }
@@ -215,6 +267,6 @@ impl TokenRule {
             _ => None,
         };
         let key_id = key_id.filter(|_| fault == TokenFault::UnknownKey);
-        TokenRefusal { fault, policy: self.policy.clone(), rule: self.index, refetch, key_id }
+        TokenRefusal { fault, policy: self.policy.clone(), rule: self.index, refetch, key_id, signatures: 0 }
     }
 }

@@ -5,10 +5,12 @@ use super::LEEWAY;
 use super::jwks::Jwks;
 use super::token::Claims;
 use aws_lc_rs::digest::{Context, SHA256};
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 
+/// Tokens that were refused lately.
+const REFUSED: usize = 256;
 /// Enough for one workload's callers.
 const ENTRIES: usize = 1024;
 const BYTES: usize = 2 * 1024 * 1024;
@@ -44,6 +46,9 @@ struct Inner {
     bytes: usize,
     /// When expired tokens were last thrown out.
     swept: u64,
+    /// Tokens whose signature does not hold, the oldest first; holds exactly what `refused_order` does.
+    refused: HashSet<CacheKey>,
+    refused_order: VecDeque<CacheKey>,
 }
 
 impl Default for TokenCache {
@@ -100,6 +105,26 @@ impl TokenCache {
             inner.order.push_back(key);
             inner.bytes += cost;
         });
+    }
+
+    /// The token's signature does not hold under these keys: it need not be looked at again for a while.
+    pub(super) fn refuse(&self, key: CacheKey) {
+        self.with(|inner| {
+            if !inner.refused.insert(key) {
+                return;
+            }
+            inner.refused_order.push_back(key);
+            if inner.refused_order.len() > REFUSED
+                && let Some(oldest) = inner.refused_order.pop_front()
+            {
+                inner.refused.remove(&oldest);
+            }
+        });
+    }
+
+    /// The token was refused lately.
+    pub(super) fn is_refused(&self, key: &CacheKey) -> bool {
+        self.with(|inner| inner.refused.contains(key))
     }
 
     /// What a panicking thread left behind is whole: no step in between can fail.
@@ -183,6 +208,22 @@ mod tests {
         assert_eq!(cache.len(), 2);
         cache.insert(key(3), &claims(5), 200);
         assert!(cache.get(&key(3), 200).is_none(), "what has expired is not kept at all");
+    }
+
+    #[test]
+    fn of_refused_tokens_the_last_are_known() {
+        let cache = TokenCache::default();
+        let key = |number: usize| {
+            let mut bytes = [0; 32];
+            bytes[..8].copy_from_slice(&number.to_be_bytes());
+            CacheKey(bytes)
+        };
+        for number in 0..=REFUSED {
+            cache.refuse(key(number));
+            cache.refuse(key(number));
+        }
+        assert!(!cache.is_refused(&key(0)) && (1..=REFUSED).all(|number| cache.is_refused(&key(number))));
+        assert!(cache.is_empty(), "none of them counts");
     }
 
     #[test]

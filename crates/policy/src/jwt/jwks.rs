@@ -15,8 +15,10 @@ use serde_json::Value;
 const MAX_DOCUMENT: usize = 256 * 1024;
 /// Large issuers publish about ten keys.
 const MAX_KEYS: usize = 100;
-/// Signatures that one token without `kid` may cost.
-const MAX_TRIES: usize = 16;
+/// Signatures that one token may cost: keys of its `kid`, and keys without one.
+const MAX_TRIES: u32 = 16;
+/// And one without `kid`, which fits every key. Sets that expect such tokens have one key, or two while it changes.
+const MAX_TRIES_WITHOUT_ID: u32 = 4;
 /// Bytes of a modulus: the sizes that aws-lc verifies with (2048 to 8192 bits).
 const MODULUS: std::ops::RangeInclusive<usize> = 256..=1024;
 
@@ -169,15 +171,16 @@ impl Jwks {
         &self.fingerprint
     }
 
-    /// Verifies the signature with the keys whose ID and algorithms fit; a key without an ID fits any.
-    pub(super) fn verify(&self, token: &Parsed) -> Result<(), TokenFault> {
+    /// Verifies the signature with the keys whose ID and algorithms fit; a key without an ID fits any. Counts the
+    /// `signatures` that it looks at.
+    pub(super) fn verify(&self, token: &Parsed, signatures: &mut u32) -> Result<(), TokenFault> {
         let of_id = |key: &&Key| match (&key.id, &token.key_id) {
             (Some(id), Some(wanted)) => **id == **wanted,
             _ => true,
         };
         let Some(algorithm) = token.algorithm else { return Err(TokenFault::Algorithm) };
         let mut fault = TokenFault::UnknownKey;
-        let mut tries = MAX_TRIES;
+        let mut tries = if token.key_id.is_some() { MAX_TRIES } else { MAX_TRIES_WITHOUT_ID };
         for key in self.keys.iter().filter(of_id) {
             if fault == TokenFault::UnknownKey {
                 fault = TokenFault::Algorithm;
@@ -186,6 +189,7 @@ impl Jwks {
                 continue;
             }
             tries -= 1;
+            *signatures += 1;
             fault = TokenFault::Signature;
             if key.verifies(algorithm, token) {
                 return Ok(());

@@ -5,9 +5,9 @@
 use super::form::{Separators, decode_separators, has_encoded_separator, merge_slashes, resolve_dots};
 use std::borrow::Cow;
 
-/// Bytes of a path up to which it is judged under what this module makes of it; nobody asks for longer ones with
-/// escapes or parameters in good faith, and their readings would cost the proxy more than the sender.
-pub(super) const MAX_LENGTH: usize = 8192;
+/// Bytes that all forms of a path may have together: their readings must not cost the proxy more than the sender. A
+/// path of 3 KiB with common escapes is within it, one with parameters and escapes of escapes up to some 300 bytes.
+pub(super) const MAX_BYTES: usize = 10 * 1024;
 
 /// What a back end decodes.
 #[derive(Debug, Clone, Copy)]
@@ -47,23 +47,37 @@ impl Decoding {
     }
 }
 
+/// The path has too many forms for its length.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct TooMany;
+
 /// Calls `each` with every form that a back end could make of `path`, which is in the form BASE; one form may come
-/// more than once.
-pub(super) fn each_further(path: &str, mut each: impl FnMut(&str)) {
+/// more than once. With none where all together would have more than [`MAX_BYTES`].
+pub(super) fn each_further(path: &str, mut each: impl FnMut(&str)) -> Result<(), TooMany> {
     if is_plain(path) {
-        return;
+        return Ok(());
+    }
+    if path.len() > MAX_BYTES {
+        return Err(TooMany);
     }
     let escaped = path.contains('%');
+    let once = if escaped { Cow::Owned(decode_all(path)) } else { Cow::Borrowed(path) };
+    let twice = once.contains('%');
     let mut decodings = vec![Decoding::Nothing];
     if has_encoded_separator(path, Separators::Both) {
         decodings.extend(Separators::ALL.map(Decoding::Some));
     }
     if escaped {
-        let times: &[u8] = if decode_all(path).contains('%') { &[1, 2] } else { &[1] };
+        let times: &[u8] = if twice { &[1, 2] } else { &[1] };
         for times in times {
             let all = |backslash| Decoding::All { times: *times, backslash };
             decodings.extend([all(Backslash::Letter), all(Backslash::Slash)]);
         }
+    }
+    // Parameters are dropped or not, before and after the decoding; what is decoded twice may bring new ones.
+    let forms = decodings.len() * if once.contains(';') || twice { 4 } else { 1 };
+    if forms * path.len() > MAX_BYTES {
+        return Err(TooMany);
     }
     let mut made: Vec<String> = Vec::new();
     for decoding in decodings {
@@ -82,6 +96,7 @@ pub(super) fn each_further(path: &str, mut each: impl FnMut(&str)) {
         each(&merge_slashes(&resolved));
         each(&resolved);
     }
+    Ok(())
 }
 
 /// A way to write a value of `paths` that means the same to a back end which decodes or drops parameters.
@@ -150,11 +165,12 @@ mod tests {
 
     fn further(path: &str) -> Vec<String> {
         let mut all = Vec::new();
-        each_further(path, |form| {
+        let each = |form: &str| {
             if form != path && !all.iter().any(|known| known == form) {
                 all.push(form.to_owned());
             }
-        });
+        };
+        each_further(path, each).unwrap();
         all.sort();
         all
     }
@@ -178,6 +194,28 @@ mod tests {
         ];
         for (path, expected) in cases {
             assert_eq!(further(path), expected, "{path}");
+        }
+    }
+
+    #[test]
+    fn what_a_path_may_cost_is_bounded_and_long_names_in_other_scripts_are_not_near_it() {
+        let cases = [
+            (
+                "a key of 1,024 bytes of text, every one escaped",
+                "/bucket/".to_owned() + &"%E4%BD%A0".repeat(341),
+                true,
+            ),
+            ("a session in a parameter", "/shop/".to_owned() + &"x".repeat(2000) + ";jsessionid=1", true),
+            ("escapes of escapes", "/".to_owned() + &"%252f".repeat(80), true),
+            ("too many of them", "/".to_owned() + &"%252f".repeat(200), false),
+            ("with parameters", "/".to_owned() + &"%252f;x%5c..".repeat(100), false),
+            ("too long", "/%41".to_owned() + &"a".repeat(MAX_BYTES), false),
+        ];
+        for (case, path, is_judged) in cases {
+            let mut bytes = 0;
+            let judged = each_further(&path, |form| bytes += form.len());
+            assert_eq!(judged.is_ok(), is_judged, "{case}");
+            assert!(bytes <= 3 * MAX_BYTES, "{case}: {bytes}");
         }
     }
 

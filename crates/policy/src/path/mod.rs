@@ -48,7 +48,7 @@ pub enum BadPath {
     NotAbsolute,
     /// It holds escapes or parameters, so that back ends could read it in many ways, and is too long to be judged
     /// under all of them. In mode SAFE only.
-    #[error("the path has more than 8192 bytes and holds escapes or parameters")]
+    #[error("the path is long and its escapes or parameters can be read in many ways")]
     TooLong,
 }
 

@@ -1,7 +1,7 @@
 //! One request target, normalised: what is forwarded, and what rules are judged under.
 
 use super::form::{Separators, base, decode_separators, has_encoded_separator, merge_slashes};
-use super::further::{MAX_LENGTH, each_further, is_plain};
+use super::further::each_further;
 use super::{BadPath, PathNormalization};
 use crate::text::split_once;
 use std::borrow::Cow;
@@ -16,9 +16,18 @@ pub struct Readings<'a> {
     named: Vec<String>,
     /// What back ends of other habits could make of the forwarded form, distinct from all above.
     further: Vec<String>,
+    /// Bytes of all forms that were made to find them.
+    made: usize,
 }
 
 impl<'a> Readings<'a> {
+    /// What the normalisation has cost and a decision will: bytes that were looked at, of the path and of each form
+    /// that was made of it.
+    #[must_use]
+    pub fn cost(&self) -> usize {
+        self.forward.len() + self.made
+    }
+
     /// The path to forward, without the query; also the first reading.
     #[must_use]
     pub fn forward(&self) -> &str {
@@ -64,7 +73,7 @@ impl<'a> Readings<'a> {
     }
 
     fn one(forward: Cow<'a, str>, query: Option<&'a str>) -> Self {
-        Readings { forward, query, named: Vec::new(), further: Vec::new() }
+        Readings { forward, query, named: Vec::new(), further: Vec::new(), made: 0 }
     }
 
     /// The three named readings of `path`, whose BASE form is `self.forward`.
@@ -82,19 +91,17 @@ impl<'a> Readings<'a> {
     }
 
     fn add_further(&mut self) -> Result<(), BadPath> {
-        if is_plain(&self.forward) {
-            return Ok(());
-        }
-        if self.forward.len() > MAX_LENGTH {
-            return Err(BadPath::TooLong);
-        }
         let mut further: Vec<String> = Vec::new();
-        each_further(&self.forward, |form| {
+        let mut made = 0;
+        let each = |form: &str| {
+            made += form.len();
             if !self.judged().chain(further.iter().map(String::as_str)).any(|known| known == form) {
                 further.push(form.to_owned());
             }
-        });
+        };
+        each_further(&self.forward, each).map_err(|_| BadPath::TooLong)?;
         self.further = further;
+        self.made = made;
         Ok(())
     }
 }

@@ -53,8 +53,9 @@ pub(super) fn needs_requests(spec: &AuthorizationPolicySpec, enforcement: Enforc
 
 /// The warning for a RequestAuthentication: it can't say on which ports HTTP is spoken.
 pub(super) fn reads_every_port(spec: &RequestAuthenticationSpec) -> Option<String> {
-    let effect =
-        "every port of what it selects must carry HTTP: there the proxies cut connections that carry none";
+    let effect = "every port of what it selects must carry HTTP, but for those that all Services in front, or else the \
+                  container, declare to be something else (tcp, tls, redis, …): the proxies cut connections that \
+                  carry none";
     (!spec.jwt_rules.is_empty()).then(|| format!("spec.jwtRules: {effect}"))
 }
 

@@ -202,7 +202,9 @@ fn a_long_path_that_could_be_read_in_many_ways_is_refused() {
         assert!(normalize(PathNormalization::Safe, &format!("{long}{odd}")).is_err(), "{odd}");
         assert!(normalize(PathNormalization::Base, &format!("{long}{odd}")).is_ok(), "{odd}");
     }
-    let hostile = "/..;%2f%5c%252f//".repeat(480);
-    let readings = normalize(PathNormalization::Safe, &hostile).unwrap();
+    let hostile = |times| "/..;%2f%5c%252f//".repeat(times);
+    assert!(normalize(PathNormalization::Safe, &hostile(480)).is_err());
+    let odd = hostile(18);
+    let readings = normalize(PathNormalization::Safe, &odd).unwrap();
     assert!(readings.judged().count() < 100, "{}", readings.judged().count());
 }

@@ -30,7 +30,25 @@ fn a_token_without_key_id_costs_few_signatures() {
     all.push(last.jwk());
     let scene = Scene::new(&[("ns/one", "- issuer: https://issuer.example")]).keys(ISSUER, set(&all));
     let token = last.token_with(&json!({"alg": "EdDSA"}), "EdDSA", &claims(json!({})));
+    assert_eq!(scene.signatures(std::slice::from_ref(&token)), 4);
     assert_eq!(scene.bearer(&token), Err(TokenFault::Signature), "beyond the tries");
+}
+
+#[test]
+fn forged_tokens_cost_one_signature_a_request_and_none_when_they_come_again() {
+    let issuer = Issuer::ed25519("k");
+    let scene =
+        Scene::new(&[("ns/one", "- issuer: https://issuer.example")]).keys(ISSUER, set(&[issuer.jwk()]));
+    let good = issuer.token(&claims(json!({})));
+    let forged = |number: usize| Issuer::ed25519("k").token(&claims(json!({"jti": number})));
+    let eight: Vec<_> = (0..8).map(forged).collect();
+    assert_eq!(scene.signatures(&eight), 1, "the first fault is enough");
+    assert_eq!(scene.signatures(&eight[..1]), 0, "it is known");
+    assert_eq!(scene.bearer(&eight[0]), Err(TokenFault::Signature));
+    let foreign = issuer.token(&claims(json!({"iss": "https://other.example"})));
+    assert_eq!(scene.signatures(&[eight[1].clone(), foreign]), 0, "what costs nothing comes first");
+    assert_eq!(scene.signatures(&vec![good.clone(); 8]), 1, "one token in many places");
+    assert_eq!(scene.signatures(&[good]), 0);
 }
 
 proptest! {

@@ -75,6 +75,16 @@ impl Scene {
         })
     }
 
+    /// The signatures that were looked at for a request with these tokens in its query.
+    pub fn signatures(&self, tokens: &[String]) -> u32 {
+        let query: Vec<_> = tokens.iter().map(|token| format!("access_token={token}")).collect();
+        let query = query.join("&");
+        let view = HttpView { method: "GET", query: Some(&query), headers: &[] };
+        let find = |name: &str| self.keys.get(name).cloned();
+        let judged = authenticate(&self.rules, &find, &self.cache, &view, self.now);
+        judged.map_or_else(|refusal| refusal.signatures, |passed| passed.signatures)
+    }
+
     /// With a bearer token.
     pub fn bearer(&self, token: &str) -> Result<Passed, TokenFault> {
         self.ask(&[("authorization", &format!("Bearer {token}"))], None)

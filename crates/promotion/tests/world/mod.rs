@@ -4,7 +4,7 @@
 
 use cinch_promotion::{
     Action, Bypass, Counts, Departure, Facts, Injection, Memory, Millis, Namespace, Outcome, Plaintext, Pod,
-    PodClass, Policy, Report, Slot, Source, SourceName, Spec, State, short, step,
+    PodClass, Policy, RedirectGone, Report, Slot, Source, SourceName, Spec, State, short, step,
 };
 use std::collections::BTreeMap;
 
@@ -29,6 +29,10 @@ pub struct Proxy {
     pub by_agent: bool,
     /// When the agent looked last; [`World::LOOKED`]: it looks all the time.
     pub last_look: Option<Millis>,
+    pub look_was_cut: bool,
+    /// When the agent confirmed the redirect last, as `last_look`.
+    pub confirmed: Option<Millis>,
+    pub redirect_gone: Option<RedirectGone>,
 }
 
 pub struct World {
@@ -210,6 +214,7 @@ impl World {
             report: proxy.heard,
             acknowledged_lock: self.namespace.locked && proxy.acknowledges,
             bypass: proxy.bypass.clone(),
+            redirect_gone: proxy.redirect_gone,
         });
         // Sources are known only once somebody has reported them.
         let known = self.pods.is_empty() || self.pods.values().any(|proxy| proxy.heard.is_some());
@@ -244,6 +249,8 @@ impl World {
                     inbound_proof_age: age(proxy.unproved[0]),
                     outbound_proof_age: age(proxy.unproved[1]),
                     last_look: proxy.last_look.map(|look| look.min(now)),
+                    look_was_cut: proxy.look_was_cut,
+                    agent_proof_age: proxy.confirmed.map(|at| now.saturating_sub(at)),
                 });
             }
         }

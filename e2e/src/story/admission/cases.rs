@@ -118,6 +118,20 @@ fn app_security(pod: &mut Value, context: Value) {
     set(pod, APP, "securityContext", context);
 }
 
+/// Whether a case, by its name, is about what only a pod has whose redirect the node agent sets.
+pub fn is_of_agents(case: &str) -> bool {
+    case.contains("agent") || case.contains("cinch-init") || case == "another redirect"
+}
+
+/// Changes a pod whose redirect an init container sets as one without it would be, which has the sidecar first.
+pub fn behind_init(pod: &mut Value, change: Change) {
+    let init = list(pod, "/spec/initContainers").filter(|list| !list.is_empty()).map(|list| list.remove(0));
+    change(pod);
+    if let (Some(init), Some(list)) = (init, list(pod, "/spec/initContainers")) {
+        list.insert(0, init);
+    }
+}
+
 /// All three.
 pub const ALL: &[&str] = &[OPEN, REQUIRED, LOCKED];
 const MUST: &[&str] = &[REQUIRED, LOCKED];
@@ -201,6 +215,13 @@ pub const SHAPE: &[Case] = &[
         Refused("SidecarShape"),
     ),
     ("another redirect", ALL, |p| variable(p, "CINCH_REDIRECT", "init"), Refused("SidecarShape")),
+    (
+        "other settings of the proxy",
+        ALL,
+        |p| variable(p, "CINCH_PROXY_SETTINGS", r#"{"limits":{"connections":1}}"#),
+        Refused("SidecarShape"),
+    ),
+    ("settings that say nothing", ALL, |p| variable(p, "CINCH_PROXY_SETTINGS", "{}"), Stored),
     ("another account", ALL, |p| variable(p, "CINCH_SERVICE_ACCOUNT", "x"), Refused("SidecarShape")),
     (
         "a mount over the binary",

@@ -125,16 +125,27 @@ pub fn rules(see: &See<'_>, canonical: &Value) -> Result<String> {
     for namespace in ALL {
         see.kubectl(&["wait", "serviceaccount/default", "-n", namespace, "--for=create", "--timeout=30s"])?;
     }
-    let mut tried = 0;
-    for (name, namespaces, change, answer) in [PRESENCE, SHAPE, OTHERS].into_iter().flatten() {
+    let (mut tried, mut api) = (0, see.cluster.api()?);
+    let with_init = text(canonical, "/spec/initContainers/0/name") == "cinch-init";
+    let all = [PRESENCE, SHAPE, OTHERS].into_iter().flatten();
+    for (name, namespaces, change, answer) in all.filter(|case| !with_init || !cases::is_of_agents(case.0)) {
         for namespace in *namespaces {
             let mut pod = canonical.clone();
             set(&mut pod, "/metadata", "namespace", json!(namespace));
-            change(&mut pod);
-            let output = see.create(&pod.to_string(), &["--dry-run=server"])?;
+            if with_init {
+                cases::behind_init(&mut pod, *change)
+            } else {
+                change(&mut pod)
+            }
+            let output = api.try_create(&format!("/api/v1/namespaces/{namespace}/pods"), &pod)?;
             judge(&format!("{name} in {namespace}"), &output, *answer)?;
             tried += 1;
         }
+    }
+    if with_init {
+        let mut required = canonical.clone();
+        set(&mut required, "/metadata", "namespace", json!(REQUIRED));
+        tried += rules_with_init(see, &required)?;
     }
     for (name, namespace, patch, answer) in operator_patches() {
         let patch = patch.to_string();

@@ -61,7 +61,7 @@ pub(super) fn address(to: SocketAddr) -> v1::Address {
     v1::Address { ip: ip.into(), port: u32::from(to.port()) }
 }
 
-pub(super) fn pod(uid: &str, account: &str, ips: &[&str]) -> PodInfo {
+pub(crate) fn pod(uid: &str, account: &str, ips: &[&str]) -> PodInfo {
     PodInfo {
         uid: uid.into(),
         namespace: "shop".into(),

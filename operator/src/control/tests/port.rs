@@ -4,7 +4,7 @@ use super::*;
 use crate::ca::CertificateAuthority;
 use crate::ca::tests::{authority, svid};
 use crate::control::certificate;
-use crate::issuing::tests::{FakeCluster, issuing};
+use crate::issuing::tests::{FakeCluster, issuing, token};
 use bytes::BytesMut;
 use cinch_control::v1::proxy_message::Kind as Request;
 use cinch_control::{ALPN, Decoder, MAX_MESSAGE, encode};
@@ -129,7 +129,7 @@ async fn a_pod_gets_its_first_certificate_and_binds_a_stream_with_it() {
     let port = Port::open().await;
     let key = KeyPair::generate().unwrap();
     let mut client = port.dial(None, &[ALPN]).await.unwrap();
-    let request = v1::FirstCertificate { token: "good".to_owned(), csr: key.csr().unwrap().into() };
+    let request = v1::FirstCertificate { token: token("u1", "good"), csr: key.csr().unwrap().into() };
     client.send(Request::FirstCertificate(request)).await;
     let Some(Kind::Certificate(certificate)) = client.next().await else { panic!("no certificate") };
     assert!(client.next().await.is_none());
@@ -214,7 +214,7 @@ async fn a_wrong_token_is_refused_with_a_word_and_the_connection_closed() {
     let mut client = port.dial(None, &[ALPN]).await.unwrap();
     let csr = KeyPair::generate().unwrap().csr().unwrap();
     client
-        .send(Request::FirstCertificate(v1::FirstCertificate { token: "bad".to_owned(), csr: csr.into() }))
+        .send(Request::FirstCertificate(v1::FirstCertificate { token: token("u1", "bad"), csr: csr.into() }))
         .await;
     let Some(Kind::Refused(refused)) = client.next().await else { panic!("not refused") };
     assert_eq!(refused.reason, "TokenRejected");
@@ -327,4 +327,14 @@ async fn shutdown_ends_streams_at_once() {
     port.shutdown.cancel();
     while client.next().await.is_some() {}
     port.until(|port| !port.sessions.connected("u1")).await;
+}
+
+#[tokio::test]
+async fn a_pod_that_connects_without_end_is_not_shaken_hands_with() {
+    let port = Port::open().await;
+    for _ in 0..40 {
+        drop(TcpStream::connect(port.address).await.unwrap());
+    }
+    port.until(|port| port.metrics.connections(ConnectionEnd::Limit) >= 20).await;
+    assert!(port.dial(Some(&svid(&port.authority, API_ID)), &[ALPN]).await.is_err());
 }

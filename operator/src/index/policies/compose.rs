@@ -26,7 +26,7 @@ const DECLARED: usize = 64;
 /// The values of the labels that selectors ask for, in the order of the keys, and whether the lock is on.
 type Look = (bool, Vec<Option<Arc<str>>>);
 
-/// Ports that are declared to speak HTTP, in order.
+/// Ports and what they are declared to speak, in order.
 type Declared = Vec<(u16, Protocol)>;
 
 /// The objects that may concern pods of one namespace.
@@ -49,6 +49,8 @@ pub(in crate::index) struct Composed {
     pub(in crate::index) modes: PortModes,
     /// What travels to the pod's proxy, but for declared ports.
     policy: Arc<v1::WorkloadPolicy>,
+    /// A RequestAuthentication is among it.
+    looks_for_tokens: bool,
     /// The same with declared ports.
     declared: RwLock<HashMap<Declared, Arc<v1::WorkloadPolicy>>>,
     /// The objects that select the pod, by kind and name.
@@ -58,12 +60,16 @@ pub(in crate::index) struct Composed {
 }
 
 impl Composed {
-    /// What travels to the proxy of a pod whose `ports` are declared to speak HTTP.
-    pub(in crate::index) fn policy_with(&self, ports: &[(u16, Protocol)]) -> Arc<v1::WorkloadPolicy> {
+    /// What travels to the proxy of a pod whose `ports` are declared. That one speaks something other than HTTP matters
+    /// only where tokens are looked for; elsewhere messages need not differ by it.
+    pub(in crate::index) fn policy_with(&self, mut ports: Declared) -> Arc<v1::WorkloadPolicy> {
+        if !self.looks_for_tokens {
+            ports.retain(|(_, protocol)| *protocol != Protocol::Other);
+        }
         if ports.is_empty() {
             return Arc::clone(&self.policy);
         }
-        if let Some(held) = self.declared.read().get(ports) {
+        if let Some(held) = self.declared.read().get(&ports) {
             return Arc::clone(held);
         }
         let declared = ports.iter().map(|(port, protocol)| v1::DeclaredPort {
@@ -79,7 +85,7 @@ impl Composed {
         {
             held.remove(&any);
         }
-        held.insert(ports.to_vec(), Arc::clone(&made));
+        held.insert(ports, Arc::clone(&made));
         made
     }
 }
@@ -175,7 +181,10 @@ impl OfNamespace {
             mesh: Some(mesh_settings(&self.mesh)),
             declared: Vec::new(),
         });
-        Composed { modes, policy: Arc::new(policy), declared: RwLock::default(), selected, oversized }
+        let is_token = |policy: &v1::Policy| policy.kind == PolicyKind::RequestAuthentication.as_str();
+        let looks_for_tokens = policy.policies.iter().any(is_token);
+        let (policy, declared) = (Arc::new(policy), RwLock::default());
+        Composed { modes, policy, looks_for_tokens, declared, selected, oversized }
     }
 
     /// The lock is a floor. So is a PeerAuthentication of the namespace whose selector can't be read: nobody can

@@ -13,7 +13,9 @@ use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::networking::v1::ServiceCIDR;
 use kube::client::Body;
 use kube::core::PartialObjectMeta;
+use parking_lot::Mutex;
 use serde_json::{Value, json};
+use std::sync::Arc;
 use std::time::Duration;
 
 fn synced() -> Index {
@@ -37,37 +39,30 @@ fn apply_pod(index: &Index, name: &str, ip: &str) {
     index.update(|state: &mut State| Table::<Pod>::apply(state, &pod(name).ip(ip).build()));
 }
 
-/// An API server that answers each list with `items` of pods, or with an error; returns what was asked.
-fn api_server(index: &Index, status: u16, pods: usize) -> tokio::task::JoinHandle<Vec<String>> {
-    let (service, mut handle) = tower_test::mock::pair::<Asked, Answer>();
-    assert!(index.shared.client.set(kube::Client::new(service, "default")).is_ok());
-    tokio::spawn(async move {
-        let mut asked = Vec::new();
-        let wait = Duration::from_millis(300);
-        while let Ok(Some((request, send))) = tokio::time::timeout(wait, handle.next_request()).await {
-            let uri = request.uri().to_string();
-            let items = if uri.contains("/pods") { pods } else { 0 };
-            let item = json!({"apiVersion": "meta.k8s.io/v1", "kind": "PartialObjectMetadata", "metadata": {"name": "x"}});
-            let body: Value = match status {
-                200 => {
-                    json!({"apiVersion": "meta.k8s.io/v1", "kind": "PartialObjectMetadataList", "metadata": {},
+/// An API server that answers each list with `items` of pods, or with an error; what was asked is kept.
+fn api_server(index: &Index, status: u16, pods: usize) -> Arc<Mutex<Vec<String>>> {
+    let asked = Arc::new(Mutex::new(Vec::new()));
+    let told = asked.clone();
+    let service = tower::service_fn(move |request: hyper::Request<Body>| {
+        let uri = request.uri().to_string();
+        let items = if uri.contains("/pods") { pods } else { 0 };
+        let item = json!({"apiVersion": "meta.k8s.io/v1", "kind": "PartialObjectMetadata", "metadata": {"name": "x"}});
+        let body: Value = match status {
+            200 => {
+                json!({"apiVersion": "meta.k8s.io/v1", "kind": "PartialObjectMetadataList", "metadata": {},
                     "items": vec![item; items]})
-                }
-                _ => {
-                    json!({"apiVersion": "v1", "kind": "Status", "metadata": {}, "code": status, "message": "no"})
-                }
-            };
-            asked.push(uri);
-            let body = Body::from(serde_json::to_vec(&body).unwrap());
-            send.send_response(hyper::Response::builder().status(status).body(body).unwrap());
-        }
-        asked
-    })
+            }
+            _ => {
+                json!({"apiVersion": "v1", "kind": "Status", "metadata": {}, "code": status, "message": "no"})
+            }
+        };
+        told.lock().push(uri);
+        let body = Body::from(serde_json::to_vec(&body).unwrap());
+        std::future::ready(hyper::Response::builder().status(status).body(body))
+    });
+    assert!(index.shared.client.set(kube::Client::new(service, "default")).is_ok());
+    asked
 }
-
-type Asked = hyper::Request<Body>;
-
-type Answer = hyper::Response<Body>;
 
 #[test]
 fn the_generation_grows_only_when_something_changed() {
@@ -103,7 +98,7 @@ async fn what_no_watcher_told_is_unknown_only_after_a_consistent_read() {
         Kind::Unknown,
         "the answer holds for a moment"
     );
-    let asked = asked.await.unwrap();
+    let asked = asked.lock();
     assert_eq!(asked.len(), 2, "{asked:?}");
     assert!(
         asked[0].contains("status.podIP%3D10.1.0.5") && asked[1].contains("spec.clusterIP%3D10.1.0.5"),
@@ -118,7 +113,7 @@ async fn what_no_watcher_told_is_unknown_only_after_a_consistent_read() {
 #[tokio::test]
 async fn a_pod_that_exists_is_waited_for() {
     let index = synced();
-    let server = api_server(&index, 200, 1);
+    api_server(&index, 200, 1);
     let (answer, ()) = tokio::join!(index.resolve(ASKER, at("10.1.0.5:80")), async {
         tokio::time::sleep(Duration::from_millis(50)).await;
         apply_pod(&index, "web", "10.1.0.5");
@@ -129,15 +124,13 @@ async fn a_pod_that_exists_is_waited_for() {
         Kind::Unspecified,
         "the watcher did not tell in time"
     );
-    server.abort();
 }
 
 #[tokio::test]
 async fn an_api_server_that_fails_makes_nothing_unknown() {
     let index = synced();
-    let server = api_server(&index, 500, 0);
+    api_server(&index, 500, 0);
     assert_eq!(index.resolve(ASKER, at("10.1.0.5:80")).await.kind(), Kind::Unspecified);
-    server.abort();
 }
 
 #[tokio::test]
@@ -151,7 +144,7 @@ async fn a_second_address_is_never_unknown_by_a_read_that_can_not_show_it() {
         let cidrs: ServiceCIDR = serde_json::from_value(cidrs).unwrap();
         Table::<Node>::apply(state, &node) | Table::<ServiceCIDR>::apply(state, &cidrs)
     });
-    let server = api_server(&index, 200, 0);
+    api_server(&index, 200, 0);
     for (address, kind) in [
         ("[fd00:1::5]:80", Kind::Unspecified),
         ("[fd00:96::5]:80", Kind::Unspecified),
@@ -162,5 +155,26 @@ async fn a_second_address_is_never_unknown_by_a_read_that_can_not_show_it() {
     ] {
         assert_eq!(index.resolve(ASKER, at(address)).await.kind(), kind, "{address}");
     }
-    server.abort();
+}
+
+#[tokio::test]
+async fn a_pod_that_dials_all_addresses_does_not_have_the_api_server_asked_for_each() {
+    let index = synced();
+    let asked = api_server(&index, 200, 0);
+    let dialled = |from: u8, by: &'static str| {
+        let index = index.clone();
+        async move {
+            let mut unknown = 0;
+            for last in from..from + 100 {
+                let to = format!("10.1.0.{last}:80").parse().unwrap();
+                unknown += usize::from(index.resolve(by, to).await.kind() == Kind::Unknown);
+            }
+            unknown
+        }
+    };
+    let answered = dialled(10, "walker").await;
+    assert!((32..100).contains(&answered), "{answered}");
+    assert_eq!(asked.lock().len(), 2 * answered, "a list of pods and one of Services each");
+    let other = index.resolve("other", "10.1.0.250:80".parse().unwrap()).await;
+    assert_eq!(other.kind(), Kind::Unknown, "nobody else waits");
 }

@@ -4,6 +4,7 @@ mod handle;
 mod policies;
 mod protocols;
 mod record;
+mod relisting;
 mod traffic;
 mod watching;
 
@@ -323,13 +324,15 @@ fn a_pod_tells_whether_it_was_injected_for_the_node_agent() {
     proxy["env"] = json!([{"name": "CINCH_REDIRECT", "value": "agent"}]);
     proxy["volumeMounts"] = json!([{"name": "cinch-agent", "mountPath": "/var/run/cinch/agent"}]);
     let volumes = json!([{"name": "cinch-agent", "csi": {"driver": "node.cinch.dev"}}]);
-    // A container of the user does not make it the other kind.
-    let init = json!([proxy, {"name": sidecar::INIT}]);
-    let agent = pod("agent").set("/spec/initContainers", init.clone()).set("/spec/volumes", volumes);
+    let init = json!([proxy, {"name": "warm-up"}]);
+    let agent = pod("agent").set("/spec/initContainers", init.clone()).set("/spec/volumes", volumes.clone());
     let without_volume = pod("bare").set("/spec/initContainers", init);
+    let with_our_name = json!([proxy, {"name": sidecar::INIT}]);
+    let look_alike = pod("odd").set("/spec/initContainers", with_our_name).set("/spec/volumes", volumes);
     for (built, want) in [
         (agent, (true, true)),
         (without_volume, (false, false)),
+        (look_alike, (false, false)),
         (pod("init"), (true, false)),
         (pod("plain").unmeshed(), (false, false)),
     ] {

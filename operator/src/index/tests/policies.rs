@@ -24,7 +24,7 @@ fn in_namespace(namespace: &str, kind: PolicyKind, name: &str, spec: Value) -> D
     .unwrap()
 }
 
-fn put(state: &mut State, kind: PolicyKind, object: DynamicObject) -> bool {
+pub(super) fn put(state: &mut State, kind: PolicyKind, object: DynamicObject) -> bool {
     Feed::default().event(&mut OfKind { state, kind }, Event::Apply(object))
 }
 

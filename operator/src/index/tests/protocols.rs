@@ -3,6 +3,7 @@
 use super::super::fixtures::*;
 use super::super::state::State;
 use super::{apply, cluster, delete};
+use crate::index::policies::PolicyKind;
 use cinch_control::v1;
 use k8s_openapi::api::core::v1::Service;
 use serde_json::{Value, json};
@@ -117,6 +118,31 @@ fn a_slice_of_another_namespace_declares_nothing_and_one_that_is_gone_neither() 
     assert_eq!(declared(&state).len(), 1, "what is declared elsewhere is not asked");
     delete(&mut state, slice("s0-1", "s0", json!([])));
     assert!(declared(&state).is_empty());
+}
+
+#[test]
+fn a_port_of_something_else_is_told_where_tokens_are_looked_for_and_nobody_says_otherwise() {
+    use v1::Protocol::{Http, Tcp};
+    let container = json!([{"name": "redis", "containerPort": 6379}, {"name": "web", "containerPort": 9090}]);
+    let cases: Vec<(&str, Vec<Value>, Declared)> = vec![
+        ("the container alone", vec![], vec![(6379, Tcp)]),
+        ("one Service", vec![json!({"name": "tcp"})], vec![(6379, Tcp), (8080, Tcp)]),
+        ("an unknown word", vec![json!({"appProtocol": "example.com/own"})], vec![(6379, Tcp), (8080, Tcp)]),
+        ("HTTP", vec![json!({"name": "http"})], vec![(6379, Tcp), (8080, Http)]),
+        (
+            "two that do not agree",
+            vec![json!({"name": "tcp"}), json!({"name": "http"}), json!({"name": "tcp-b"})],
+            vec![(6379, Tcp)],
+        ),
+    ];
+    for (case, services, want) in cases {
+        let mut state = world(container.clone(), &services);
+        assert!(declared(&state).iter().all(|(_, protocol)| *protocol != Tcp), "{case}: nobody asks");
+        let tokens = PolicyKind::RequestAuthentication;
+        let rules = json!({"jwtRules": [{"issuer": "https://a.example"}]});
+        super::policies::put(&mut state, tokens, super::policies::object(tokens, "tokens", rules));
+        assert_eq!(declared(&state), want, "{case}");
+    }
 }
 
 #[test]

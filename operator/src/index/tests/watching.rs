@@ -37,21 +37,17 @@ fn peer(name: &str) -> Value {
 }
 
 /// An index that watches PeerAuthentications of such an API server.
-fn watching(answers: &Answers) -> (Index, [tokio::task::JoinHandle<()>; 2]) {
-    let (service, mut handle) = tower_test::mock::pair::<hyper::Request<Body>, hyper::Response<Body>>();
+fn watching(answers: &Answers) -> (Index, tokio::task::JoinHandle<()>) {
     let answers = answers.clone();
-    let server = tokio::spawn(async move {
-        let mut silent = Vec::new();
-        while let Some((request, send)) = handle.next_request().await {
-            let uri = request.uri().to_string();
+    let service = tower::service_fn(move |request: hyper::Request<Body>| {
+        let uri = request.uri().to_string();
+        let (code, body) = answers.to(&uri);
+        async move {
             if uri.contains("watch=true") {
                 // A watch on which nothing happens.
-                silent.push(send);
-                continue;
+                std::future::pending::<()>().await;
             }
-            let (code, body) = answers.to(&uri);
-            let body = Body::from(serde_json::to_vec(&body).unwrap());
-            send.send_response(hyper::Response::builder().status(code).body(body).unwrap());
+            hyper::Response::builder().status(code).body(Body::from(serde_json::to_vec(&body).unwrap()))
         }
     });
     let index = Index::new(settings());
@@ -62,7 +58,7 @@ fn watching(answers: &Answers) -> (Index, [tokio::task::JoinHandle<()>; 2]) {
     let (watched, client) = (index.clone(), kube::Client::new(service, "default"));
     let watcher =
         tokio::spawn(async move { watched.follow_policies(client, PolicyKind::PeerAuthentication).await });
-    (index, [server, watcher])
+    (index, watcher)
 }
 
 async fn eventually(what: &str, index: &Index, condition: impl Fn(&Index) -> bool) {
@@ -82,35 +78,35 @@ fn policies_known(index: &Index) -> bool {
 async fn kinds_that_are_not_served_are_none_and_are_picked_up_when_they_appear() {
     let answers = Answers(Arc::default());
     answers.set(404, 404, vec![]);
-    let (index, tasks) = watching(&answers);
+    let (index, watcher) = watching(&answers);
     assert!(!policies_known(&index), "nothing is known before an answer");
     eventually("a kind that is not served is known to be empty", &index, policies_known).await;
     assert!(!index.istio_kinds_served() && index.pins().is_some_and(|pins| pins.is_empty()));
     answers.set(200, 404, vec![peer("late")]);
     eventually("it is watched when it appears", &index, |index| index.policies().len() == 1).await;
     assert!(index.istio_kinds_served() && index.pins().is_some_and(|pins| pins.len() == 1));
-    tasks.iter().for_each(tokio::task::JoinHandle::abort);
+    watcher.abort();
 }
 
 #[tokio::test]
 async fn an_older_version_is_read_where_the_newer_is_not_served() {
     let answers = Answers(Arc::default());
     answers.set(404, 200, vec![peer("older")]);
-    let (index, tasks) = watching(&answers);
+    let (index, watcher) = watching(&answers);
     eventually("the older version is listed", &index, |index| index.policies().len() == 1).await;
-    tasks.iter().for_each(tokio::task::JoinHandle::abort);
+    watcher.abort();
 }
 
 #[tokio::test]
 async fn a_kind_that_may_not_be_seen_is_not_known_until_it_may() {
     let answers = Answers(Arc::default());
     answers.set(403, 403, vec![]);
-    let (index, tasks) = watching(&answers);
+    let (index, watcher) = watching(&answers);
     // The refusal itself changes something: from then on nothing may be assumed.
     eventually("the refusal arrives", &index, |index| *index.changes().borrow() > 1).await;
     assert!(!policies_known(&index) && index.pins().is_none(), "a refusal is not an empty list");
     answers.set(200, 404, vec![peer("pins")]);
     eventually("it is read as soon as it may be", &index, policies_known).await;
     assert!(index.pins().is_some_and(|pins| pins.len() == 1));
-    tasks.iter().for_each(tokio::task::JoinHandle::abort);
+    watcher.abort();
 }

@@ -19,24 +19,21 @@ struct Line {
 fn cluster(answers: &[(&str, Value)]) -> Cluster {
     let answers: BTreeMap<String, Value> =
         answers.iter().map(|(path, answer)| ((*path).to_owned(), answer.clone())).collect();
-    let (service, mut handle) = tower_test::mock::pair::<hyper::Request<Body>, hyper::Response<Body>>();
-    tokio::spawn(async move {
-        while let Some((request, send)) = handle.next_request().await {
-            let answer = answers.get(request.uri().path()).cloned().unwrap_or(json!(404));
-            let (status, body) = match answer.as_u64() {
-                None => (200, answer),
-                Some(code) => {
-                    let message = format!("{} is forbidden: User \"eve\" cannot", request.uri().path());
-                    (
-                        u16::try_from(code).unwrap(),
-                        json!({"kind": "Status", "apiVersion": "v1", "metadata": {},
+    let service = tower::service_fn(move |request: hyper::Request<Body>| {
+        let answer = answers.get(request.uri().path()).cloned().unwrap_or(json!(404));
+        let (status, body) = match answer.as_u64() {
+            None => (200, answer),
+            Some(code) => {
+                let message = format!("{} is forbidden: User \"eve\" cannot", request.uri().path());
+                (
+                    u16::try_from(code).unwrap(),
+                    json!({"kind": "Status", "apiVersion": "v1", "metadata": {},
                         "status": "Failure", "reason": if code == 404 { "NotFound" } else { "Forbidden" }, "code": code, "message": message}),
-                    )
-                }
-            };
-            let body = Body::from(serde_json::to_vec(&body).unwrap());
-            send.send_response(hyper::Response::builder().status(status).body(body).unwrap());
-        }
+                )
+            }
+        };
+        let body = Body::from(serde_json::to_vec(&body).unwrap());
+        std::future::ready(hyper::Response::builder().status(status).body(body))
     });
     Cluster { client: Client::new(service, "default"), cinch: "cinch-system".to_owned() }
 }
