@@ -156,6 +156,7 @@ pub fn helm() -> Option<PathBuf> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use serde_json::Value;
 
     /// Helm, or a line that says that the test is skipped.
     fn helm_for(test: &str) -> Option<PathBuf> {
@@ -283,6 +284,40 @@ mod tests {
             count(&without, "helm.sh/resource-policy: keep") + 3
         );
         assert_eq!(count(&without, "kind: CustomResourceDefinition\n"), 1);
+    }
+
+    #[test]
+    fn the_webhook_may_only_read() {
+        let text = fs::read_to_string(repository().unwrap().join(INSTALL)).unwrap();
+        let objects: Vec<Value> = serde_saphyr::from_multiple(&text).unwrap();
+        let is_kind = |object: &Value, kind: &str| object["kind"].as_str() == Some(kind);
+        let account = |subject: &Value| {
+            subject["kind"] == "ServiceAccount"
+                && subject["name"] == "cinch-webhook"
+                && subject["namespace"] == NAMESPACE
+        };
+        let is_bound =
+            |object: &&Value| object["subjects"].as_array().is_some_and(|all| all.iter().any(account));
+        let roles: Vec<&Value> = objects.iter().filter(is_bound).map(|binding| &binding["roleRef"]).collect();
+        assert_eq!(roles.len(), 2, "a ClusterRole and a Role: {roles:?}");
+        for role in roles {
+            let (kind, name) = (role["kind"].as_str().unwrap(), &role["name"]);
+            let found: Vec<&Value> = objects
+                .iter()
+                .filter(|object| is_kind(object, kind) && object["metadata"]["name"] == *name)
+                .collect();
+            assert_eq!(found.len(), 1, "{kind} {name}");
+            assert_eq!(found[0]["aggregationRule"], Value::Null, "{kind} {name}: what others add is unknown");
+            let rules = found[0]["rules"].as_array().unwrap();
+            assert!(!rules.is_empty(), "{kind} {name}");
+            for rule in rules {
+                let verbs: Vec<&str> =
+                    rule["verbs"].as_array().unwrap().iter().map(|verb| verb.as_str().unwrap()).collect();
+                let reads =
+                    !verbs.is_empty() && verbs.iter().all(|verb| ["get", "list", "watch"].contains(verb));
+                assert!(reads, "{kind} {name}: {rule}");
+            }
+        }
     }
 
     #[test]

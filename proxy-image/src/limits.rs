@@ -324,6 +324,41 @@ impl Told {
 mod tests {
     use super::*;
 
+    /// A size or time as the README writes it; times in milliseconds.
+    fn in_words(text: &str) -> u128 {
+        let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+        let number: u128 = text[..digits].parse().unwrap();
+        match text[digits..].trim() {
+            "" | "ms" => number,
+            "s" => number * 1000,
+            "h" => number * 3_600_000,
+            "KiB" => number << 10,
+            "MiB" => number << 20,
+            unit => panic!("{unit}"),
+        }
+    }
+
+    #[test]
+    fn the_bounds_begin_as_the_readme_says() {
+        let readme = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../README.md")).unwrap();
+        let (_, table) = readme.split_once("| setting under `limits` | default |").unwrap();
+        let mut documented = BTreeMap::new();
+        for row in table.lines().skip(2).take_while(|line| line.starts_with('|')) {
+            let cells: Vec<&str> = row.split('|').collect();
+            let names = cells[1].split('`').skip(1).step_by(2);
+            let values: Vec<&str> = cells[2].split(',').map(str::trim).collect();
+            assert_eq!(names.clone().count(), values.len(), "{row}");
+            for (name, value) in names.zip(values) {
+                let name = if name.starts_with('.') { format!("http{name}") } else { name.to_owned() };
+                documented.insert(name, in_words(value));
+            }
+        }
+        let limits = Limits::default();
+        let counts = limits.counts().map(|(name, count, ..)| (name.to_owned(), count as u128));
+        let times = limits.times().map(|(name, time)| (name.to_owned(), time.as_millis()));
+        assert_eq!(documented, counts.into_iter().chain(times).collect());
+    }
+
     #[test]
     fn each_limit_has_a_line_in_ten_seconds_that_counts_what_was_refused() {
         let (mut told, start) = (Told(BTreeMap::new()), Instant::now());

@@ -132,6 +132,32 @@ pub fn resident_bytes() -> u64 {
 mod tests {
     use super::*;
 
+    /// Set in the process that [`a_hardened_process_can_not_be_dumped`] starts: what it does to itself lasts.
+    const HARDENED: &str = "CINCH_TEST_HARDENED";
+
+    #[test]
+    fn a_hardened_process_can_not_be_dumped() {
+        if std::env::var_os(HARDENED).is_none() {
+            let name = "process::tests::a_hardened_process_can_not_be_dumped";
+            let mut itself = std::process::Command::new(std::env::current_exe().unwrap());
+            let output = itself.args(["--exact", name]).env(HARDENED, "1").output().unwrap();
+            let text = String::from_utf8_lossy(&output.stdout);
+            assert!(output.status.success() && text.contains("1 passed"), "{text}");
+            return;
+        }
+        let state = || {
+            let mut core = libc::rlimit { rlim_cur: 1, rlim_max: 1 };
+            // SAFETY: `core` is valid for writes and not aliased.
+            check(unsafe { libc::getrlimit(libc::RLIMIT_CORE, &raw mut core) }).unwrap();
+            // SAFETY: PR_GET_DUMPABLE takes plain integers.
+            let dumpable = unsafe { libc::prctl(libc::PR_GET_DUMPABLE, 0, 0, 0, 0) };
+            (dumpable, core.rlim_cur, core.rlim_max)
+        };
+        assert_eq!(state().0, 1, "before, it can");
+        harden().unwrap();
+        assert_eq!(state(), (0, 0, 0));
+    }
+
     #[test]
     fn a_long_termination_message_is_cut_at_a_character() {
         let file = tempfile::NamedTempFile::new().unwrap();

@@ -107,3 +107,16 @@ fn the_sidecar_dials_nobody_before_the_node_agent_has_set_the_redirect() {
         assert!(dialled, "{at} is not dialled with the redirect in force either");
     }
 }
+
+#[test]
+fn the_sidecar_hardens_itself_before_it_asks_for_anything() {
+    need_namespaces!("the_sidecar_hardens_itself_before_it_asks_for_anything");
+    let directory = tempfile::tempdir().unwrap();
+    let agent = mounts(directory.path());
+    let namespace = Namespace::new();
+    let sidecar = start(&namespace, directory.path());
+    answer(&agent, &Answer::Refused { reason: "PeerUnknown".into(), sentence: "not yet".into() });
+    let limits = fs::read_to_string(format!("/proc/{}/limits", sidecar.0.id())).unwrap();
+    let core = limits.lines().find_map(|line| line.strip_prefix("Max core file size")).unwrap();
+    assert_eq!(core.split_whitespace().collect::<Vec<_>>(), ["0", "0", "bytes"], "soft and hard");
+}

@@ -122,7 +122,7 @@ async fn what_is_no_review_of_a_policy_is_named_and_survived() {
         change(&mut review["request"]);
         review.to_string()
     };
-    let nested = format!("{}{}", "[".repeat(200_000), "]".repeat(200_000));
+    let nested = format!("{}{}", "[".repeat(150_000), "]".repeat(150_000));
     let cases = [
         ("empty", String::new()),
         ("deep", nested),

@@ -148,6 +148,31 @@ async fn what_is_no_http_is_reset_and_counted_and_the_app_hears_nothing() {
 }
 
 #[tokio::test]
+async fn an_app_that_does_not_listen_is_a_reset_and_no_answer_of_ours() {
+    let http_1 = b"GET /public HTTP/1.1\r\nHost: shop\r\n\r\n";
+    let http_2 = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+    for over in BOTH {
+        for words in [&http_1[..], http_2] {
+            // Nothing listens where the app would be.
+            let mesh = Mesh::start(Mode::Permissive).await;
+            put(&mesh.api, 2, &[("shop/http", allow_public())]).await;
+            let mut client = connect(&mesh, over).await.0.into_inner();
+            assert_refuses(&mut client, words).await;
+            let refused = |pod: &Pod, direction: &str| {
+                let line = "connections_refused_total{direction=\"DIRECTION\",reason=\"NoListener\"}";
+                pod.metric(&line.replace("DIRECTION", direction))
+            };
+            eventually("it is counted", || refused(&mesh.api, "inbound") == Some(1)).await;
+            let (of_client, of_plaintext) = if over == Over::Tunnel { (Some(1), 0) } else { (None, 1) };
+            assert_eq!(refused(&mesh.web, "outbound"), of_client, "{over:?}");
+            let totals = mesh.api.totals();
+            assert_eq!((totals.no_listener, totals.served), (of_plaintext, 0), "{over:?}");
+            assert_eq!(mesh.api.metric("requests_total{"), None, "{over:?}: no request is made up");
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_port_without_http_policies_is_not_read() {
     let mesh = Mesh::with_echo(Mode::Permissive).await;
     let port = port(&mesh.api);

@@ -138,6 +138,29 @@ async fn a_token_that_does_not_count_is_refused_with_401() {
 }
 
 #[tokio::test]
+async fn after_64_forged_tokens_a_connection_takes_no_further_requests() {
+    let forged_tokens = "limit_refusals_total{limit=\"http_forged_tokens\"}";
+    for over in BOTH {
+        let (mesh, heard, issuer) = start(None).await;
+        let (foreign, good) = (Issuer::new(), issuer.token("one", json!({})));
+        let mut client = connect(&mesh, over).await;
+        for number in 1..64 {
+            let token = foreign.token("one", json!({"number": number}));
+            assert_eq!(ask(&mut client, "/", Some(&token)).await.status, 401, "{over:?} {number}");
+            assert_eq!(ask(&mut client, "/", Some(&token)).await.status, 401, "the same costs nothing");
+        }
+        assert_eq!(ask(&mut client, "/", Some(&good)).await.status, 200, "{over:?}: after 63");
+        assert_eq!(mesh.api.metric(forged_tokens), None, "{over:?}");
+        let last = foreign.token("one", json!({"number": 64}));
+        assert_eq!(ask(&mut client, "/", Some(&last)).await.status, 401, "{over:?}: the 64th is answered");
+        assert_eq!(client.rest().await, (Vec::new(), None), "{over:?}: and then it is over");
+        assert_eq!(mesh.api.metric(forged_tokens), Some(1), "{over:?}");
+        assert_eq!(ask(&mut connect(&mesh, over).await, "/", Some(&good)).await.status, 200, "{over:?}");
+        assert_eq!(heard.lock().unwrap().len(), 2, "{over:?}");
+    }
+}
+
+#[tokio::test]
 async fn a_header_that_an_app_could_take_for_a_claim_is_refused() {
     let (mesh, heard, _issuer) = start(None).await;
     let mut client = connect(&mesh, Over::Tunnel).await;
