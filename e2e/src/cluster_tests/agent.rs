@@ -43,6 +43,7 @@ pub fn agent(scene: &Scene<'_>) -> Result<String> {
     updated(scene, &client, to)?;
     away(scene, &client, to)?;
     flushed(scene, &client, to)?;
+    refusal_in_status(scene)?;
     let killed = killed_while_they_start(scene, &client, to)?;
     let ended = ended_while_replaced(scene, orphaned(scene, ENDING)?)?;
     Ok(format!(
@@ -98,6 +99,18 @@ fn look_alike(scene: &Scene<'_>) -> Result<()> {
     })?;
     terminal::show(&refused);
     Ok(())
+}
+
+/// Who goes on being refused ends, and the pod's status says why: nobody has to look for a log.
+fn refusal_in_status(scene: &Scene<'_>) -> Result<()> {
+    let namespace = format!("{}-stranger", scene.namespace);
+    wait::until("the stranger's status to say why it ended", PODS, || {
+        let pod = scene.see.json(&["pod", "stranger", "-n", &namespace])?;
+        let last = ["state", "lastState"]
+            .map(|state| text(&pod, &format!("/status/containerStatuses/0/{state}/terminated/message")));
+        let told = last.iter().any(|message| message.contains("NotTheSidecar"));
+        Ok(if told { Seen::Done(()) } else { Seen::Not(format!("it says {last:?}")) })
+    })
 }
 
 /// A new agent changes nothing for pods that run.
