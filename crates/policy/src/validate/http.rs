@@ -37,7 +37,8 @@ impl AuthorizationPolicySpec {
 pub(super) fn seldom_reported(spec: &AuthorizationPolicySpec, enforcement: Enforcement) -> Option<String> {
     let field = spec.http_field()?;
     let decides = enforcement == Enforcement::Enforced && !matches!(spec.action, Action::Audit);
-    let reported = "reported only for connections that a policy in force makes the proxies read as HTTP";
+    let reported = "reported only on ports that are declared to carry HTTP, and where a policy in force makes the \
+                    proxies read it";
     (!decides).then(|| format!("{field}: {reported}"))
 }
 

@@ -354,7 +354,7 @@ fn a_dry_run_and_an_audit_that_need_http_say_when_they_are_reported() {
         assert_eq!(
             said,
             [
-                "spec.rules[0].to[0].operation.methods: reported only for connections that a policy in force makes the proxies read as HTTP"
+                "spec.rules[0].to[0].operation.methods: reported only on ports that are declared to carry HTTP, and where a policy in force makes the proxies read it"
             ]
         );
     }
