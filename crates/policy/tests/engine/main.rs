@@ -8,3 +8,4 @@ mod naive;
 mod properties;
 mod setup;
 mod tables;
+mod token_ports;
