@@ -66,11 +66,15 @@ pub enum Command {
         name: String,
     },
     /// Print figures of the redirect: what the sidecar adds to the start of a pod, by the node agent and by the init
-    /// container, and how 30 pods end while the agent is replaced
+    /// container; many pods that start at once, what their agent needs, how long flushed tables are gone, and how the
+    /// pods end while the agent is replaced
     Figures {
         /// Pairs of pods for each way
         #[arg(long, default_value_t = 10)]
         rounds: usize,
+        /// Pods that start at once
+        #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=150))]
+        at_once: u32,
         /// On this kept cluster instead of one of their own
         #[arg(long)]
         on: Option<String>,
@@ -155,6 +159,9 @@ pub enum Command {
         operator: SocketAddr,
         /// Its SPIFFE ID.
         id: String,
+        /// Ask for another's name and for the right to sign, too
+        #[arg(long)]
+        ambitious: bool,
     },
 }
 

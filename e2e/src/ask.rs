@@ -1,5 +1,5 @@
 //! Asks the operator for a first certificate, as a sidecar does, with a token of the caller's choice
-//! (`cinch-e2e ask`, run inside the cluster's network namespace): shows how bad tokens are answered.
+//! (`cinch-e2e ask`, run inside a pod's network namespace): shows how bad tokens and requests are answered.
 
 use anyhow::{Context, Result, bail};
 use bytes::BytesMut;
@@ -15,11 +15,11 @@ const LIMIT: Duration = Duration::from_secs(10);
 
 /// Sends the token that stands on standard input (its first line) and prints the operator's answer: the
 /// reason and message of a refusal, or `Certificate` with the number of certificates. The bundle, PEM,
-/// follows on the other lines.
+/// follows on the other lines. An ambitious request asks for a name and for the right to sign, too.
 ///
 /// # Errors
 /// When the operator can't be reached or does not keep to the protocol.
-pub fn run(operator: SocketAddr, id: &str) -> Result<()> {
+pub fn run(operator: SocketAddr, id: &str, ambitious: bool) -> Result<()> {
     // A second installation of the provider in one process is no fault.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let mut input = String::new();
@@ -32,12 +32,23 @@ pub fn run(operator: SocketAddr, id: &str) -> Result<()> {
     let socket = TcpStream::connect_timeout(&operator, LIMIT)?;
     socket.set_read_timeout(Some(LIMIT))?;
     let mut stream = StreamOwned::new(ClientConnection::new(config, server_name())?, socket);
-    let request = FirstCertificate { token: token.to_owned(), csr: KeyPair::generate()?.csr()?.into() };
+    let csr = if ambitious { ambitious_csr()? } else { KeyPair::generate()?.csr()? };
+    let request = FirstCertificate { token: token.to_owned(), csr: csr.into() };
     let mut wire = BytesMut::new();
     encode(&ProxyMessage { kind: Some(proxy_message::Kind::FirstCertificate(request)) }, &mut wire)?;
     stream.write_all(&wire)?;
     println!("{}", answer(&mut stream)?);
     Ok(())
+}
+
+/// A request for a certificate authority's certificate in the name of somebody else.
+fn ambitious_csr() -> Result<Vec<u8>> {
+    let mut params = rcgen::CertificateParams::default();
+    params.distinguished_name = rcgen::DistinguishedName::new();
+    let admin = "spiffe://cluster.local/ns/kube-system/sa/admin".try_into()?;
+    params.subject_alt_names = vec![rcgen::SanType::URI(admin)];
+    params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    Ok(params.serialize_request(&rcgen::KeyPair::generate()?)?.der().to_vec())
 }
 
 fn answer(stream: &mut impl Read) -> Result<String> {

@@ -44,13 +44,13 @@ pub fn up(options: &Options, bare: bool) -> Result<()> {
 ///
 /// # Errors
 /// When a cluster can't be had, or something on it does not start or end.
-pub fn figures(rounds: usize, on: Option<&str>) -> Result<()> {
+pub fn figures(rounds: usize, at_once: u32, on: Option<&str>) -> Result<()> {
     root()?;
     if let Some(name) = on {
-        return cluster_tests::figures::run(&Cluster::attach(name, &prepare()?)?, rounds);
+        return cluster_tests::figures::run(&Cluster::attach(name, &prepare()?)?, rounds, at_once);
     }
     let cluster = installed(&Options { name: "figures".to_owned(), nodes: 1 }, Redirect::Agent)?;
-    cluster_tests::figures::run(&cluster, rounds)?;
+    cluster_tests::figures::run(&cluster, rounds, at_once)?;
     finish(cluster, false)
 }
 

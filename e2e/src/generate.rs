@@ -287,6 +287,31 @@ mod tests {
     }
 
     #[test]
+    fn pods_of_the_systems_priority_classes_get_a_quota_where_the_cluster_wants_one() {
+        let test = "pods_of_the_systems_priority_classes_get_a_quota_where_the_cluster_wants_one";
+        let Some(helm) = helm_for(test) else { return };
+        let chart = repository().unwrap().join("charts/cinch");
+        let rendered = |arguments: &[&str]| {
+            let mut command = Command::new(&helm);
+            command.args(["template", "cinch"]).arg(&chart).args(arguments);
+            String::from_utf8(command.output().unwrap().stdout).unwrap()
+        };
+        let gke = ["--kube-version", "v1.34.1-gke.1776000"];
+        let always = ["--set", "priorityQuota=always"];
+        for arguments in [gke, always] {
+            let text = rendered(&arguments);
+            assert!(text.contains("kind: ResourceQuota"), "{arguments:?}");
+            assert!(text.contains(r#"values: ["system-cluster-critical","system-node-critical"]"#), "{text}");
+        }
+        let own = "operator.priorityClassName=own,webhook.priorityClassName=,node.priorityClassName=";
+        let elsewhere = ["--kube-version", "v1.34.1"];
+        for (version, set) in [(elsewhere, "log=info"), (gke, "priorityQuota=never"), (gke, own)] {
+            let text = rendered(&[version[0], version[1], "--set", set]);
+            assert!(text.contains("kind: Deployment") && !text.contains("kind: ResourceQuota"), "{set}");
+        }
+    }
+
+    #[test]
     fn the_webhook_may_only_read() {
         let text = fs::read_to_string(repository().unwrap().join(INSTALL)).unwrap();
         let objects: Vec<Value> = serde_saphyr::from_multiple(&text).unwrap();

@@ -54,7 +54,7 @@ fn run(command: Command) -> Result<bool> {
         }
         Command::Up { cluster, bare } => commands::up(&cluster.into(), bare)?,
         Command::Reload { component, name } => commands::reload(&name, component.as_deref())?,
-        Command::Figures { rounds, on } => commands::figures(rounds, on.as_deref())?,
+        Command::Figures { rounds, at_once, on } => commands::figures(rounds, at_once, on.as_deref())?,
         Command::Down { name } => commands::take_down(name.as_deref())?,
         Command::Images { folder } => commands::write_images(&folder)?,
         Command::Generate { check } => generate::run(check)?,
@@ -66,7 +66,7 @@ fn run(command: Command) -> Result<bool> {
         Command::Capture { seconds, words, ports } => {
             capture::run(Duration::from_secs(seconds), &words, &ports)?;
         }
-        Command::Ask { operator, id } => ask::run(operator, &id)?,
+        Command::Ask { operator, id, ambitious } => ask::run(operator, &id, ambitious)?,
     }
     Ok(true)
 }

@@ -52,7 +52,7 @@ struct Success {
     exempt: Exempt,
     done: Done,
     sightings: Option<Sightings>,
-    /// The redirect had been in force before, and no longer was.
+    /// The redirect had been in force before, and no longer was, now or when nobody could be told.
     was_gone: bool,
 }
 
@@ -66,11 +66,14 @@ pub struct Memory {
     told: Option<Instant>,
     /// Who was exempt by the redirect that was last seen in force; refusals since then change nothing about it.
     in_force: Option<Exempt>,
+    /// A redirect that had been in force was gone, and the sidecar has not yet heard of it: the answer that follows may
+    /// be a refusal, or get lost.
+    untold: bool,
 }
 
 impl Default for Memory {
     fn default() -> Self {
-        Self { bucket: Bucket::new(Instant::now()), last: None, told: None, in_force: None }
+        Self { bucket: Bucket::new(Instant::now()), last: None, told: None, in_force: None, untold: false }
     }
 }
 
@@ -88,6 +91,11 @@ impl Agent {
         self.host.read().as_ref().err().cloned()
     }
 
+    /// Notes what another look at the node has found.
+    pub fn found(&self, host: Result<Host, String>) {
+        *self.host.write() = host.map(Arc::new);
+    }
+
     /// Its counters.
     #[must_use]
     pub fn metrics(&self) -> &Metrics {
@@ -103,7 +111,6 @@ impl Agent {
         memory.note(uid, &outcome, begin.elapsed());
         let answer = match &outcome {
             Ok(Success { exempt: Exempt::Cgroup { id, level }, sightings, was_gone, .. }) => {
-                self.metrics.set_again(*was_gone);
                 let (sightings, was_gone) = (sightings.clone(), *was_gone);
                 Answer::Done { cgroup: *id, level: *level, sightings, was_gone }
             }
@@ -111,7 +118,13 @@ impl Agent {
             Ok(Success { exempt: Exempt::User(_), .. }) => return,
             Err(refusal) => refusal.answer(),
         };
-        let _ = timeout(ANSWER_TIMEOUT, stream.write_all(&answer.encode())).await;
+        let tells = matches!(answer, Answer::Done { was_gone: true, .. });
+        let answer = answer.encode();
+        if tells {
+            memory.untold = !is_taken(&mut stream, &answer).await;
+        } else {
+            let _ = timeout(ANSWER_TIMEOUT, stream.write_all(&answer)).await;
+        }
     }
 
     async fn handle(
@@ -150,9 +163,14 @@ impl Agent {
         };
         let again = sidecar.namespace.try_clone().map_err(unvisited)?;
         let set = move || netns::set_and_prove(&config, request.nonce);
-        let done = netns::inside(sidecar.namespace, set).await.map_err(unvisited)??;
+        let visited = netns::inside(sidecar.namespace, set).await.map_err(unvisited)?;
         drop(visit);
-        let was_gone = memory.saw_in_force(sidecar.exempt, done, request);
+        if let Some(table) = visited.found {
+            self.metrics.set_again(memory.found(sidecar.exempt, table, request));
+        }
+        let done = visited.outcome?;
+        memory.in_force = Some(sidecar.exempt);
+        let was_gone = memory.untold;
         let sightings = if request.look {
             let subject =
                 Subject { uid: uid.to_owned(), proxy: handle.id(), group: sidecar.group, outbound_port };
@@ -197,6 +215,19 @@ impl Agent {
     }
 }
 
+/// Sends an answer; whether its reader has taken all of it.
+async fn is_taken(stream: &mut UnixStream, answer: &[u8]) -> bool {
+    let taken = async {
+        stream.write_all(answer).await?;
+        stream.shutdown().await?;
+        // Whoever closes with something unread resets this end.
+        let mut more = [0; 16];
+        while stream.read(&mut more).await? > 0 {}
+        io::Result::Ok(())
+    };
+    matches!(timeout(ANSWER_TIMEOUT, taken).await, Ok(Ok(())))
+}
+
 async fn read_request(stream: &mut UnixStream) -> Result<Request, Refusal> {
     let malformed =
         |what: &dyn std::fmt::Display| Refusal::new(Reason::AgentRequestMalformed, what.to_string());
@@ -218,17 +249,20 @@ async fn read_request(stream: &mut UnixStream) -> Result<Request, Refusal> {
 }
 
 impl Memory {
-    /// Notes that the redirect of `exempt` is in force now; whether it had been before and was not when this request
-    /// came. That a sidecar which has just started finds none, or the exemption of the one before it, is as it should be.
-    fn saw_in_force(&mut self, exempt: Exempt, done: Done, request: Request) -> bool {
-        let known = self.in_force.replace(exempt) == Some(exempt);
-        match done {
-            Done::Standing | Done::Loaded(Table::Current) => false,
+    /// Notes what stood where the redirect of `exempt` was asked for; whether that redirect had been in force before and
+    /// was not when this request came. That a sidecar which has just started finds none, or the exemption of the one
+    /// before it, is as it should be.
+    fn found(&mut self, exempt: Exempt, table: Table, request: Request) -> bool {
+        let known = self.in_force == Some(exempt);
+        let gone = match table {
+            Table::Current => false,
             // An agent that has started since may have other rules than the one before it.
-            Done::Loaded(Table::Other) => known,
+            Table::Other => known,
             // Sidecars look only once their redirect is in force.
-            Done::Loaded(Table::Missing) => known || request.look,
-        }
+            Table::Missing => known || request.look,
+        };
+        self.untold |= gone;
+        gone
     }
 
     fn note(&mut self, uid: &str, outcome: &Result<Success, Refusal>, took: Duration) {
@@ -292,19 +326,52 @@ mod tests {
     fn only_a_redirect_that_had_been_in_force_was_gone() {
         let (first, second) = (Exempt::Cgroup { id: 1, level: 3 }, Exempt::Cgroup { id: 2, level: 3 });
         let (start, look) = (Request { nonce: 1, look: false }, Request { nonce: 1, look: true });
-        let (current, other, missing) =
-            (Done::Loaded(Table::Current), Done::Loaded(Table::Other), Done::Loaded(Table::Missing));
+        let (current, other, missing) = (Table::Current, Table::Other, Table::Missing);
         let mut memory = Memory::default();
-        let mut gone = |exempt, done, request| memory.saw_in_force(exempt, done, request);
+        let mut gone = |exempt, table, request| {
+            let gone = memory.found(exempt, table, request);
+            memory.in_force = Some(exempt);
+            gone
+        };
         assert!(!gone(first, missing, start), "a pod that starts has none");
-        assert!(!gone(first, Done::Standing, look) && !gone(first, current, look));
+        assert!(!gone(first, current, look));
         assert!(gone(first, missing, look) && gone(first, other, look), "flushed, or changed");
         assert!(!gone(second, other, start), "a sidecar that has started again finds the one before it");
         assert!(gone(second, missing, start), "asked at once, whatever for");
-        let after_restart = |done, request| Memory::default().saw_in_force(first, done, request);
+        let after_restart = |table, request| Memory::default().found(first, table, request);
         assert!(
             after_restart(missing, look) && !after_restart(other, look),
             "an agent that has just started"
         );
+    }
+
+    #[test]
+    fn that_it_was_gone_is_remembered_until_it_is_told() {
+        let (exempt, look) = (Exempt::Cgroup { id: 1, level: 3 }, Request { nonce: 1, look: true });
+        let mut memory = Memory { in_force: Some(exempt), ..Memory::default() };
+        assert!(memory.found(exempt, Table::Missing, look), "set again, and then not proved");
+        assert!(!memory.found(exempt, Table::Current, look) && memory.untold);
+    }
+
+    #[tokio::test]
+    async fn an_answer_is_taken_only_by_who_reads_it_to_its_end() {
+        let (mut agent, mut sidecar) = UnixStream::pair().unwrap();
+        let reads = async {
+            let mut answer = Vec::new();
+            sidecar.read_to_end(&mut answer).await.unwrap();
+            drop(sidecar);
+            answer
+        };
+        assert_eq!(tokio::join!(is_taken(&mut agent, b"gone"), reads), (true, b"gone".to_vec()));
+        let (mut agent, mut sidecar) = UnixStream::pair().unwrap();
+        let leaves = async {
+            let mut first = [0];
+            sidecar.read_exact(&mut first).await.unwrap();
+            drop(sidecar);
+        };
+        assert_eq!(tokio::join!(is_taken(&mut agent, b"gone"), leaves), (false, ()));
+        let (mut agent, sidecar) = UnixStream::pair().unwrap();
+        drop(sidecar);
+        assert!(!is_taken(&mut agent, b"gone").await, "it had left before");
     }
 }

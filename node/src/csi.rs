@@ -60,7 +60,9 @@ impl v1::identity_server::Identity for Driver {
     }
 
     async fn probe(&self, _: Request<v1::ProbeRequest>) -> Result<Response<v1::ProbeResponse>, Status> {
-        Ok(Response::new(v1::ProbeResponse { ready: Some(v1::BoolValue { value: true }) }))
+        // Another agent of this node asks: it takes over from one that can do nothing but refuse.
+        let value = self.pods.fault().is_none();
+        Ok(Response::new(v1::ProbeResponse { ready: Some(v1::BoolValue { value }) }))
     }
 }
 

@@ -22,6 +22,8 @@ use tokio::sync::watch;
 const PLACES: Limits = Limits { most: 16, of_one_source: 4, at_limit: AtLimit::DropOldest };
 /// For a request's head.
 const LONGEST_HEAD: Duration = Duration::from_secs(5);
+/// Bytes of a head that has not come to its end: those of a probe have some hundred.
+const LARGEST_HEAD: usize = 16 << 10;
 /// For the whole of a connection, an answer that nobody reads included.
 const LONGEST_CONNECTION: Duration = Duration::from_secs(10);
 
@@ -38,12 +40,12 @@ impl Health {
     /// What keeps the agent from being ready.
     #[must_use]
     pub fn not_ready(&self) -> Option<String> {
-        match &*self.registered.borrow() {
-            None => return Some("the kubelet has not yet registered the driver".to_owned()),
-            Some(Err(error)) => return Some(format!("the kubelet did not register the driver: {error}")),
-            Some(Ok(())) => {}
-        }
-        self.agent.fault()
+        // First: with it, an agent may not even have tried to be registered.
+        self.agent.fault().or_else(|| match &*self.registered.borrow() {
+            None => Some("the kubelet has not yet registered the driver".to_owned()),
+            Some(Err(error)) => Some(format!("the kubelet did not register the driver: {error}")),
+            Some(Ok(())) => None,
+        })
     }
 
     fn respond(&self, request: &Request<Incoming>) -> Response<Full<Bytes>> {
@@ -83,11 +85,36 @@ pub async fn serve(listener: TcpListener, health: Health) {
                 .timer(TokioTimer::new())
                 .header_read_timeout(LONGEST_HEAD)
                 .keep_alive(false)
+                .max_buf_size(LARGEST_HEAD)
                 .serve_connection(TokioIo::new(stream), service);
             tokio::select! {
                 _ = tokio::time::timeout(LONGEST_CONNECTION, served) => {}
                 () = place.lost() => {}
             }
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::metrics::Metrics;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpStream;
+
+    #[tokio::test]
+    async fn a_head_that_does_not_end_is_not_kept() {
+        let agent = Arc::new(Agent::new(Err("no node".to_owned()), Metrics::default()));
+        let (_kubelet, registered) = watch::channel(None);
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let serving = tokio::spawn(serve(listener, Health { agent, registered }));
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        let head = format!("GET /healthz HTTP/1.1\r\nx: {}", "a".repeat(LARGEST_HEAD));
+        stream.write_all(&head.as_bytes()[..LARGEST_HEAD]).await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        assert!(answer.starts_with("HTTP/1.1 431"), "{answer}");
+        serving.abort();
     }
 }

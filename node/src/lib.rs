@@ -13,6 +13,7 @@ pub mod cgroup;
 pub mod csi;
 pub mod health;
 pub mod host;
+pub mod incumbent;
 pub mod limit;
 pub mod look;
 pub mod metrics;

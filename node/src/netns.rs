@@ -32,6 +32,15 @@ pub enum Done {
     Loaded(Table),
 }
 
+/// What a visit to set the redirect came to.
+#[derive(Debug)]
+pub struct Visit {
+    /// What stood there before; `None` when that could not be seen.
+    pub found: Option<Table>,
+    /// What was done, or why the redirect is not proved.
+    pub outcome: Result<Done, Refusal>,
+}
+
 /// Runs `work` on a thread of its own in `namespace`.
 ///
 /// # Errors
@@ -86,22 +95,30 @@ pub fn try_table() -> Result<(), String> {
 }
 
 /// Sets the redirect in the calling thread's network namespace and proves it by a dial of its own, which must
-/// reach the proxy that asked with `nonce`. What stands as it must is left, unless the proof fails.
-///
-/// # Errors
-/// [`Refusal`]. A redirect that was loaded but not proved stays: it is the safe side.
-pub fn set_and_prove(config: &RedirectConfig, nonce: u64) -> Result<Done, Refusal> {
-    let failed = |error: &dyn std::fmt::Display| Refusal::new(Reason::RedirectMissing, error.to_string());
-    let before = table(config).map_err(|error| failed(&error))?;
-    if before == Table::Current && prove(nonce).is_ok() {
+/// reach the proxy that asked with `nonce`. What stands as it must is left, unless the proof fails. A redirect that was
+/// loaded but not proved stays: it is the safe side.
+#[must_use]
+pub fn set_and_prove(config: &RedirectConfig, nonce: u64) -> Visit {
+    match table(config) {
+        Ok(found) => Visit { found: Some(found), outcome: set_where_needed(config, nonce, found) },
+        Err(error) => Visit { found: None, outcome: Err(missing(&error)) },
+    }
+}
+
+fn set_where_needed(config: &RedirectConfig, nonce: u64, found: Table) -> Result<Done, Refusal> {
+    if found == Table::Current && prove(nonce).is_ok() {
         return Ok(Done::Standing);
     }
-    install(config).map_err(|error| failed(&error))?;
-    if !is_installed(config).map_err(|error| failed(&error))? {
-        return Err(failed(&"the kernel does not show the rules that it took"));
+    install(config).map_err(|error| missing(&error))?;
+    if !is_installed(config).map_err(|error| missing(&error))? {
+        return Err(missing(&"the kernel does not show the rules that it took"));
     }
-    prove(nonce).map_err(|error| failed(&error))?;
-    Ok(Done::Loaded(before))
+    prove(nonce).map_err(|error| missing(&error))?;
+    Ok(Done::Loaded(found))
+}
+
+fn missing(error: &dyn std::fmt::Display) -> Refusal {
+    Refusal::new(Reason::RedirectMissing, error.to_string())
 }
 
 /// Dials as any process of the pod that is not the proxy.

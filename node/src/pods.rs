@@ -3,6 +3,7 @@
 //! In come volumes, from the kubelet or found again after a restart; each has one task until it is removed.
 
 use crate::agent::{Agent, Memory};
+use crate::socket::FileId;
 use crate::volume::Volume;
 use parking_lot::Mutex;
 use std::collections::HashMap;
@@ -21,7 +22,13 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 pub struct Pods {
     directory: PathBuf,
     agent: Arc<Agent>,
-    served: Mutex<HashMap<Volume, JoinHandle<()>>>,
+    served: Mutex<HashMap<Volume, Served>>,
+}
+
+struct Served {
+    task: JoinHandle<()>,
+    /// Of the socket that the task answers at.
+    file: FileId,
 }
 
 impl Pods {
@@ -42,11 +49,12 @@ impl Pods {
     /// # Errors
     /// The system's error.
     pub fn publish(&self, volume: Volume) -> io::Result<()> {
-        let listener = UnixListener::from_std(volume.open()?)?;
+        let (listener, file) = volume.open()?;
+        let listener = UnixListener::from_std(listener)?;
         let task = tokio::spawn(serve(listener, volume.pod.clone(), self.agent.clone()));
         let mut served = self.served.lock();
-        if let Some(before) = served.insert(volume, task) {
-            before.abort();
+        if let Some(before) = served.insert(volume, Served { task, file }) {
+            before.task.abort();
         }
         self.agent.metrics().set_pods(served.len());
         Ok(())
@@ -58,21 +66,23 @@ impl Pods {
     /// The system's error.
     pub fn unpublish(&self, volume: &Volume) -> io::Result<()> {
         let mut served = self.served.lock();
-        if let Some(task) = served.remove(volume) {
-            task.abort();
+        if let Some(before) = served.remove(volume) {
+            before.task.abort();
         }
         self.agent.metrics().set_pods(served.len());
         drop(served);
         volume.remove()
     }
 
-    /// Takes over what an earlier agent made and nobody here serves yet, and forgets what is gone; returns how
-    /// many were taken over.
+    /// Takes over what another agent made, or put its own socket into, and forgets what is gone; returns how many were
+    /// taken over.
     pub fn adopt(&self) -> usize {
         self.forget_missing();
         let mut adopted = 0;
         for volume in Volume::all(&self.directory) {
-            if self.served.lock().contains_key(&volume) {
+            let found = volume.socket();
+            // A task is not enough: what it answers at may have lost its name to another agent.
+            if self.served.lock().get(&volume).is_some_and(|served| Some(served.file) == found) {
                 continue;
             }
             let pod = volume.pod.clone();
@@ -88,14 +98,20 @@ impl Pods {
 
     fn forget_missing(&self) {
         let mut served = self.served.lock();
-        served.retain(|volume, task| {
+        served.retain(|volume, served| {
             let stays = volume.exists();
             if !stays {
-                task.abort();
+                served.task.abort();
             }
             stays
         });
         self.agent.metrics().set_pods(served.len());
+    }
+
+    /// What keeps their requests from being answered.
+    #[must_use]
+    pub fn fault(&self) -> Option<String> {
+        self.agent.fault()
     }
 
     /// How many pods are served.

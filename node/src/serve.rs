@@ -1,17 +1,18 @@
 //! The sockets towards the kubelet and their order, so that a later agent takes over from an earlier one without
-//! a moment in which nobody answers.
+//! a moment in which nobody answers. It takes over only when it can do the work itself, and whoever was taken over from
+//! takes the place back when nobody who works has it any more.
 
 use crate::csi::registration::registration_server::RegistrationServer;
 use crate::csi::v1::identity_server::IdentityServer;
 use crate::csi::v1::node_server::NodeServer;
 use crate::csi::{Driver, Plugin, Registered};
+use crate::incumbent::{Patience, ask};
 use crate::names::AGENT_DRIVER;
 use crate::pods::Pods;
-use crate::socket;
+use crate::socket::{self, FileId, Staged};
 use anyhow::{Context, Result};
 use futures::stream;
 use std::fs;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -31,8 +32,10 @@ pub const REGISTRATION_SOCKET: &str = "cinch@node.cinch.dev-reg.sock";
 const CSI_SOCKET: &str = "csi.sock";
 /// Only the kubelet, which is root, speaks to us.
 const MODE: u32 = 0o600;
-/// How often volumes are looked for that were made by an earlier agent in its last moments.
-const ADOPTION: Duration = Duration::from_secs(10);
+/// How often an agent looks whether the kubelet's way still leads to it, and who answers where it does not.
+pub const PACE: Duration = Duration::from_secs(2);
+/// Among so many of these looks is one for volumes that another agent made in its last moments.
+const ADOPTION: u32 = 5;
 
 /// The directories of a kubelet that the agent works in.
 #[derive(Debug, Clone)]
@@ -57,10 +60,10 @@ impl KubeletPaths {
     }
 }
 
-/// Serves the kubelet until `end`.
+/// Serves the kubelet until `end`, with a look each `pace` whether its way still leads here.
 ///
-/// First the sockets of running pods, then those of the CSI services, last the registration: whoever is sent to us
-/// finds us working. Names are replaced, never removed, also at the end: by then they may be a later agent's.
+/// An agent whose node can't do what is asked of it leaves the place to one that answers. Names are replaced, never
+/// removed, also at the end: by then they may be a later agent's.
 ///
 /// # Errors
 /// When a socket can't be opened or a server fails.
@@ -69,34 +72,101 @@ pub async fn serve(
     node: &str,
     pods: Arc<Pods>,
     registered: watch::Sender<Registered>,
+    pace: Duration,
     end: CancellationToken,
 ) -> Result<()> {
-    let adopted = pods.adopt();
-    let driver = Driver::new(pods.clone(), node.to_owned());
-    let csi = open(&paths.driver, CSI_SOCKET)?;
-    // From here the kubelet speaks to us alone; what it had from an earlier agent since the first look is ours too.
-    let late = pods.adopt();
-    tracing::info!(pods = pods.count(), adopted, late, "serving");
-    let plugin = Plugin::new(paths.driver.join(CSI_SOCKET).display().to_string(), registered);
-    let services = Server::builder()
-        .add_service(IdentityServer::new(driver.clone()))
-        .add_service(NodeServer::new(driver));
-    let registration = open(&paths.registry, REGISTRATION_SOCKET)?;
-    let introduction = Server::builder().add_service(RegistrationServer::new(plugin));
     let socket = paths.driver.join(CSI_SOCKET);
-    let adoption = keep_adopting(&pods, &socket);
+    let driver = Driver::new(pods.clone(), node.to_owned());
+    let plugin = Plugin::new(socket.display().to_string(), registered);
     tokio::select! {
-        ended = answer(csi, services, end.clone()) => ended.context("the CSI services ended"),
-        ended = answer(registration, introduction, end.clone()) => ended.context("the registration ended"),
-        () = adoption => Ok(()),
+        () = wait_for_a_reason(&pods, &socket, pace) => {}
+        () = end.cancelled() => return Ok(()),
+    }
+    loop {
+        let taken = take_over(paths, &pods)?;
+        let services = Server::builder()
+            .add_service(IdentityServer::new(driver.clone()))
+            .add_service(NodeServer::new(driver.clone()));
+        let introduction = Server::builder().add_service(RegistrationServer::new(plugin.clone()));
+        tokio::select! {
+            ended = answer(taken.csi, services, end.clone()) => return ended.context("the CSI services ended"),
+            ended = answer(taken.registration, introduction, end.clone()) => {
+                return ended.context("the registration ended");
+            }
+            () = until_needed_again(&pods, &socket, taken.file, pace) => {}
+        }
     }
 }
 
-fn open(directory: &Path, name: &str) -> Result<UnixListener> {
+/// What the kubelet speaks to.
+struct Taken {
+    csi: UnixListener,
+    registration: UnixListener,
+    /// Of the socket of the CSI services.
+    file: FileId,
+}
+
+/// Leads the kubelet's way here. All that can fail is done before anything is replaced; then first the sockets of
+/// running pods, then that of the CSI services, last the registration: whoever is sent to us finds us working.
+fn take_over(paths: &KubeletPaths, pods: &Pods) -> Result<Taken> {
+    let csi = stage(&paths.driver, CSI_SOCKET)?;
+    let registration = stage(&paths.registry, REGISTRATION_SOCKET)?;
+    let file = csi.file();
+    let adopted = pods.adopt();
+    let csi = put_in_place(csi)?;
+    // From here the kubelet speaks to us alone; what it had from another agent since the first look is ours too.
+    let late = pods.adopt();
+    tracing::info!(pods = pods.count(), adopted, late, "serving");
+    Ok(Taken { csi, registration: put_in_place(registration)?, file })
+}
+
+fn stage(directory: &Path, name: &str) -> Result<Staged> {
     fs::create_dir_all(directory).with_context(|| directory.display().to_string())?;
-    let listener = socket::listen(directory, name, MODE);
-    let listener = listener.with_context(|| directory.join(name).display().to_string())?;
-    Ok(UnixListener::from_std(listener)?)
+    socket::stage(directory, name, MODE).with_context(|| directory.join(name).display().to_string())
+}
+
+fn put_in_place(staged: Staged) -> Result<UnixListener> {
+    Ok(UnixListener::from_std(staged.put_in_place()?)?)
+}
+
+/// Returns at once for an agent that works: it is the later one. One with a fault would only refuse, and comes in
+/// when nobody answers, so that pods learn why, or when the fault is gone.
+async fn wait_for_a_reason(pods: &Pods, socket: &Path, pace: Duration) {
+    let mut patience = Patience::default();
+    let mut told = false;
+    while let Some(fault) = pods.fault() {
+        let incumbent = ask(socket).await;
+        if patience.is_at_end(incumbent, true) {
+            return;
+        }
+        if !told {
+            tracing::warn!(%fault, ?incumbent, "the agent before this one goes on serving");
+            told = true;
+        }
+        sleep(pace).await;
+    }
+}
+
+/// Looks for volumes of other agents as long as the kubelet's way leads here. When another has taken it that does not
+/// do the work, returns: the place is to be taken back.
+async fn until_needed_again(pods: &Pods, socket: &Path, own: FileId, pace: Duration) {
+    let mut patience = Patience::default();
+    let mut looks = 0_u32;
+    loop {
+        sleep(pace).await;
+        if socket::file_at(socket) == Some(own) {
+            looks = (looks + 1) % ADOPTION;
+            if looks == 0 && pods.adopt() > 0 {
+                tracing::info!("took over volumes that another agent had made last");
+            }
+            continue;
+        }
+        let incumbent = ask(socket).await;
+        if patience.is_at_end(incumbent, pods.fault().is_some()) {
+            tracing::warn!(?incumbent, "another agent took over and does not serve: its place is taken back");
+            return;
+        }
+    }
 }
 
 async fn answer(listener: UnixListener, services: Router, end: CancellationToken) -> Result<()> {
@@ -105,17 +175,4 @@ async fn answer(listener: UnixListener, services: Router, end: CancellationToken
         Some((accepted, listener))
     });
     Ok(services.serve_with_incoming_shutdown(incoming, end.cancelled_owned()).await?)
-}
-
-/// Looks for volumes again and again, as long as the kubelet's way leads here: a later agent that has taken the
-/// socket serves them then. Never returns.
-async fn keep_adopting(pods: &Pods, socket: &Path) {
-    let number = |path: &Path| fs::symlink_metadata(path).map(|found| (found.dev(), found.ino())).ok();
-    let own = number(socket);
-    loop {
-        sleep(ADOPTION).await;
-        if number(socket) == own && pods.adopt() > 0 {
-            tracing::info!("took over volumes that an earlier agent had made last");
-        }
-    }
 }

@@ -4,6 +4,7 @@
 //! shared mounts, and a later agent that puts a new socket into the directory is seen by running pods.
 
 use crate::names::{AGENT_DRIVER, AGENT_SOCKET};
+use crate::socket::{self, FileId};
 use serde::Deserialize;
 use std::fs;
 use std::io::{self, ErrorKind};
@@ -70,16 +71,24 @@ impl Volume {
         found
     }
 
-    /// Makes the directory, if it is not there, and opens the socket in it.
+    /// Makes the directory, if it is not there, and opens the socket in it; with the file by which it is known.
     ///
     /// # Errors
     /// The system's error.
-    pub fn open(&self) -> io::Result<UnixListener> {
+    pub fn open(&self) -> io::Result<(UnixListener, FileId)> {
         match fs::DirBuilder::new().mode(DIRECTORY_MODE).create(&self.path) {
             Err(error) if error.kind() != ErrorKind::AlreadyExists => return Err(error),
             _ => {}
         }
-        crate::socket::listen(&self.path, AGENT_SOCKET, SOCKET_MODE)
+        let staged = socket::stage(&self.path, AGENT_SOCKET, SOCKET_MODE)?;
+        let file = staged.file();
+        Ok((staged.put_in_place()?, file))
+    }
+
+    /// The file of the socket in it.
+    #[must_use]
+    pub fn socket(&self) -> Option<FileId> {
+        socket::file_at(&self.path.join(AGENT_SOCKET))
     }
 
     /// Removes the directory with all that is in it; nothing there is no error.

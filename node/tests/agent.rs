@@ -79,6 +79,28 @@ fn a_redirect_that_was_gone_is_told_once_to_who_asks_and_counted() {
 }
 
 #[test]
+fn a_redirect_that_was_gone_is_told_also_when_the_first_repair_is_not_proved_or_its_answer_lost() {
+    let node = need_node!(
+        "a_redirect_that_was_gone_is_told_also_when_the_first_repair_is_not_proved_or_its_answer_lost"
+    );
+    let (pair, agent) = (pair(), serve(&node));
+    let mut before = node.start(&PROXY, Some(&pair.pod));
+    before.order("listen");
+    assert!(before.order("ask").starts_with("done "));
+    // The same container to the agent, and deaf for now.
+    let mut proxy = node.start(&PROXY, Some(&pair.pod));
+    drop(before);
+    pair.pod.run(remove).unwrap();
+    let answer = proxy.order("look");
+    assert!(answer.starts_with("RedirectMissing "), "{answer}");
+    proxy.order("listen");
+    assert_eq!(proxy.order("look and leave"), "left", "the table stands again by now");
+    assert_eq!(proxy.order("look"), "seen [], it was gone");
+    assert_eq!(proxy.order("look"), "seen []");
+    assert!(agent.metrics().text().contains("cinch_node_redirects_set_again_total 1\n"));
+}
+
+#[test]
 fn whoever_is_not_clearly_the_sidecar_of_the_pod_is_refused_and_changes_nothing() {
     let node = need_node!("whoever_is_not_clearly_the_sidecar_of_the_pod_is_refused_and_changes_nothing");
     let (pair, agent) = (pair(), serve(&node));

@@ -276,6 +276,7 @@ fn spawn_rooms(
         posture::Parts {
             client: client.clone(),
             index: index.clone(),
+            accounts,
             evidence: evidence.clone(),
             sessions: sessions.clone(),
             broken,

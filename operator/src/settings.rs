@@ -41,7 +41,7 @@ pub struct Settings {
     /// The webhook.
     #[serde(default)]
     pub webhook: WebhookSettings,
-    /// Who sets the redirect of pods; only checked here.
+    /// Who sets the redirect of pods.
     #[serde(default)]
     pub redirect: RedirectSettings,
     /// The control port.
@@ -209,7 +209,8 @@ impl Default for WebhookSettings {
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct RedirectSettings {
-    /// `agent` or `init`. Either way of injection counts as such, whichever new pods get.
+    /// `agent` or `init`. Either way of injection counts as such, whichever new pods get; with agents, a namespace is
+    /// promoted only when each of its pods has one that looks at it.
     pub mode: RedirectMode,
 }
 

@@ -37,6 +37,8 @@ pub struct Accepted {
     pub stream: TcpStream,
     /// Its other end.
     pub from: SocketAddr,
+    /// Where it was meant to go; `None`: the redirect does not know.
+    pub to: Option<SocketAddr>,
     /// Its place under the limits of connections.
     pub place: Place,
     /// Counts it as on its way.
@@ -45,17 +47,20 @@ pub struct Accepted {
 
 /// Accepts until the drain has begun and no app connection is open any more (until then the app lives, and what it
 /// dials and is asked still counts), or the drain ends; then what waits already (its client may have said all and be
-/// gone). Hands each connection that `capacity` has room for to `serve`, which must not wait.
+/// gone). Asks `original` where each connection was meant to go, and hands those that `capacity` has room for to
+/// `serve`, which must not wait.
 pub async fn accept(
     listener: TcpListener,
     capacity: Capacity,
+    original: OriginalDestination,
     ctx: &Context,
     mut serve: impl FnMut(Accepted),
 ) {
-    let mut take = |stream, from: SocketAddr| {
-        let from = SocketAddr::new(from.ip().to_canonical(), from.port());
-        match capacity.take(from.ip()) {
-            Ok(place) => serve(Accepted { stream, from, place, opening: ctx.metrics.opening() }),
+    let canonical = |address: SocketAddr| SocketAddr::new(address.ip().to_canonical(), address.port());
+    let mut take = |stream: TcpStream, from: SocketAddr| {
+        let (from, to) = (canonical(from), original(&stream).ok().map(canonical));
+        match capacity.take(from.ip(), to.map(|to| to.port())) {
+            Ok(place) => serve(Accepted { stream, from, to, place, opening: ctx.metrics.opening() }),
             Err(limit) => {
                 ctx.metrics.count_limit(limit);
                 socket::abort(stream);

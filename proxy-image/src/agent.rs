@@ -105,15 +105,15 @@ impl AgentClient {
                 }
                 Err(trouble) => trouble,
             };
-            let message = trouble.message();
-            if matches!(trouble, Trouble::Refused { .. }) && begin.elapsed() >= self.patience {
-                return Err(anyhow!("no redirect after {} s: {message}", self.patience.as_secs()));
-            }
+            let (message, refused) = (trouble.message(), matches!(trouble, Trouble::Refused { .. }));
             if told.as_ref() != Some(&trouble) {
                 tracing::warn!("{message}");
                 // Now: who ends a sidecar that is not ready does not ask it for its last words.
                 process::write_termination_message(&self.termination_log, &message);
                 told = Some(trouble);
+            }
+            if refused && begin.elapsed() >= self.patience {
+                return Err(anyhow!("no redirect after {} s: {message}", self.patience.as_secs()));
             }
             sleep(pause).await;
             pause = (pause * 2).min(LONGEST_PAUSE);
@@ -264,6 +264,17 @@ mod tests {
             );
         }
         assert!(client.readiness.missing().contains(&Reason::AgentPending));
+    }
+
+    #[tokio::test]
+    async fn the_last_word_is_the_reason_of_the_end_and_not_what_was_told_before_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let client = client(&directory);
+        // It is replaced all the time, so that a refusal never follows another.
+        let answers = [Vec::new(), refusal(Reason::NotTheSidecar, "the container \"app\" asks")];
+        let _agent = agent(&client, answers.into_iter().cycle().take(64).collect()).await;
+        client.first().await.unwrap_err();
+        assert!(last_words(&client).starts_with("NotTheSidecar: "), "{}", last_words(&client));
     }
 
     #[tokio::test]

@@ -2,6 +2,7 @@
 //! machines outside of a cluster. In goes YAML, out come checked settings, or the name of what is wrong.
 
 use crate::tuning::{Tuning, record_layer};
+use crate::yaml;
 use cinch_identity::{RecordLayer, SpiffeId, TrustDomain};
 use cinch_policy::{Mode, PathNormalization};
 use ipnet::IpNet;
@@ -209,8 +210,8 @@ impl Config {
         Ok(config)
     }
 
-    fn parse(yaml: &str) -> Result<Self, String> {
-        let mut config: Self = serde_saphyr::from_str(yaml).map_err(|error| error.to_string())?;
+    fn parse(text: &str) -> Result<Self, String> {
+        let mut config: Self = yaml::one(text).map_err(|error| error.to_string())?;
         config.settings.records = config.records.unwrap_or(config.settings.records);
         config.settings.check().map_err(|error| format!("settings: {error}"))?;
         if let Some(nameless) = config.peers.iter().find(|peer| peer.meshed && peer.identity.is_none()) {

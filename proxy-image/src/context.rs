@@ -4,6 +4,7 @@
 
 use crate::evidence::Evidence;
 use crate::http_filter;
+use crate::kept::Kept;
 use crate::limits::Limits;
 use crate::live::Live;
 use crate::path_metrics::PathMetrics;
@@ -125,6 +126,8 @@ pub struct Context {
     pub own_addresses: watch::Receiver<Arc<[IpAddr]>>,
     /// Metrics, health and probes.
     pub probes: Arc<dyn VirtualPorts>,
+    /// What all copies keep together.
+    pub kept: Arc<Kept>,
     /// What all connections that are read as HTTP have in common.
     pub http: Arc<http_filter::Shared>,
     /// Named limits.

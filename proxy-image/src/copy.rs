@@ -2,6 +2,7 @@
 //! (half-close), a reset on one side becomes a reset on the other, and what can't be delivered is never taken
 //! for complete. Nothing is held while both sides are quiet.
 
+use crate::kept::Share;
 use crate::socket;
 use cinch_reason::Reason;
 use std::cell::Cell;
@@ -52,11 +53,21 @@ pub struct Moved {
 
 /// One side of an app connection.
 pub trait Side {
-    /// Reads what has come and gives it to `sink`, with whether it is the last.
+    /// Reads what has come, about `most` bytes of it, and gives it to `sink`, with whether it is the last.
     ///
     /// # Errors
     /// When this side can't go on.
-    fn poll_forward(&mut self, cx: &mut Context<'_>, sink: &mut Sink<'_>) -> Poll<Result<Moved, Failure>>;
+    fn poll_forward(
+        &mut self,
+        cx: &mut Context<'_>,
+        most: usize,
+        sink: &mut Sink<'_>,
+    ) -> Poll<Result<Moved, Failure>>;
+
+    /// How many bytes may be read for this side at a time.
+    fn may_take(&self) -> usize {
+        usize::MAX
+    }
 
     /// Why nothing may go over this side any more, if so; else `cx` is woken when that changes.
     fn poll_cut(&mut self, _cx: &mut Context<'_>) -> Option<Reason> {
@@ -209,7 +220,7 @@ impl Way {
             Poll::Ready(Ok(())) => {}
         }
         let mut sent = Ok(());
-        let moved = from.poll_forward(cx, &mut |bytes, fin| {
+        let moved = from.poll_forward(cx, to.may_take(), &mut |bytes, fin| {
             if sent.is_ok() {
                 sent = to.send(bytes, fin);
             }
@@ -234,6 +245,7 @@ pub struct TcpSide {
     stream: TcpStream,
     kept: Vec<u8>,
     sent: usize,
+    share: Share,
     fin: bool,
     /// Its own direction has ended, and ours has.
     ended: (bool, bool),
@@ -255,13 +267,14 @@ enum Found {
 }
 
 impl TcpSide {
-    /// Takes a connection over.
+    /// Takes a connection over. What it keeps is counted in `share`.
     #[must_use]
-    pub fn new(stream: TcpStream) -> TcpSide {
+    pub fn new(stream: TcpStream, share: Share) -> TcpSide {
         TcpSide {
             stream,
             kept: Vec::new(),
             sent: 0,
+            share,
             fin: false,
             ended: (false, false),
             owes_fin: false,
@@ -392,12 +405,17 @@ impl Drop for TcpSide {
 }
 
 impl Side for TcpSide {
-    fn poll_forward(&mut self, cx: &mut Context<'_>, sink: &mut Sink<'_>) -> Poll<Result<Moved, Failure>> {
+    fn poll_forward(
+        &mut self,
+        cx: &mut Context<'_>,
+        most: usize,
+        sink: &mut Sink<'_>,
+    ) -> Poll<Result<Moved, Failure>> {
         if let Some(result) = self.take_found(sink) {
             return Poll::Ready(result);
         }
         with_scratch(|scratch| {
-            let scratch = scratch.get_mut(..READ).unwrap_or_default();
+            let scratch = scratch.get_mut(..READ.min(most)).unwrap_or_default();
             let count = match self.poll_read(cx, scratch) {
                 Poll::Pending => return Poll::Pending,
                 Poll::Ready(Err(_)) => return Poll::Ready(Err(Failure::Reset)),
@@ -429,6 +447,7 @@ impl Side for TcpSide {
             }
         }
         self.kept.extend_from_slice(bytes);
+        self.share.now(self.kept.capacity());
         self.fin |= fin;
         if self.fin && self.kept.is_empty() {
             self.fin = false;
@@ -454,11 +473,16 @@ impl Side for TcpSide {
         if !self.kept.is_empty() {
             self.kept = Vec::new();
             self.sent = 0;
+            self.share.now(0);
         }
         if std::mem::take(&mut self.fin) {
             self.finish();
         }
         Poll::Ready(Ok(()))
+    }
+
+    fn may_take(&self) -> usize {
+        self.share.may_read(|| socket::room(&self.stream))
     }
 
     fn rest(&mut self, _cx: &mut Context<'_>) {

@@ -1,5 +1,5 @@
 //! Bounds TLS handshakes: so many at once, so many of one peer address, so many that wait. In goes a peer's
-//! address, out comes a pass that is held for the time of the handshake, or a refusal.
+//! address, out comes a turn, and then a pass that is held for the time of the handshake, or a refusal.
 
 use parking_lot::Mutex;
 use std::collections::HashMap;
@@ -60,14 +60,8 @@ impl Gate {
         })
     }
 
-    /// Waits at most `limit` for a place. `None`: there is none, or too many wait already.
-    pub async fn enter(self: &Arc<Self>, source: IpAddr, limit: Duration) -> Option<Pass> {
-        let both = async { self.queue(source, limit).await?.enter(limit).await };
-        tokio::time::timeout(limit, both).await.ok()?
-    }
-
-    /// Waits at most `limit` for a turn among those of `source`, which keeps nobody else from anything. `None`: as
-    /// [`Gate::enter`].
+    /// Waits at most `limit` for a turn among those of `source`, which keeps nobody else from anything. `None`: it did
+    /// not come, or too many wait already.
     pub async fn queue(self: &Arc<Self>, source: IpAddr, limit: Duration) -> Option<Turn> {
         let (own, presence) = self.announce(source.to_canonical())?;
         let own = tokio::time::timeout(limit, own.acquire_owned()).await.ok()?.ok()?;
@@ -91,7 +85,7 @@ impl Gate {
 }
 
 impl Turn {
-    /// Waits at most `limit` for a place among those of all addresses.
+    /// Waits at most `limit` for a place among those of all addresses. `None`: none became free.
     pub async fn enter(self, limit: Duration) -> Option<Pass> {
         let places = self.presence.gate.places.clone();
         let place = tokio::time::timeout(limit, places.acquire_owned()).await.ok()?.ok()?;
@@ -116,6 +110,12 @@ mod tests {
     use super::*;
 
     const WAIT: Duration = Duration::from_millis(20);
+
+    impl Gate {
+        async fn enter(self: &Arc<Self>, source: IpAddr, limit: Duration) -> Option<Pass> {
+            self.queue(source, limit).await?.enter(limit).await
+        }
+    }
 
     fn ip(last: u8) -> IpAddr {
         IpAddr::from([10, 0, 0, last])

@@ -10,10 +10,12 @@ use crate::http::{self, Request};
 use crate::metrics::Metrics;
 use crate::path_metrics::PathMetrics;
 use crate::probes::ProbeTable;
-use cinch_places::{AtLimit, Limits, Places};
+use cinch_places::{AtLimit, Limits, Place, Places};
 use cinch_reason::Reason;
 use futures::FutureExt;
 use futures::future::BoxFuture;
+use parking_lot::Mutex;
+use std::collections::VecDeque;
 use std::fmt::Write as _;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -126,21 +128,50 @@ impl Readiness {
     }
 }
 
-type Arrival = (u16, std::net::TcpStream, SocketAddr);
+/// A connection with its place.
+struct Arrival {
+    port: u16,
+    stream: std::net::TcpStream,
+    place: Place,
+}
 
 /// Takes connections from the data side to the control side.
 pub struct Doorway {
-    arrivals: mpsc::Sender<Arrival>,
+    waiting: Arc<Mutex<VecDeque<Arrival>>>,
+    /// Tells the control side that somebody waits.
+    come: mpsc::Sender<()>,
+    places: Places,
+    connections: usize,
     path: Arc<PathMetrics>,
+}
+
+impl Doorway {
+    /// Lets a connection wait. Those that have lost their places make room: no more wait than twice what there are.
+    fn admit(&self, arrival: Arrival) {
+        let mut waiting = self.waiting.lock();
+        if waiting.len() >= 2 * self.connections {
+            let before = waiting.len();
+            waiting.retain(|arrival| !arrival.place.is_lost());
+            for _ in waiting.len()..before {
+                self.path.count_limit(LIMIT);
+            }
+        }
+        waiting.push_back(arrival);
+        drop(waiting);
+        // Full: it is told already. Closed: a server that is gone takes nothing more, and need not.
+        let _ = self.come.try_send(());
+    }
 }
 
 impl VirtualPorts for Doorway {
     fn serve(&self, port: u16, stream: TcpStream, peer: SocketAddr) -> BoxFuture<'static, ()> {
-        // A full queue or a broken socket closes the connection: a probe that fails is tried again.
-        if let Ok(stream) = stream.into_std()
-            && self.arrivals.try_send((port, stream, peer)).is_err()
-        {
-            self.path.count_limit(LIMIT);
+        // The place is taken here, so that who comes last gets in however busy the control side is: of those that wait
+        // for it too the oldest of the source with the most goes.
+        match (stream.into_std(), self.places.take(peer.ip())) {
+            (Ok(stream), Some(place)) => self.admit(Arrival { port, stream, place }),
+            (Ok(_), None) => self.path.count_limit(LIMIT),
+            // A broken socket: a probe that fails is tried again.
+            (Err(_), _) => {}
         }
         std::future::ready(()).boxed()
     }
@@ -166,28 +197,30 @@ pub struct VirtualServer {
 impl VirtualServer {
     /// The doorway, and the task that serves what comes through it.
     pub fn open(self) -> (Doorway, impl Future<Output = ()> + Send + 'static) {
-        let (sender, mut arrivals) = mpsc::channel::<Arrival>(self.connections);
+        let (come, mut told) = mpsc::channel(1);
+        let waiting = Arc::<Mutex<VecDeque<Arrival>>>::default();
         let places = Places::new(Limits {
             most: self.connections,
             of_one_source: self.connections.div_ceil(2),
             at_limit: AtLimit::DropOldest,
         });
-        let doorway = Doorway { arrivals: sender, path: self.path.clone() };
+        let (connections, path) = (self.connections, self.path.clone());
+        let doorway = Doorway { waiting: waiting.clone(), come, places, connections, path };
         let server = Arc::new(self);
         let serve = async move {
-            while let Some((port, stream, peer)) = arrivals.recv().await {
-                let Some(place) = places.take(peer.ip()) else {
-                    server.path.count_limit(LIMIT);
-                    continue;
-                };
-                let Ok(stream) = TcpStream::from_std(stream) else { continue };
-                let server = server.clone();
-                tokio::spawn(async move {
-                    tokio::select! {
-                        () = server.answer(port, stream) => {}
-                        () = place.lost() => server.path.count_limit(LIMIT),
-                    }
-                });
+            while told.recv().await.is_some() {
+                let arrivals = std::mem::take(&mut *waiting.lock());
+                for Arrival { port, stream, place } in arrivals {
+                    let Ok(stream) = TcpStream::from_std(stream) else { continue };
+                    let server = server.clone();
+                    tokio::spawn(async move {
+                        tokio::select! {
+                            biased;
+                            () = place.lost() => server.path.count_limit(LIMIT),
+                            () = server.answer(port, stream) => {}
+                        }
+                    });
+                }
             }
         };
         (doorway, serve)
@@ -320,6 +353,22 @@ mod tests {
         assert!(count.parse::<u64>().unwrap() >= 10, "{page}");
         let mut first = String::new();
         assert!(matches!(held[0].read_to_string(&mut first).await, Ok(0) | Err(_)), "the oldest had to go");
+    }
+
+    #[tokio::test]
+    async fn who_comes_last_gets_in_though_the_server_was_busy_meanwhile() {
+        let (doorway, serve) = server(4).open();
+        let mut crowd = Vec::new();
+        for _ in 0..50 {
+            crowd.push(connect(&doorway, HEALTH_PORT).await);
+        }
+        assert!(doorway.waiting.lock().len() <= 8, "of those that wait too");
+        let mut probe = connect(&doorway, HEALTH_PORT).await;
+        probe.write_all(b"GET /ready HTTP/1.1\r\n\r\n").await.unwrap();
+        tokio::spawn(serve);
+        let mut answer = String::new();
+        probe.read_to_string(&mut answer).await.unwrap();
+        assert!(answer.starts_with("HTTP/1.1 503 "), "{answer}");
     }
 
     #[test]

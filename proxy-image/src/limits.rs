@@ -13,10 +13,12 @@ use std::time::{Duration, Instant};
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Limits {
-    /// TLS handshakes under way at once, for each side.
+    /// TLS handshakes that we begin, at once.
     pub handshakes: usize,
-    /// Of these, from or to one peer address: a single peer can't take all places.
+    /// Of these, to one peer address: a single peer can't take all places.
     pub handshakes_per_source: usize,
+    /// TLS handshakes that others begin, at once. Of one host an eighth.
+    pub handshakes_inbound: usize,
     /// Connections that wait for a place to shake hands.
     pub handshakes_waiting: usize,
     /// From a peer's first byte to the end of the handshake, and from there to its first OPEN.
@@ -28,16 +30,26 @@ pub struct Limits {
     /// To connect to an app or another destination.
     #[serde(deserialize_with = "duration")]
     pub connect_timeout: Duration,
+    /// A peer that answers nothing for so long is gone: bytes that it does not acknowledge end its tunnel, and after half
+    /// the time of silence it is asked three times whether it is there. In seconds, as the kernel counts.
+    #[serde(deserialize_with = "duration")]
+    pub peer_timeout: Duration,
     /// A client that is silent so long on a PERMISSIVE port is taken to wait for the server's first word.
     #[serde(deserialize_with = "duration")]
     pub silence: Duration,
+    /// The same for clients from where a tunnel has come lately: on busy nodes its ClientHello may be late.
+    #[serde(deserialize_with = "duration")]
+    pub silence_of_peers: Duration,
     /// App connections and tunnels open at once, for each side.
     pub connections: usize,
-    /// Of these, inbound ones from one address. One may stand for many clients: a node, a gateway.
+    /// Of these, inbound ones from one address, or one network of 64 bits of IPv6. One may stand for many clients: a
+    /// node, a gateway.
     pub connections_per_source: usize,
     /// Connections that the system keeps until they are accepted, for each listener; it may allow fewer
     /// (net.core.somaxconn).
     pub listen_backlog: usize,
+    /// Bytes that all copies together keep for sides that take them slowly, beyond a few KiB for each.
+    pub kept_bytes: usize,
     /// Idle tunnels that the pool holds to one peer.
     pub idle_tunnels_per_peer: usize,
     /// Idle tunnels that the pool holds in all.
@@ -83,15 +95,19 @@ impl Default for Limits {
         Limits {
             handshakes: 64,
             handshakes_per_source: 16,
+            handshakes_inbound: 512,
             handshakes_waiting: 1024,
             handshake_timeout: Duration::from_secs(5),
             open_timeout: Duration::from_secs(10),
             connect_timeout: Duration::from_secs(5),
+            peer_timeout: Duration::from_secs(30),
             silence: Duration::from_millis(100),
+            silence_of_peers: Duration::from_secs(2),
             connections: 16_384,
-            // One address may have all: it may be the only client, or a gateway that stands for all.
-            connections_per_source: 16_384,
+            // It may be the only client, or a gateway that stands for nearly all; a quarter is for others.
+            connections_per_source: 12_288,
             listen_backlog: 4096,
+            kept_bytes: 16 * 1024 * 1024,
             idle_tunnels_per_peer: 64,
             idle_tunnels: 1024,
             client_idle: Duration::from_secs(15),
@@ -195,6 +211,11 @@ const LONGEST: Duration = Duration::from_secs(24 * 3600);
 /// The shortest: below it the clock of timers is too coarse.
 const SHORTEST: Duration = Duration::from_millis(1);
 
+/// Within less than this nobody is taken for gone: the kernel asks at most once a second (tcp(7), TCP_KEEPIDLE).
+const SOONEST_GONE: Duration = Duration::from_secs(1);
+/// And with more the kernel would not ask at all: it knows no time of more than nine hours.
+const LATEST_GONE: Duration = Duration::from_secs(3600);
+
 impl Limits {
     /// Whether a proxy can work with these bounds.
     ///
@@ -209,6 +230,10 @@ impl Limits {
         if let Some((field, time)) = times {
             return Err(wrong(field, format!("{time:?} is not between {SHORTEST:?} and 24h")));
         }
+        if self.peer_timeout < SOONEST_GONE || self.peer_timeout > LATEST_GONE {
+            let problem = format!("{:?} is not between {SOONEST_GONE:?} and 1h", self.peer_timeout);
+            return Err(wrong("peerTimeout", problem));
+        }
         if self.client_idle >= self.server_idle {
             return Err(wrong(
                 "clientIdle",
@@ -219,18 +244,20 @@ impl Limits {
     }
 
     /// Each count with the least and the most that it may be.
-    fn counts(&self) -> [(&'static str, usize, usize, usize); 23] {
+    fn counts(&self) -> [(&'static str, usize, usize, usize); 25] {
         const MANY: usize = 1 << 20;
         const BYTES: usize = 1 << 30;
         let http = &self.http;
         [
             ("handshakes", self.handshakes, 1, MANY),
             ("handshakesPerSource", self.handshakes_per_source, 1, MANY),
+            ("handshakesInbound", self.handshakes_inbound, 8, MANY),
             // One source may have a quarter of them.
             ("handshakesWaiting", self.handshakes_waiting, 4, MANY),
             ("connections", self.connections, 1, MANY),
             ("connectionsPerSource", self.connections_per_source, 1, MANY),
             ("listenBacklog", self.listen_backlog, 1, 65_535),
+            ("keptBytes", self.kept_bytes, 64 * 1024, BYTES),
             ("idleTunnelsPerPeer", self.idle_tunnels_per_peer, 0, MANY),
             ("idleTunnels", self.idle_tunnels, 0, MANY),
             ("destinations", self.destinations, 16, MANY),
@@ -252,12 +279,14 @@ impl Limits {
         ]
     }
 
-    fn times(&self) -> [(&'static str, Duration); 14] {
+    fn times(&self) -> [(&'static str, Duration); 16] {
         [
             ("handshakeTimeout", self.handshake_timeout),
             ("openTimeout", self.open_timeout),
             ("connectTimeout", self.connect_timeout),
+            ("peerTimeout", self.peer_timeout),
             ("silence", self.silence),
+            ("silenceOfPeers", self.silence_of_peers),
             ("clientIdle", self.client_idle),
             ("serverIdle", self.server_idle),
             ("tunnelAge", self.tunnel_age),

@@ -181,6 +181,8 @@ pub struct PathMetrics {
     pub protocol_errors: Family<DirectionLabels, Counter>,
     /// Connections that were still open when the certificate of their tunnel ran out.
     pub outlived_certificate: Counter,
+    /// Bytes that copies keep for slow sides, beyond what each may keep anyway.
+    pub kept_bytes: Gauge,
     /// Refusals by a limit.
     pub limit_refusals: Family<LimitLabels, Counter>,
     /// Requests of connections that are read as HTTP.
@@ -253,6 +255,7 @@ impl PathMetrics {
             "Connections open past the expiry of their tunnel's certificate",
             self.outlived_certificate.clone(),
         );
+        r.register("kept_bytes", "Bytes kept for slow sides beyond their floors", self.kept_bytes.clone());
         r.register("limit_refusals", "Refusals by a limit, by its name", self.limit_refusals.clone());
         self.http.register(r);
         self.telemetry.register_own(r);

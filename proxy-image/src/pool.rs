@@ -159,6 +159,21 @@ impl Pool {
         self.metrics.tunnels_idle.set(count(lists.total));
     }
 
+    /// Closes the idle tunnels for `key`, whose peer has given no sign of life on another one: they lead to nobody
+    /// either, and the next connection shall find that out by dialling, which takes less and leaves it other endpoints.
+    pub fn forget(&self, key: &Key) {
+        let gone = {
+            let mut lists = self.lists.lock();
+            let gone = lists.by_key.remove(key).unwrap_or_default();
+            lists.total -= gone.len();
+            self.metrics.tunnels_idle.set(count(lists.total));
+            gone
+        };
+        for tunnel in gone.into_iter().filter_map(|idle| idle.slot.take()) {
+            tokio::spawn(tunnel.close(GOODBYE));
+        }
+    }
+
     /// Closes what is past its time or no longer `wanted`.
     pub fn sweep(&self, wanted: impl Fn(&Key) -> bool) {
         let now = Instant::now();

@@ -1,10 +1,11 @@
 //! What the peers of live tunnels proved to be, kept as long as the tunnel, because a later trust bundle may not vouch
 //! for it any more. In go the certificates of each handshake and the bundles, out comes the order to cut.
 //!
-//! Certificates are kept once: those of a peer for all its tunnels, those of an issuer for all peers.
+//! Certificates are kept once: those of a peer for all its tunnels, those of an issuer for all peers. Of what a peer
+//! shows only what vouches for it is kept: the rest may be anything, and another thing on each connection.
 
 use crate::context::Credentials;
-use cinch_identity::{TrustBundle, Usage, verify_open_chain};
+use cinch_identity::{TrustBundle, Usage, verified_issuers, verify_open_chain};
 use futures::task::AtomicWaker;
 use parking_lot::Mutex;
 use rustls_pki_types::{CertificateDer, UnixTime};
@@ -15,7 +16,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::Context;
 use tokio::sync::watch;
 
-/// The certificates that a peer showed.
+/// The certificates that a peer showed, as far as they vouch for it.
 #[derive(Debug, PartialEq, Eq, Hash)]
 struct Chain {
     leaf: CertificateDer<'static>,
@@ -103,7 +104,7 @@ impl Proofs {
     ) -> Option<Proof> {
         let mut shown = chain.into_iter();
         let leaf = shown.next()?;
-        let issuers: Arc<[_]> = shown.collect();
+        let issuers = self.issuers(&leaf, shown.collect(), usage, bundle);
         let (id, entry) = {
             let mut held = self.held.lock();
             let issuers = held.issuers.take(issuers);
@@ -120,6 +121,22 @@ impl Proofs {
             entry.lose();
         }
         Some(Proof { proofs: self.clone(), id, entry })
+    }
+
+    /// Those of the certificates `shown` that vouch for `leaf`. Where they are exactly those of another peer, that is
+    /// known; only of others signatures are verified a second time.
+    fn issuers(
+        &self,
+        leaf: &CertificateDer<'_>,
+        shown: Vec<CertificateDer<'static>>,
+        usage: Usage,
+        bundle: &TrustBundle,
+    ) -> Arc<[CertificateDer<'static>]> {
+        if shown.is_empty() || self.held.lock().issuers.0.contains_key(shown.as_slice()) {
+            return shown.into();
+        }
+        // An error only where a certificate has run out since the handshake: the next review ends the tunnel.
+        verified_issuers(leaf, &shown, bundle, UnixTime::now(), usage).unwrap_or_default().into()
     }
 
     /// Reviews all tunnels whenever the bundle loses a root, until nobody can change it any more.
@@ -208,43 +225,91 @@ impl Drop for Proof {
 mod tests {
     use super::*;
     use cinch_identity::TrustDomain;
+    use rcgen::{
+        BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa, SanType,
+    };
 
-    fn certificate(name: &str) -> CertificateDer<'static> {
-        CertificateDer::from(name.as_bytes().to_vec())
+    type Ca = CertifiedIssuer<'static, rcgen::KeyPair>;
+
+    fn named(name: &str, is_ca: IsCa) -> CertificateParams {
+        let mut params = CertificateParams::default();
+        params.distinguished_name.push(DnType::CommonName, name);
+        params.is_ca = is_ca;
+        params
     }
 
-    fn bundle() -> TrustBundle {
-        let mut params = rcgen::CertificateParams::default();
-        params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
-        let root = params.self_signed(&rcgen::KeyPair::generate().unwrap()).unwrap().der().clone();
-        TrustBundle::from_roots(TrustDomain::parse("cluster.local").unwrap(), vec![root]).unwrap()
+    fn root() -> (Ca, TrustBundle) {
+        let params = named("root", IsCa::Ca(BasicConstraints::Unconstrained));
+        let root = CertifiedIssuer::self_signed(params, rcgen::KeyPair::generate().unwrap()).unwrap();
+        let roots = vec![root.der().clone()];
+        let bundle = TrustBundle::from_roots(TrustDomain::parse("cluster.local").unwrap(), roots).unwrap();
+        (root, bundle)
+    }
+
+    fn issuer(name: &str, root: &Ca) -> Ca {
+        let params = named(name, IsCa::Ca(BasicConstraints::Constrained(0)));
+        CertifiedIssuer::signed_by(params, rcgen::KeyPair::generate().unwrap(), root).unwrap()
+    }
+
+    fn leaf(account: &str, issuer: &Ca) -> CertificateDer<'static> {
+        let mut params = named(account, IsCa::ExplicitNoCa);
+        let uri = format!("spiffe://cluster.local/ns/shop/sa/{account}");
+        params.subject_alt_names = vec![SanType::URI(uri.as_str().try_into().unwrap())];
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+        params.signed_by(&rcgen::KeyPair::generate().unwrap(), issuer).unwrap().into()
+    }
+
+    fn proofs() -> Arc<Proofs> {
+        let (_nobody, credentials) = watch::channel(None);
+        Proofs::new(credentials)
+    }
+
+    fn kept(proofs: &Proofs) -> (usize, usize, usize) {
+        let held = proofs.held.lock();
+        (held.tunnels.len(), held.chains.0.len(), held.issuers.0.len())
     }
 
     #[test]
     fn a_certificate_is_kept_once_for_all_tunnels_and_forgotten_with_the_last() {
-        let (_nobody, credentials) = watch::channel(None);
-        let (proofs, bundle) = (Proofs::new(credentials), bundle());
-        let hold = |leaf: &str, issuer: &str| {
-            let chain = vec![certificate(leaf), certificate(issuer)];
+        let (root, bundle) = root();
+        let (proofs, old, new) = (proofs(), issuer("old", &root), issuer("new", &root));
+        let (web, later, api) = (leaf("web", &old), leaf("web", &new), leaf("api", &old));
+        let hold = |leaf: &CertificateDer<'static>, issuer: &Ca| {
+            let chain = vec![leaf.clone(), issuer.der().clone()];
             proofs.hold(chain, Usage::Client, &bundle).unwrap()
         };
-        let kept = || {
-            let held = proofs.held.lock();
-            (held.tunnels.len(), held.chains.0.len(), held.issuers.0.len())
-        };
-        let of_web = [hold("web", "old"), hold("web", "old"), hold("web", "new")];
-        let of_api = hold("api", "old");
-        assert_eq!(kept(), (4, 3, 2));
+        let of_web = [hold(&web, &old), hold(&web, &old), hold(&later, &new)];
+        let of_api = hold(&api, &old);
+        assert_eq!(kept(&proofs), (4, 3, 2));
         let [first, second, renewed] = of_web;
         assert!(Arc::ptr_eq(&first.entry.chain, &second.entry.chain));
         assert!(Arc::ptr_eq(&first.entry.chain.issuers, &of_api.entry.chain.issuers));
         drop(first);
-        assert_eq!(kept(), (3, 3, 2), "another tunnel needs it");
+        assert_eq!(kept(&proofs), (3, 3, 2), "another tunnel needs it");
         drop((second, of_api));
-        assert_eq!(kept(), (1, 1, 1));
-        assert!(!renewed.is_lost());
+        assert_eq!(kept(&proofs), (1, 1, 1));
+        assert!(!renewed.is_lost() && renewed.entry.chain.is_proved_by(&bundle));
         drop(renewed);
-        assert_eq!(kept(), (0, 0, 0));
+        assert_eq!(kept(&proofs), (0, 0, 0));
         assert!(proofs.hold(Vec::new(), Usage::Client, &bundle).is_none());
+    }
+
+    #[test]
+    fn what_else_a_peer_shows_is_not_kept_however_much_and_however_often() {
+        let (root, bundle) = root();
+        let (proofs, issuer) = (proofs(), issuer("issuer", &root));
+        let (by_issuer, by_root) = (leaf("bad", &issuer), leaf("worse", &root));
+        let junk = |number: u32| CertificateDer::from(number.to_be_bytes().repeat(3000));
+        let held: Vec<Proof> = (0..200)
+            .map(|number| {
+                let first = if number % 2 == 0 { &by_issuer } else { &by_root };
+                let chain = vec![first.clone(), junk(number), issuer.der().clone()];
+                proofs.hold(chain, Usage::Client, &bundle).unwrap()
+            })
+            .collect();
+        assert_eq!(kept(&proofs), (200, 2, 2), "two leaves, one with its issuer and one without any");
+        let chains = || held.iter().map(|proof| &proof.entry.chain);
+        let bytes = |chain: &Arc<Chain>| chain.issuers.iter().map(|issuer| issuer.len()).sum::<usize>();
+        assert!(chains().all(|chain| bytes(chain) <= issuer.der().len() && chain.is_proved_by(&bundle)));
     }
 }

@@ -14,6 +14,7 @@ use crate::credentials::{CredentialStore, is_current};
 use crate::discovery::RecordCache;
 use crate::evidence::Evidence;
 use crate::health::{Doorway, Readiness, VirtualServer};
+use crate::kept::Kept;
 use crate::limits::Limits;
 use crate::listeners::Listeners;
 use crate::live::Live;
@@ -24,7 +25,7 @@ use crate::proofs::Proofs;
 use crate::settings::PodSettings;
 use crate::standalone::{self, StaticPeers};
 use crate::tuning::Tuning;
-use crate::{http_filter, process, selftest};
+use crate::{http_filter, memory, process, selftest};
 use anyhow::{Context as _, Result, anyhow};
 use cinch_identity::SpiffeId;
 use cinch_reason::Reason;
@@ -82,6 +83,7 @@ fn main_runtime() -> Result<tokio::runtime::Runtime> {
 struct Parts {
     evidence: Arc<Evidence>,
     path_metrics: Arc<PathMetrics>,
+    kept: Arc<Kept>,
     http: Arc<http_filter::Shared>,
     live: Arc<Live>,
     limits: Limits,
@@ -92,6 +94,10 @@ struct Parts {
 impl Parts {
     fn new(tuning: &Tuning) -> Self {
         let limits = tuning.limits.clone();
+        let limits = match memory::of_container() {
+            Some(memory) => memory::fitting(limits, memory),
+            None => limits,
+        };
         process::raise_descriptor_limit(limits.connections);
         let log = AccessLog::start(&tuning.access_log).unwrap_or_else(|error| {
             tracing::error!(%error, "there will be no access log");
@@ -100,6 +106,7 @@ impl Parts {
         let path_metrics = Arc::new(PathMetrics::with_log(log));
         Self {
             evidence: Arc::new(Evidence::new(limits.evidence_sources)),
+            kept: Kept::new(limits.kept_bytes, &path_metrics),
             http: http_filter::Shared::new(&limits, &path_metrics),
             path_metrics,
             live: Arc::default(),
@@ -239,6 +246,7 @@ async fn run_in_pod(settings: PodSettings) -> Result<()> {
         metrics: parts.path_metrics.clone(),
         own_addresses,
         probes: doorway,
+        kept: parts.kept.clone(),
         http: parts.http.clone(),
         limits: parts.limits.clone(),
         drain: parts.drain.clone(),
@@ -368,6 +376,7 @@ async fn run_standalone(config: Config) -> Result<()> {
         metrics: parts.path_metrics.clone(),
         own_addresses,
         probes: doorway,
+        kept: parts.kept.clone(),
         http: parts.http.clone(),
         limits: parts.limits.clone(),
         drain: parts.drain.clone(),

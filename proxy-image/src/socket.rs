@@ -5,26 +5,31 @@ use std::io::{self, Read};
 use std::mem::MaybeUninit;
 use std::net::{Shutdown, SocketAddr};
 use std::ops::RangeInclusive;
+use std::os::fd::AsRawFd;
 use std::sync::OnceLock;
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
 
-/// A peer is taken for gone after three unanswered probes, 10 s apart, that begin after 30 s of silence.
-fn keepalive() -> TcpKeepalive {
+/// Questions to a silent peer, after which it is taken for gone.
+const PROBES: u32 = 3;
+
+/// A silent peer is asked in the second half of `peer_timeout`, so that it has had all its questions when that is over:
+/// with a time for unacknowledged bytes (see [`prepare_tunnel`]) the kernel counts from the last answer and not the
+/// questions, and were the first one asked at the end, one lost packet would end an idle connection. In whole seconds,
+/// which is what the kernel knows.
+fn keepalive(peer_timeout: Duration) -> TcpKeepalive {
+    let seconds = peer_timeout.as_secs().max(1);
     TcpKeepalive::new()
-        .with_time(Duration::from_secs(30))
-        .with_interval(Duration::from_secs(10))
-        .with_retries(3)
+        .with_time(Duration::from_secs((seconds / 2).max(1)))
+        .with_interval(Duration::from_secs((seconds / 2).div_ceil(PROBES.into()).max(1)))
+        .with_retries(PROBES)
 }
 
-/// Unacknowledged bytes on a tunnel end it after this time: the peer's node is gone, and the app should know.
-const USER_TIMEOUT: Duration = Duration::from_secs(30);
-
-/// For the listener of connections from the network: no waiting for more bytes, and a vanished peer is noticed. What
-/// it accepts inherits this, so that a connection costs no system call for it. A socket that refuses an option is
-/// broken in a way that its next use will tell.
-pub fn prepare_listener(listener: &TcpListener) {
-    prepare(&SockRef::from(listener));
+/// For the listener of connections from the network: no waiting for more bytes, and a peer that has vanished for
+/// `peer_timeout` is noticed. What it accepts inherits this, so that a connection costs no system call for it. A socket
+/// that refuses an option is broken in a way that its next use will tell.
+pub fn prepare_listener(listener: &TcpListener, peer_timeout: Duration) {
+    prepare(&SockRef::from(listener), peer_timeout);
 }
 
 /// For the listener of connections of the pod's apps: as [`prepare_listener`], but it is this kernel that would know
@@ -33,14 +38,15 @@ pub fn prepare_app_listener(listener: &TcpListener) {
     let _ = SockRef::from(listener).set_tcp_nodelay(true);
 }
 
-fn prepare(socket: &SockRef<'_>) {
+fn prepare(socket: &SockRef<'_>, peer_timeout: Duration) {
     let _ = socket.set_tcp_nodelay(true);
-    let _ = socket.set_tcp_keepalive(&keepalive());
+    let _ = socket.set_tcp_keepalive(&keepalive(peer_timeout));
 }
 
-/// For tunnels, whose sockets are accepted or dialled here.
-pub fn prepare_tunnel(stream: &TcpStream) {
-    let _ = SockRef::from(stream).set_tcp_user_timeout(Some(USER_TIMEOUT));
+/// For tunnels, whose sockets are accepted or dialled here: bytes that nobody acknowledges for `peer_timeout` end it. The
+/// peer's node is gone, and the app should know. [`crate::presence`] knows the exception.
+pub fn prepare_tunnel(stream: &TcpStream, peer_timeout: Duration) {
+    let _ = SockRef::from(stream).set_tcp_user_timeout(Some(peer_timeout));
 }
 
 /// Ends the connection with a RST in place of a FIN: the other side must not take it for a complete one.
@@ -77,6 +83,33 @@ pub fn write_now(stream: &TcpStream, bytes: &[u8]) -> io::Result<usize> {
     SockRef::from(stream).send_with_flags(bytes, libc::MSG_NOSIGNAL)
 }
 
+/// Bytes that the connection takes now without keeping anybody waiting; none where the system does not say.
+#[must_use]
+#[allow(unsafe_code)]
+pub fn room(stream: &TcpStream) -> usize {
+    /// Not in the libc crate; as `asm-generic/socket.h` has it.
+    const SO_MEMINFO: libc::c_int = 55;
+    const FIELDS: usize = libc::SK_MEMINFO_DROPS as usize + 1;
+    let mut fields = [0_u32; FIELDS];
+    let mut length = libc::socklen_t::try_from(size_of_val(&fields)).unwrap_or(0);
+    // SAFETY: the buffer is as long as `length` says, of plain integers, and outlives the call, as the socket does.
+    let failed = unsafe {
+        libc::getsockopt(
+            stream.as_raw_fd(),
+            libc::SOL_SOCKET,
+            SO_MEMINFO,
+            fields.as_mut_ptr().cast(),
+            &raw mut length,
+        )
+    };
+    let field = |number: libc::c_int| usize::try_from(number).ok().and_then(|at| fields.get(at)).copied();
+    match (field(libc::SK_MEMINFO_SNDBUF), field(libc::SK_MEMINFO_WMEM_QUEUED)) {
+        // Half, because what the kernel needs for itself is of it.
+        (Some(all), Some(used)) if failed == 0 => all.saturating_sub(used) as usize / 2,
+        _ => 0,
+    }
+}
+
 /// Whether nothing has come on the connection that was not read, its end included.
 #[must_use]
 pub fn is_quiet(stream: &TcpStream) -> bool {
@@ -84,14 +117,14 @@ pub fn is_quiet(stream: &TcpStream) -> bool {
     peeked.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
 }
 
-/// Dials `to`, over the network. A connection to itself (the kernel may pick the destination's port as source port,
+/// Dials `to`, over the network; a peer that vanishes later is noticed after `peer_timeout`. A connection to itself (the kernel may pick the destination's port as source port,
 /// and TCP then connects the socket with itself) is as refused as the listener that isn't there.
 ///
 /// # Errors
 /// As `connect(2)`; `TimedOut` after `limit`.
-pub async fn connect(to: SocketAddr, limit: Duration) -> io::Result<TcpStream> {
+pub async fn connect(to: SocketAddr, limit: Duration, peer_timeout: Duration) -> io::Result<TcpStream> {
     let socket = socket(to)?;
-    prepare(&SockRef::from(&socket));
+    prepare(&SockRef::from(&socket), peer_timeout);
     establish(socket, to, limit).await
 }
 
@@ -169,17 +202,20 @@ mod tests {
     #[tokio::test]
     async fn a_vanished_peer_is_noticed_on_accepted_and_on_dialled_connections() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        prepare_listener(&listener);
-        let dialled = connect(listener.local_addr().unwrap(), LIMIT).await.unwrap();
-        let (accepted, _) = listener.accept().await.unwrap();
-        for stream in [&dialled, &accepted] {
-            prepare_tunnel(stream);
-            let socket = SockRef::from(stream);
-            assert!(socket.tcp_nodelay().unwrap() && socket.keepalive().unwrap());
-            assert_eq!(socket.tcp_keepalive_time().unwrap(), Duration::from_secs(30));
-            assert_eq!(socket.tcp_keepalive_interval().unwrap(), Duration::from_secs(10));
-            assert_eq!(socket.tcp_keepalive_retries().unwrap(), 3);
-            assert_eq!(socket.tcp_user_timeout().unwrap(), Some(USER_TIMEOUT));
+        for (peer_timeout, silence, interval) in [(30, 15, 5), (1, 1, 1), (4, 2, 1), (3600, 1800, 600)] {
+            let peer_timeout = Duration::from_secs(peer_timeout);
+            prepare_listener(&listener, peer_timeout);
+            let dialled = connect(listener.local_addr().unwrap(), LIMIT, peer_timeout).await.unwrap();
+            let (accepted, _) = listener.accept().await.unwrap();
+            for stream in [&dialled, &accepted] {
+                prepare_tunnel(stream, peer_timeout);
+                let socket = SockRef::from(stream);
+                assert!(socket.tcp_nodelay().unwrap() && socket.keepalive().unwrap());
+                assert_eq!(socket.tcp_keepalive_time().unwrap(), Duration::from_secs(silence));
+                assert_eq!(socket.tcp_keepalive_interval().unwrap(), Duration::from_secs(interval));
+                assert_eq!(socket.tcp_keepalive_retries().unwrap(), 3);
+                assert_eq!(socket.tcp_user_timeout().unwrap(), Some(peer_timeout));
+            }
         }
     }
 
@@ -187,14 +223,18 @@ mod tests {
     async fn who_is_dialled_is_there_or_refuses() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        for dialled in [connect(address, LIMIT).await, connect_app(address, First::Anybody, LIMIT).await] {
+        for dialled in
+            [connect(address, LIMIT, LIMIT).await, connect_app(address, First::Anybody, LIMIT).await]
+        {
             let dialled = dialled.unwrap();
             let (accepted, _) = listener.accept().await.unwrap();
             assert_eq!(accepted.peer_addr().unwrap(), dialled.local_addr().unwrap());
             assert!(SockRef::from(&dialled).tcp_nodelay().unwrap());
         }
         drop(listener);
-        for refused in [connect(address, LIMIT).await, connect_app(address, First::Anybody, LIMIT).await] {
+        for refused in
+            [connect(address, LIMIT, LIMIT).await, connect_app(address, First::Anybody, LIMIT).await]
+        {
             assert_eq!(refused.unwrap_err().kind(), io::ErrorKind::ConnectionRefused);
         }
     }

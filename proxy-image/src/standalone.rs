@@ -4,6 +4,7 @@ use crate::config::{Config, Peer, Protocol};
 use crate::context::{Destination, Discovery, Endpoint, InboundPolicy};
 use crate::credentials::CredentialStore;
 use crate::http_filter::Tokens;
+use crate::yaml;
 use anyhow::{Context, Result, bail};
 use cinch_identity::{KeyPair, SpiffeId, Svid, TrustBundle};
 use cinch_policy::{MeshConfig, PolicyObject, Workload, WorkloadPolicies};
@@ -95,7 +96,7 @@ pub fn load_policy(config: &Config, version: u64) -> Result<InboundPolicy> {
     for path in &config.policies {
         let text = read(path)?;
         let documents: Vec<serde_json::Value> =
-            serde_saphyr::from_multiple(&text).with_context(|| path.display().to_string())?;
+            yaml::all(&text).with_context(|| path.display().to_string())?;
         for document in documents.iter().filter(|document| !document.is_null()) {
             objects.push(PolicyObject::parse(document).with_context(|| path.display().to_string())?);
         }

@@ -146,6 +146,8 @@ mod tests {
             (r#"{"limits": {"connectTimeout": "0s"}}"#, "limits.connectTimeout: "),
             (r#"{"limits": {"http": {"headFields": 1000}}}"#, "limits.http.headFields: "),
             (r#"{"limits": {"clientIdle": "45s"}}"#, "limits.clientIdle: "),
+            (r#"{"limits": {"peerTimeout": "999ms"}}"#, "limits.peerTimeout: "),
+            (r#"{"limits": {"peerTimeout": "2h"}}"#, "limits.peerTimeout: "),
         ] {
             let error = Tuning::parse(json).unwrap_err().to_string();
             assert!(error.contains(named), "{json}: {error}");

@@ -149,7 +149,8 @@ async fn an_idle_connection_holds_less_than_six_kibibytes_in_each_proxy() {
     let (own, direct) = cost_of(200, app, &mesh).await;
     let (both, meshed) = cost_of(200, mesh.web.outbound, &mesh).await;
     println!("bytes held for an idle connection by both proxies: {}", both - own);
-    assert!(both - own < 2 * 6 * 1024, "{} bytes", both - own);
+    // Two contexts of cryptography come on top in each, 1.3 KiB, which C allocates.
+    assert!(both - own < 2 * 4 * 1024, "{} bytes", both - own);
     drop((direct, meshed));
 }
 

@@ -33,6 +33,8 @@ mod policies;
 mod records;
 #[path = "path/reuse.rs"]
 mod reuse;
+#[path = "path/slow.rs"]
+mod slow;
 #[path = "path/states.rs"]
 mod states;
 #[path = "path/trust.rs"]

@@ -20,6 +20,8 @@ use tokio::net::TcpListener;
 const PLACES: Limits = Limits { most: 64, of_one_source: 8, at_limit: AtLimit::DropOldest };
 /// For a request's head.
 const LONGEST_HEAD: Duration = Duration::from_secs(5);
+/// Bytes of a head that has not come to its end: those of a probe have some hundred.
+const LARGEST_HEAD: usize = 16 << 10;
 /// For the whole of a connection, an answer that nobody reads included.
 const LONGEST_CONNECTION: Duration = Duration::from_secs(10);
 
@@ -44,6 +46,7 @@ pub async fn serve(listener: TcpListener, state: Arc<State>) {
                 .timer(TokioTimer::new())
                 .header_read_timeout(LONGEST_HEAD)
                 .keep_alive(false)
+                .max_buf_size(LARGEST_HEAD)
                 .serve_connection(TokioIo::new(stream), service);
             tokio::select! {
                 _ = tokio::time::timeout(LONGEST_CONNECTION, served) => {}
@@ -66,4 +69,33 @@ fn respond(request: &Request<Incoming>, state: &State) -> Response<Full<Bytes>> 
     let mut response = Response::new(Full::new(Bytes::from(body)));
     *response.status_mut() = status;
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::facts::Caches;
+    use crate::metrics::Metrics;
+    use crate::settings::Settings;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpStream;
+
+    #[tokio::test]
+    async fn a_head_that_does_not_end_is_not_kept() {
+        let settings =
+            "{trustDomain: cluster.local, namespace: cinch-system, images: {proxy: r/cinch-proxy:1}}";
+        let settings = Settings::parse(settings).unwrap();
+        let metrics = Arc::new(Metrics::default());
+        let state = State::new(Arc::new(Caches::default()), settings.sidecar(), settings.mesh(), metrics);
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let serving = tokio::spawn(serve(listener, Arc::new(state)));
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        let head = format!("GET /healthz HTTP/1.1\r\nx: {}", "a".repeat(LARGEST_HEAD));
+        stream.write_all(&head.as_bytes()[..LARGEST_HEAD]).await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        assert!(answer.starts_with("HTTP/1.1 431"), "{answer}");
+        serving.abort();
+    }
 }

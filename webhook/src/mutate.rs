@@ -1,10 +1,12 @@
 //! One review of a pod: bytes in, status and body out. Waits a little for what the operator is about to create.
 
-use crate::review::{Request, Response};
+use crate::budget::Charges;
+use crate::review::{Malformed, Request, Response, uid_of};
 use crate::state::State;
 use cinch_injection::Outcome;
 use cinch_reason::Reason;
 use std::time::Duration;
+use tokio::sync::SemaphorePermit;
 use tokio::time::{Instant, timeout_at};
 
 /// How long a pod waits for its account, trust bundle or Job to appear. The API server waits 3 s for us.
@@ -25,24 +27,31 @@ impl Answer {
     }
 }
 
-/// Answers the review in `body`, which began at `began`.
-pub async fn mutate(state: &State, body: &[u8], began: Instant) -> Answer {
+/// Answers the review in `body`, which began at `began`. Where it has to wait, it does so with its memory out of the way
+/// and without its `turn`.
+pub async fn mutate(
+    state: &State,
+    body: &[u8],
+    began: Instant,
+    charges: &mut Charges,
+    turn: Option<SemaphorePermit<'_>>,
+) -> Answer {
     let request = match Request::parse(body) {
         Ok(request) => request,
-        Err(malformed) => return answer_malformed(state, &malformed.to_string(), began),
+        Err(malformed) => return answer_unread(state, body, &malformed, began),
     };
     let Some(serving) = state.serving() else {
         return fault(state, "there is no serving certificate", began);
     };
-    let outcome = decide(state, &request, began + LONGEST_WAIT, &serving.probe_key).await;
+    let outcome = decide(state, &request, began + LONGEST_WAIT, &serving.probe_key, charges, turn).await;
     let (label, reason, response) = match outcome {
         Outcome::Inject { operations, warnings } => {
             ("injected", Reason::Injected, Response::allow(&request.uid, &operations, warnings))
         }
         Outcome::Skip { reason, detail, operations } => {
             // On a second pass the annotation stands there already, and the user has been told.
-            let warnings =
-                if operations.is_empty() { Vec::new() } else { vec![reason.message_with(&detail)] };
+            let detail = brief(&detail);
+            let warnings = if operations.is_empty() { Vec::new() } else { vec![reason.message_with(detail)] };
             tracing::info!(namespace = request.namespace, %reason, detail, pod = name(&request), "pod left alone");
             ("skipped", reason, Response::allow(&request.uid, &operations, warnings))
         }
@@ -50,8 +59,9 @@ pub async fn mutate(state: &State, body: &[u8], began: Instant) -> Answer {
             return answer_malformed(state, &detail, began);
         }
         Outcome::Refuse { reason, detail } => {
+            let detail = brief(&detail);
             tracing::info!(namespace = request.namespace, %reason, detail, pod = name(&request), "pod refused");
-            ("refused", reason, Ok(Response::refuse(&request.uid, reason.message_with(&detail), Vec::new())))
+            ("refused", reason, Ok(Response::refuse(&request.uid, reason.message_with(detail), Vec::new())))
         }
     };
     match response.and_then(|response| response.audited(reason.to_string()).to_body()) {
@@ -69,6 +79,8 @@ async fn decide(
     request: &Request,
     until: Instant,
     probe_key: &cinch_injection::ProbeKey,
+    charges: &mut Charges,
+    mut turn: Option<SemaphorePermit<'_>>,
 ) -> Outcome {
     let mut changes = state.caches.subscribe();
     let mut waited = false;
@@ -79,7 +91,11 @@ async fn decide(
         if !pending {
             return outcome;
         }
+        drop(turn.take());
         if !waited {
+            if charges.park(&request.namespace).await.is_err() {
+                return outcome;
+            }
             state.metrics.waited();
             waited = true;
         }
@@ -92,19 +108,49 @@ async fn decide(
 
 fn name(request: &Request) -> &str {
     let of = |key| request.pod.pointer(key).and_then(serde_json::Value::as_str);
-    of("/metadata/name").or_else(|| of("/metadata/generateName")).unwrap_or_default()
+    brief(of("/metadata/name").or_else(|| of("/metadata/generateName")).unwrap_or_default())
+}
+
+/// What of somebody's words is repeated to him and to the log: enough to find it.
+const LONGEST_DETAIL: usize = 1024;
+
+/// The beginning of a text.
+pub(crate) fn brief(text: &str) -> &str {
+    text.get(..text.floor_char_boundary(LONGEST_DETAIL)).unwrap_or(text)
+}
+
+/// A refusal of the review `uid`.
+pub(crate) fn refusal(state: &State, uid: &str, reason: Reason, detail: &str, began: Instant) -> Answer {
+    let message = reason.message_with(brief(detail));
+    tracing::info!(message, "review refused");
+    match Response::refuse(uid, message, Vec::new()).audited(reason.to_string()).to_body() {
+        Ok(body) => {
+            state.metrics.reviewed("refused", reason, began.elapsed());
+            Answer { status: 200, body }
+        }
+        Err(error) => fault(state, &error.to_string(), began),
+    }
+}
+
+/// The answer to a review that is not understood. If what can't be read is the object, which a user wrote, it is refused:
+/// after a failure an API server may let it in.
+pub(crate) fn answer_unread(state: &State, body: &[u8], malformed: &Malformed, began: Instant) -> Answer {
+    match (malformed, uid_of(body)) {
+        (Malformed::Json(error), Some(uid)) => refusal(state, &uid, Reason::ObjectTooLarge, error, began),
+        _ => answer_malformed(state, &malformed.to_string(), began),
+    }
 }
 
 pub(crate) fn answer_malformed(state: &State, detail: &str, began: Instant) -> Answer {
     state.metrics.reviewed("malformed", Reason::MalformedReview, began.elapsed());
-    let message = Reason::MalformedReview.message_with(detail);
+    let message = Reason::MalformedReview.message_with(brief(detail));
     tracing::warn!("{message}");
     Answer::text(400, message)
 }
 
 pub(crate) fn fault(state: &State, detail: &str, began: Instant) -> Answer {
     state.metrics.reviewed("fault", Reason::WebhookFault, began.elapsed());
-    let message = Reason::WebhookFault.message_with(detail);
+    let message = Reason::WebhookFault.message_with(brief(detail));
     tracing::error!("{message}");
     Answer::text(500, message)
 }

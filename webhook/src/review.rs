@@ -4,9 +4,11 @@
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use cinch_injection::Op;
+use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::collections::BTreeMap;
+use std::fmt;
 
 const API_VERSION: &str = "admission.k8s.io/v1";
 const KIND: &str = "AdmissionReview";
@@ -99,6 +101,58 @@ impl RawRequest {
     fn about(&self) -> String {
         let kind = self.kind.as_ref().map_or("nothing", |kind| kind.kind.as_str());
         format!("{} {kind} {}", self.operation, self.sub_resource)
+    }
+}
+
+/// API servers write what identifies a review first: it stands in so many bytes.
+pub const STARTS_WITHIN: usize = 4096;
+
+/// `request.uid` of a review, of which only the start may be there, or which holds what can't be read behind it.
+#[must_use]
+pub fn uid_of(body: &[u8]) -> Option<String> {
+    let start = body.get(..STARTS_WITHIN).unwrap_or(body);
+    let mut found = None;
+    let uid = TextAt { path: &["request", "uid"], found: &mut found };
+    // What comes behind it is cut, most likely.
+    let _ = uid.deserialize(&mut serde_json::Deserializer::from_slice(start));
+    found.filter(|uid| !uid.is_empty())
+}
+
+/// Finds the text at a path of names, and keeps it whatever follows.
+struct TextAt<'a> {
+    path: &'a [&'a str],
+    found: &'a mut Option<String>,
+}
+
+impl<'de> DeserializeSeed<'de> for TextAt<'_> {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
+        if self.path.is_empty() {
+            *self.found = Some(String::deserialize(deserializer)?);
+            return Ok(());
+        }
+        deserializer.deserialize_map(self)
+    }
+}
+
+impl<'de> Visitor<'de> for TextAt<'_> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object")
+    }
+
+    fn visit_map<M: MapAccess<'de>>(self, mut map: M) -> Result<(), M::Error> {
+        let Some((name, path)) = self.path.split_first() else { return Ok(()) };
+        while let Some(key) = map.next_key::<String>()? {
+            if key == *name {
+                map.next_value_seed(TextAt { path, found: &mut *self.found })?;
+            } else {
+                map.next_value::<IgnoredAny>()?;
+            }
+        }
+        Ok(())
     }
 }
 
@@ -291,6 +345,27 @@ mod tests {
             r#"{{"apiVersion": "{API_VERSION}", "kind": "{KIND}", "request": {{"object": {nested}}}}}"#
         );
         assert!(Request::parse(deep.as_bytes()).unwrap_err().to_string().contains("recursion"));
+    }
+
+    #[test]
+    fn the_uid_is_found_in_what_is_cut_too_long_or_too_deep() {
+        let head =
+            format!(r#"{{"kind":"{KIND}","apiVersion":"{API_VERSION}","request":{{"uid":"u1","object":"#);
+        let deep = format!("{}{}", "[".repeat(1000), "]".repeat(1000));
+        for body in
+            [head.clone(), format!(r#"{head}{{"a":"b"#), format!("{head}{deep}}}}}"), format!("{head}?")]
+        {
+            assert_eq!(uid_of(body.as_bytes()).as_deref(), Some("u1"), "{body}");
+        }
+        let earlier =
+            r#"{"request": {"object": {"uid": "no"}, "kind": {"request": {"uid": "no"}}, "uid": "u2"}}"#;
+        assert_eq!(uid_of(earlier.as_bytes()).as_deref(), Some("u2"));
+        for bad in
+            ["", "{", "[]", "null", r#"{"request": "u"}"#, r#"{"request": {"uid": 1}}"#, r#"{"uid": "u"}"#]
+        {
+            assert_eq!(uid_of(bad.as_bytes()), None, "{bad}");
+        }
+        assert_eq!(uid_of(br#"{"request": {"uid": ""}}"#), None);
     }
 
     #[test]

@@ -2,16 +2,16 @@
 //! closes its connection, so that API servers go elsewhere and none of their requests meets a closed one.
 //!
 //! Anybody in the cluster can connect here: API servers show no certificate unless their operators set them up to.
-//! So nobody gets in by being first: connections have fair places, memory is charged when bytes have come and not
-//! when they are promised, and one address gets half of it at most.
+//! So nobody gets in by being first: connections have fair places and small buffers, and memory is charged when bytes
+//! have come and not when they are promised, until the answer has been taken.
 
 use crate::budget::Charges;
-use crate::mutate::{Answer, answer_malformed, fault, mutate};
+use crate::intake::{self, Asked};
+use crate::mutate::Answer;
 use crate::state::State;
-use crate::validate::validate;
-use bytes::{Bytes, BytesMut};
-use cinch_places::{AtLimit, Limits, Places};
-use http_body_util::{BodyExt, Full};
+use bytes::Bytes;
+use cinch_places::{AtLimit, Limits, Pace, Place, Places, RateLimit, source_of};
+use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::header::{CONNECTION, CONTENT_TYPE, HeaderValue};
 use hyper::server::conn::http1;
@@ -23,30 +23,35 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::time::{Instant, timeout};
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep_until, timeout};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-/// The largest review. An object in the API has at most 1.5 MiB in etcd, and an update carries the old one too.
-pub const LARGEST_BODY: usize = 4 << 20;
-/// After this a review is given up; the API server stops waiting at 3 s.
-const LONGEST_REVIEW: Duration = Duration::from_millis(2500);
-/// For a request's body: an API server sends it at once.
-const LONGEST_BODY: Duration = Duration::from_secs(1);
 /// For a TLS handshake.
 const LONGEST_HANDSHAKE: Duration = Duration::from_secs(5);
 /// For a request's head, idle time before it included: longer than the 90 s after which the API server's
 /// client closes, so that it never writes into a connection that we close.
 const LONGEST_IDLE: Duration = Duration::from_secs(120);
-/// API servers open a connection for each request in flight, and keep few.
-const PLACES: Limits = Limits { most: 2048, of_one_source: 1024, at_limit: AtLimit::Refuse };
+/// For a peer to take an answer.
+const LONGEST_ANSWER: Duration = Duration::from_secs(5);
+/// API servers open a connection for each request in flight, of which they have some hundreds at most, and keep few.
+/// One that is idle costs some 20 KB, and 80 KB when its peer fills every buffer: 80 MB for all of them.
+const PLACES: Limits = Limits { most: 1024, of_one_source: 512, at_limit: AtLimit::Refuse };
+/// How often one source may begin a connection: a handshake costs us far more than whoever asks for it. An API server
+/// opens some hundreds at once when the last replica that it used has gone, and some for each review that finds all it
+/// keeps in use.
+const KNOCKS: Pace = Pace { burst: 1024, refill: Duration::from_millis(5) };
+/// Bytes of a connection for a request's head, which has some hundred, and for a part of its body; and again for what
+/// its peer does not yet take.
+const LARGEST_BUFFER: usize = 16 << 10;
 /// Connections that may still finish after the listener is closed.
 const LONGEST_CLOSE: Duration = Duration::from_secs(3);
 
 /// Serves until `stop`, then lets requests in flight finish.
 pub async fn serve(listener: TcpListener, state: Arc<State>, stop: CancellationToken) {
-    let places = Places::new(PLACES);
+    let mut gate = Gate { places: Places::new(PLACES), knocks: RateLimit::new(KNOCKS) };
     let tracker = TaskTracker::new();
     loop {
         let accepted = tokio::select! {
@@ -62,7 +67,8 @@ pub async fn serve(listener: TcpListener, state: Arc<State>, stop: CancellationT
                 continue;
             }
         };
-        let Some(place) = places.take(peer.ip()) else {
+        let source = source_of(peer.ip());
+        let Some(place) = gate.enter(source, Instant::now()) else {
             state.metrics.connection_refused();
             continue;
         };
@@ -70,7 +76,7 @@ pub async fn serve(listener: TcpListener, state: Arc<State>, stop: CancellationT
         tracker.spawn(async move {
             let _open = state.metrics.connected();
             tokio::select! {
-                () = connection(stream, peer.ip().to_canonical(), Arc::clone(&state), stop) => {}
+                () = connection(stream, source, Arc::clone(&state), stop) => {}
                 () = place.lost() => state.metrics.connection_refused(),
             }
         });
@@ -82,13 +88,27 @@ pub async fn serve(listener: TcpListener, state: Arc<State>, stop: CancellationT
     }
 }
 
+/// Who may come in.
+struct Gate {
+    places: Places,
+    knocks: RateLimit<IpAddr>,
+}
+
+impl Gate {
+    fn enter(&mut self, source: IpAddr, now: Instant) -> Option<Place> {
+        self.knocks.take(&source, now.into_std()).ok()?;
+        self.places.take(source)
+    }
+}
+
 async fn connection(stream: TcpStream, source: IpAddr, state: Arc<State>, stop: CancellationToken) {
     // Answers are small and awaited.
     let _ = stream.set_nodelay(true);
     let Some(serving) = state.serving() else {
         return;
     };
-    let handshake = TlsAcceptor::from(Arc::clone(&serving.tls)).accept(stream);
+    let handshake = TlsAcceptor::from(Arc::clone(&serving.tls))
+        .accept_with(stream, |tls| tls.set_buffer_limit(Some(LARGEST_BUFFER)));
     let stream = match timeout(LONGEST_HANDSHAKE, handshake).await {
         Ok(Ok(stream)) => stream,
         Ok(Err(error)) => {
@@ -101,17 +121,20 @@ async fn connection(stream: TcpStream, source: IpAddr, state: Arc<State>, stop: 
             return;
         }
     };
+    let (outgoing, pending) = watch::channel(None);
     let service = service_fn(move |request| {
-        let state = Arc::clone(&state);
-        async move { Ok::<_, Infallible>(respond(request, source, &state).await) }
+        let (state, outgoing) = (Arc::clone(&state), outgoing.clone());
+        async move { Ok::<_, Infallible>(respond(request, source, &state, outgoing).await) }
     });
     let served = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(LONGEST_IDLE)
+        .max_buf_size(LARGEST_BUFFER)
         .serve_connection(TokioIo::new(stream), service);
     tokio::pin!(served);
     let result = tokio::select! {
         result = served.as_mut() => result,
+        () = untaken(pending) => return,
         () = stop.cancelled() => {
             served.as_mut().graceful_shutdown();
             served.await
@@ -122,22 +145,32 @@ async fn connection(stream: TcpStream, source: IpAddr, state: Arc<State>, stop: 
     }
 }
 
-async fn respond(request: Request<Incoming>, source: IpAddr, state: &State) -> Response<Full<Bytes>> {
+async fn respond(
+    request: Request<Incoming>,
+    source: IpAddr,
+    state: &State,
+    outgoing: watch::Sender<Option<Pending>>,
+) -> Response<Full<Bytes>> {
     let began = Instant::now();
     let asked = match request.uri().path() {
         "/mutate" => Some(Asked::Pod),
         "/validate" => Some(Asked::Policy),
         _ => None,
     };
-    let answer = match (request.method(), asked) {
-        (_, None) => Answer::text(404, "reviews go to /mutate and /validate"),
-        (&Method::POST, Some(asked)) => timeout(LONGEST_REVIEW, review(request, source, asked, state, began))
-            .await
-            .unwrap_or_else(|_| fault(state, "the review took too long", began)),
-        (_, Some(_)) => Answer::text(405, "reviews are POSTed"),
+    let (answer, charges) = match (request.method(), asked) {
+        (_, None) => (Answer::text(404, "reviews go to /mutate and /validate"), None),
+        (&Method::POST, Some(asked)) => {
+            let (answer, charges) = intake::answer(request.into_body(), source, asked, state, began).await;
+            (answer, Some(charges))
+        }
+        (_, Some(_)) => (Answer::text(405, "reviews are POSTed"), None),
     };
     let json = answer.status == 200;
-    let mut response = Response::new(Full::new(Bytes::from(answer.body)));
+    let body = match charges {
+        Some(charges) => Bytes::from_owner(Outgoing::new(answer.body, charges, outgoing)),
+        None => Bytes::from(answer.body),
+    };
+    let mut response = Response::new(Full::new(body));
     *response.status_mut() = StatusCode::from_u16(answer.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     let content = if json { "application/json" } else { "text/plain; charset=utf-8" };
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content));
@@ -147,82 +180,117 @@ async fn respond(request: Request<Incoming>, source: IpAddr, state: &State) -> R
     response
 }
 
-/// What a review is about.
-#[derive(Clone, Copy)]
-enum Asked {
-    Pod,
-    Policy,
+/// An answer that its peer has not yet taken.
+#[derive(Debug, Clone)]
+struct Pending {
+    until: Instant,
+    /// Its memory went to somebody else.
+    lost: CancellationToken,
 }
 
-async fn review(
-    request: Request<Incoming>,
-    source: IpAddr,
-    asked: Asked,
-    state: &State,
-    began: Instant,
-) -> Answer {
-    let declared = hyper::body::Body::size_hint(request.body()).lower();
-    if declared > LARGEST_BODY as u64 {
-        return too_large(state, began);
+/// The body of an answer on its way. What its review was charged is given back when it is gone.
+struct Outgoing {
+    body: Vec<u8>,
+    _charges: Charges,
+    pending: watch::Sender<Option<Pending>>,
+}
+
+impl Outgoing {
+    fn new(body: Vec<u8>, charges: Charges, pending: watch::Sender<Option<Pending>>) -> Self {
+        let until = Instant::now() + LONGEST_ANSWER;
+        pending.send_replace(Some(Pending { until, lost: charges.lost() }));
+        Self { body, _charges: charges, pending }
     }
-    let mut charges = state.budget.charges(source);
-    let body = match timeout(LONGEST_BODY, read(request.into_body(), &mut charges)).await {
-        Ok(Ok(body)) => body,
-        Ok(Err(Unread::TooLarge)) => return too_large(state, began),
-        Ok(Err(Unread::Broken(error))) => {
-            return answer_malformed(state, &format!("the body did not come: {error}"), began);
+}
+
+impl AsRef<[u8]> for Outgoing {
+    fn as_ref(&self) -> &[u8] {
+        &self.body
+    }
+}
+
+impl Drop for Outgoing {
+    fn drop(&mut self) {
+        self.pending.send_replace(None);
+    }
+}
+
+/// Ends when an answer was not taken in time, or has lost its memory before.
+async fn untaken(mut pending: watch::Receiver<Option<Pending>>) {
+    loop {
+        let waiting = pending.borrow_and_update().clone();
+        let ended = async {
+            match &waiting {
+                None => std::future::pending().await,
+                Some(Pending { until, lost }) => tokio::select! {
+                    () = sleep_until(*until) => {}
+                    () = lost.cancelled() => {}
+                },
+            }
+        };
+        tokio::select! {
+            () = ended => return,
+            changed = pending.changed() => if changed.is_err() {
+                // The connection ends by itself.
+                return std::future::pending().await;
+            },
         }
-        Err(_) => {
-            let why = "the body did not come in time, or there was no memory for it";
-            return Answer { status: 408, ..answer_malformed(state, why, began) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::budget::Budget;
+    use std::net::Ipv4Addr;
+
+    const SOURCE: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
+
+    #[tokio::test]
+    async fn a_source_that_knocks_without_end_is_not_let_in_and_nobody_else_is_the_worse_for_it() {
+        let mut gate = Gate { places: Places::new(PLACES), knocks: RateLimit::new(KNOCKS) };
+        let (start, other) = (Instant::now(), IpAddr::from([10, 0, 0, 1]));
+        let mut entered =
+            |source, times: u32, at| (0..times).filter(|_| gate.enter(source, at).is_some()).count();
+        assert_eq!(entered(SOURCE, 5000, start), 1024, "each leaves at once");
+        assert_eq!(entered(other, 500, start), 500);
+        assert_eq!(entered(SOURCE, 5000, start + Duration::from_secs(1)), 200);
+    }
+
+    #[tokio::test]
+    async fn an_answer_is_charged_until_its_peer_has_taken_it() {
+        let budget = Budget::default();
+        let all = budget.left();
+        let mut charges = budget.charges(SOURCE);
+        charges.add(5000).await.unwrap();
+        let (outgoing, pending) = watch::channel(None);
+        let body = Bytes::from_owner(Outgoing::new(vec![7; 10], charges, outgoing));
+        let part = body.slice(2..);
+        drop(body);
+        assert_eq!((&part[..], budget.left()), (&[7; 8][..], all - 5000));
+        assert!(pending.borrow().is_some());
+        drop(part);
+        assert_eq!(budget.left(), all);
+        assert!(pending.borrow().is_none());
+    }
+
+    #[tokio::test]
+    async fn who_does_not_take_its_answer_or_loses_its_memory_loses_its_connection() {
+        let (sender, receiver) = watch::channel(None);
+        let mut waits = tokio::spawn(untaken(receiver));
+        tokio::task::yield_now().await;
+        let lost = CancellationToken::new();
+        let later = Instant::now() + LONGEST_IDLE;
+        for pending in [Some(Pending { until: later, lost: lost.clone() }), None] {
+            sender.send_replace(pending);
+            tokio::task::yield_now().await;
+            assert!(!waits.is_finished());
         }
-    };
-    let values = most_values(&body);
-    if values > MOST_VALUES {
-        let why = format!("the body has more than {MOST_VALUES} values");
-        return Answer { status: 413, ..answer_malformed(state, &why, began) };
+        sender.send_replace(Some(Pending { until: Instant::now(), lost: lost.clone() }));
+        waits.await.unwrap();
+        waits = tokio::spawn(untaken(sender.subscribe()));
+        sender.send_replace(Some(Pending { until: later, lost: lost.clone() }));
+        lost.cancel();
+        waits.await.unwrap();
     }
-    charges.add(values * BYTES_OF_VALUE).await;
-    match asked {
-        Asked::Pod => mutate(state, &body, began).await,
-        Asked::Policy => validate(state, &body, began),
-    }
-}
-
-/// Why there is no body.
-enum Unread {
-    TooLarge,
-    Broken(hyper::Error),
-}
-
-/// Reads a body. What came is charged before more is read.
-async fn read(mut incoming: Incoming, charges: &mut Charges) -> Result<Bytes, Unread> {
-    let mut body = BytesMut::new();
-    while let Some(frame) = incoming.frame().await {
-        let Ok(data) = frame.map_err(Unread::Broken)?.into_data() else { continue };
-        if body.len() + data.len() > LARGEST_BODY {
-            return Err(Unread::TooLarge);
-        }
-        // Twice: what grows is copied.
-        charges.add(2 * data.len()).await;
-        body.extend_from_slice(&data);
-    }
-    Ok(body.freeze())
-}
-
-/// More values than an object of the API can hold in 1.5 MiB, except one made for the purpose.
-const MOST_VALUES: usize = 200_000;
-/// What a value costs once it is parsed: itself, its name, its share of its map, and the same again while a list
-/// or map grows.
-const BYTES_OF_VALUE: usize = 160;
-
-/// How many JSON values there are at most: each but the first follows a comma or a bracket. Text may hold more of
-/// these and only makes the guess larger.
-fn most_values(body: &[u8]) -> usize {
-    1 + body.iter().filter(|byte| matches!(byte, b',' | b'[' | b'{')).count()
-}
-
-fn too_large(state: &State, began: Instant) -> Answer {
-    let answer = answer_malformed(state, &format!("the body has more than {LARGEST_BODY} bytes"), began);
-    Answer { status: 413, ..answer }
 }

@@ -1,7 +1,7 @@
 //! One review of a policy: bytes in, status and body out. What a policy may say is decided by `cinch-policy`,
 //! which the proxies ask too; here is only which writes are looked at.
 
-use crate::mutate::{Answer, answer_malformed, fault};
+use crate::mutate::{Answer, answer_unread, brief, fault};
 use crate::review::{PolicyRequest, Response};
 use crate::state::State;
 use cinch_policy::{Validation, validate_among};
@@ -17,7 +17,7 @@ const MOST_WARNING_TEXT: usize = 4096;
 pub fn validate(state: &State, body: &[u8], began: Instant) -> Answer {
     let request = match PolicyRequest::parse(body) {
         Ok(request) => request,
-        Err(malformed) => return answer_malformed(state, &malformed.to_string(), began),
+        Err(malformed) => return answer_unread(state, body, &malformed, began),
     };
     let around = state.caches.around(&request.object, &state.mesh);
     let Validation { errors, warnings } = validate_among(&request.object, &state.mesh, around.as_ref());
@@ -28,7 +28,8 @@ pub fn validate(state: &State, body: &[u8], began: Instant) -> Answer {
             ("accepted", Reason::PolicyAccepted, response)
         }
         Verdict::Refuse { message } => {
-            tracing::info!(policy = name(&request.object), message, "policy refused");
+            let policy = name(&request.object);
+            tracing::info!(policy = brief(&policy), message = brief(&message), "policy refused");
             let response = Response::refuse(&request.uid, message, bounded(warnings));
             ("refused", Reason::PolicyRefused, Ok(response))
         }

@@ -6,7 +6,7 @@ mod support;
 use bytes::Bytes;
 use cinch_reason::Reason;
 use cinch_webhook::certificate::Serving;
-use cinch_webhook::server::LARGEST_BODY;
+use cinch_webhook::intake::LARGEST_BODY;
 use http_body_util::Full;
 use hyper::Request;
 use k8s_openapi::ByteString;
@@ -120,12 +120,97 @@ async fn what_is_malformed_is_named_counted_and_survived() {
     assert_eq!(server.review(&review(|_| {})).await["allowed"], true, "and the next review is answered");
 }
 
+/// As API servers write it: what identifies the review comes first.
+fn as_sent(review: &Value) -> String {
+    let mut request = review["request"].clone();
+    let uid = request.as_object_mut().unwrap().remove("uid").unwrap();
+    let kind = r#""kind":"AdmissionReview","apiVersion":"admission.k8s.io/v1""#;
+    format!(r#"{{{kind},"request":{{"uid":{uid},{}}}"#, &request.to_string()[1..])
+}
+
+#[tokio::test]
+async fn a_pod_that_its_user_made_too_large_is_refused_with_a_reason_and_not_let_in() {
+    let server = Server::start().await;
+    server.account_appears();
+    // An API server lets a pod in whose webhook does not answer with a review.
+    let many: Vec<Value> = (0..60_000).map(|n| json!({"name": n.to_string(), "value": ""})).collect();
+    let escaped = review(|r| r["object"]["metadata"]["annotations"] = json!({"x": "a".repeat(LARGEST_BODY)}));
+    let values = review(|r| r["object"]["spec"]["containers"][0]["env"] = json!(many));
+    let deep = review(|r| r["object"]["metadata"]["managedFields"] = json!("DEEP"));
+    let deep =
+        as_sent(&deep).replace(r#""DEEP""#, &format!("{}1{}", r#"{"f:a":"#.repeat(200), "}".repeat(200)));
+    for (case, body, want) in [
+        ("bytes", as_sent(&escaped), "more than 4194304 bytes"),
+        ("values", as_sent(&values), "more values"),
+        ("depth", deep, "recursion limit"),
+    ] {
+        let (status, text) = server.post(body).await;
+        assert_eq!(status, 200, "{case}: {text}");
+        let response = serde_json::from_str::<Value>(&text).unwrap()["response"].clone();
+        assert_eq!((&response["uid"], &response["allowed"]), (&json!("0a1b"), &json!(false)), "{case}");
+        let message = response["status"]["message"].as_str().unwrap();
+        assert!(message.starts_with("ObjectTooLarge: ") && message.contains(want), "{case}: {message}");
+    }
+    assert_eq!(server.state.metrics.reviews_with("refused", Reason::ObjectTooLarge), 3);
+}
+
+#[tokio::test]
+async fn a_pod_with_a_table_of_commas_in_a_text_is_injected_as_any_other() {
+    let server = Server::start().await;
+    server.account_appears();
+    let table = "a,[{\"".repeat(50_000);
+    let review = review(|r| {
+        r["object"]["metadata"]["annotations"] = json!({ "csv": table.as_str() });
+        r["object"]["spec"]["containers"][0]["env"] = json!([{"name": "CSV", "value": table.as_str()}]);
+    });
+    let response = server.review(&review).await;
+    assert_eq!((&response["allowed"], &response["patchType"]), (&json!(true), &json!("JSONPatch")));
+}
+
+#[tokio::test]
+async fn large_reviews_in_flight_are_refused_more_and_keep_no_common_pod_out() {
+    let server = Server::start().await;
+    server.account_appears();
+    // Of the same address as the reviews below: an API server relays what all its users wrote.
+    let mut held = Vec::new();
+    loop {
+        let mut charges = server.state.budget.charges(server.address.ip());
+        if charges.add(8 << 20).await.is_err() {
+            break;
+        }
+        held.push(charges);
+    }
+    for _ in 0..20 {
+        assert_eq!(server.review(&review(|_| {})).await["allowed"], true);
+    }
+    let large =
+        review(|r| r["object"]["metadata"]["annotations"] = json!({"x": "a".repeat(LARGEST_BODY / 2)}));
+    let refused = server.post(as_sent(&large)).await;
+    assert!(refused.0 == 200 && refused.1.contains("Overloaded: "), "{refused:?}");
+    drop(held);
+    assert!(server.post(as_sent(&large)).await.1.contains("JSONPatch"));
+}
+
+#[tokio::test]
+async fn a_head_that_does_not_end_is_not_kept() {
+    let server = Server::start().await;
+    let stream = TcpStream::connect(server.address).await.unwrap();
+    let name = ServerName::try_from(NAME).unwrap();
+    let mut stream = TlsConnector::from(Arc::clone(&server.tls)).connect(name, stream).await.unwrap();
+    let head = format!("POST /mutate HTTP/1.1\r\nx: {}", "a".repeat(16 << 10));
+    stream.write_all(&head.as_bytes()[..16 << 10]).await.unwrap();
+    let mut answer = [0; 64];
+    let read = tokio::time::timeout(Duration::from_secs(10), stream.read(&mut answer)).await;
+    let answer = String::from_utf8_lossy(&answer[..read.expect("it is kept").unwrap()]).into_owned();
+    assert!(answer.starts_with("HTTP/1.1 431"), "{answer}");
+}
+
 #[tokio::test]
 async fn a_body_of_more_values_than_any_object_has_is_refused_before_it_is_parsed() {
     let server = Server::start().await;
     server.account_appears();
     let dense = |count: usize| format!("[{}0]", "0,".repeat(count));
-    let (status, text) = server.post(review(|r| r["object"] = json!(1)).to_string() + &dense(300_000)).await;
+    let (status, text) = server.post(dense(300_000)).await;
     assert_eq!((status, text.contains("values")), (413, true), "{text}");
     // Far more than a pod has, and still read.
     let large = review(|r| r["object"]["metadata"]["annotations"]["x"] = json!(vec![0; 100_000]));

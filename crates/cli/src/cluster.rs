@@ -98,17 +98,17 @@ impl Cluster {
     }
 
     /// Who sets the redirect of new pods, as the settings of the installation say; the usual one where there are
-    /// none or they may not be read.
+    /// none. `None` where they may not be read.
     ///
     /// # Errors
     /// When they can't be understood.
-    pub async fn redirect(&self) -> Result<Redirect> {
+    pub async fn redirect(&self) -> Result<Option<Redirect>> {
         let found = match self.of::<ConfigMap>(&self.cinch).get_opt(SETTINGS.0).await {
-            Err(kube::Error::Api(status)) if status.code == 403 => None,
+            Err(kube::Error::Api(status)) if status.code == 403 => return Ok(None),
             found => found?,
         };
         let text = found.and_then(|found| found.data?.remove(SETTINGS.1));
-        text.map_or(Ok(Redirect::default()), |text| redirect_of(&text))
+        text.map_or(Ok(Redirect::default()), |text| redirect_of(&text)).map(Some)
     }
 
     /// Fails with a sentence when Cinch is not installed where this program looks for it.

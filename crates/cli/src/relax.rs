@@ -29,7 +29,7 @@ pub async fn run(cluster: &Cluster, options: Relax) -> Result<()> {
     cluster.change_namespace(name, &labels, &annotations).await?;
     println!("removed from namespace {name}: {}", present.join(", "));
     println!(
-        "it accepts plaintext again and is not promoted until spec.promotion of its Posture is written anew"
+        "it accepts plaintext again and is not promoted until spec.promotion of its Posture is given another value"
     );
     Ok(())
 }

@@ -51,6 +51,19 @@ pub struct Survey {
     pub redirect: Redirect,
     /// Nodes of its pods on which no agent is ready, where agents set the redirect.
     pub without_agent: BTreeSet<String>,
+    /// What the user may not look at, so that nothing can be said of it.
+    pub unseen: BTreeSet<Unseen>,
+}
+
+/// What the user may not look at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Unseen {
+    /// Some bindings of roles: permissions may hang on the account `default`.
+    Bindings,
+    /// The node agents: nodes may be without one.
+    Agents,
+    /// The settings of the installation: an init container may set redirects.
+    Settings,
 }
 
 /// What a network policy could say about the operator's pods.
@@ -113,7 +126,7 @@ impl PodFacts {
 /// Reads everything of a namespace.
 ///
 /// # Errors
-/// When workloads or pods may not be read. Bindings that may not be read are taken as absent.
+/// When workloads or pods may not be read. What else may not be read is in [`Survey::unseen`].
 pub async fn read(cluster: &Cluster, namespace: &Namespace) -> Result<Survey> {
     let name = namespace.name_any();
     let mut workloads = Vec::new();
@@ -134,18 +147,24 @@ pub async fn read(cluster: &Cluster, namespace: &Namespace) -> Result<Survey> {
         workloads.push(workload(OwnerKind::Job, item)?);
     }
     let origins: BTreeMap<String, JobOrigin> = jobs.iter().map(|job| (job.name_any(), origin(job))).collect();
-    let (pods, redirect) = (pods(cluster, &name, &origins).await?, cluster.redirect().await?);
+    let (pods, settings) = (pods(cluster, &name, &origins).await?, cluster.redirect().await?);
+    let mut unseen = BTreeSet::new();
+    if settings.is_none() {
+        unseen.insert(Unseen::Settings);
+    }
+    let redirect = settings.unwrap_or_default();
     Ok(Survey {
-        without_agent: without_agent(cluster, redirect, &pods).await,
+        without_agent: without_agent(cluster, redirect, &pods, &mut unseen).await,
         redirect,
         labels: namespace.labels().clone(),
         annotations: namespace.annotations().clone(),
         workloads,
         pods,
         accounts: accounts(cluster, &name).await?,
-        bound_to_default: bound_to_default(cluster, &name).await,
+        bound_to_default: bound_to_default(cluster, &name, &mut unseen).await,
         network_policies: list(cluster, &name).await?,
         operator: operator(cluster).await?,
+        unseen,
         namespace: name,
     })
 }
@@ -282,12 +301,15 @@ async fn accounts(cluster: &Cluster, namespace: &str) -> Result<BTreeMap<String,
     Ok(all.iter().map(|account| (account.name_any(), state(account))).collect())
 }
 
-async fn bound_to_default(cluster: &Cluster, namespace: &str) -> Vec<String> {
+async fn bound_to_default(cluster: &Cluster, namespace: &str, unseen: &mut BTreeSet<Unseen>) -> Vec<String> {
     let everything = ListParams::default();
-    let roles =
-        cluster.of::<RoleBinding>(namespace).list(&everything).await.map(|l| l.items).unwrap_or_default();
+    let roles = cluster.of::<RoleBinding>(namespace).list(&everything).await.map(|l| l.items);
     let all = Api::<ClusterRoleBinding>::all(cluster.client.clone());
-    let cluster_roles = all.list(&everything).await.map(|l| l.items).unwrap_or_default();
+    let cluster_roles = all.list(&everything).await.map(|l| l.items);
+    if roles.is_err() || cluster_roles.is_err() {
+        unseen.insert(Unseen::Bindings);
+    }
+    let (roles, cluster_roles) = (roles.unwrap_or_default(), cluster_roles.unwrap_or_default());
     let within = roles
         .iter()
         .filter(|binding| names_default(binding.subjects.as_deref(), namespace))
@@ -310,19 +332,27 @@ fn names_default(subjects: Option<&[Subject]>, namespace: &str) -> bool {
     })
 }
 
-/// Nodes of running pods on which no agent is ready. Where agents may not be looked at, none is missed.
-async fn without_agent(cluster: &Cluster, redirect: Redirect, pods: &[PodFacts]) -> BTreeSet<String> {
+/// Nodes of running pods on which no agent is ready.
+async fn without_agent(
+    cluster: &Cluster,
+    redirect: Redirect,
+    pods: &[PodFacts],
+    unseen: &mut BTreeSet<Unseen>,
+) -> BTreeSet<String> {
+    if redirect != Redirect::Agent {
+        return BTreeSet::new();
+    }
     let selector = ListParams::default().labels(AGENTS);
-    let agents = match cluster.of::<Pod>(&cluster.cinch).list(&selector).await {
-        Ok(agents) if redirect == Redirect::Agent => agents.items,
-        _ => return BTreeSet::new(),
+    let Ok(agents) = cluster.of::<Pod>(&cluster.cinch).list(&selector).await else {
+        unseen.insert(Unseen::Agents);
+        return BTreeSet::new();
     };
     let ready = |pod: &&Pod| {
         let conditions = pod.status.as_ref().and_then(|status| status.conditions.as_ref());
         conditions.is_some_and(|all| all.iter().any(|c| c.type_ == "Ready" && c.status == "True"))
     };
     let served: BTreeSet<String> =
-        agents.iter().filter(ready).filter_map(|pod| pod.spec.as_ref()?.node_name.clone()).collect();
+        agents.items.iter().filter(ready).filter_map(|pod| pod.spec.as_ref()?.node_name.clone()).collect();
     let used = pods.iter().filter(|pod| pod.counts() && !pod.node.is_empty());
     used.map(|pod| pod.node.clone()).filter(|node| !served.contains(node)).collect()
 }

@@ -46,7 +46,8 @@ pub async fn run(cluster: &Cluster, options: Unenroll) -> Result<()> {
         let pods = survey.pods.iter().filter(|pod| pod.counts() && pod.meshed).count();
         if pods > 0 {
             println!(
-                "{pods} pods keep their sidecar until they are restarted: kubectl cinch unenroll {name} --restart"
+                "{pods} pods keep their sidecar, which can not start again when its container or node does: \
+                 kubectl cinch unenroll {name} --restart"
             );
         }
         return Ok(());

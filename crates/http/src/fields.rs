@@ -99,11 +99,35 @@ pub fn is_field_value(value: &[u8]) -> bool {
     let blank = |byte: Option<&u8>| matches!(byte, Some(b' ' | b'\t'));
     !blank(value.first())
         && !blank(value.last())
-        && value.iter().all(|byte| !matches!(byte, 0..=8 | 10..=31 | 127))
+        // Without branches, so that several bytes are looked at at a time.
+        && !value.iter().fold(false, |found, byte| found | ((*byte < 32) & (*byte != b'\t')) | (*byte == 127))
 }
 
 pub(crate) fn is_token_byte(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
+    const TOKEN: [bool; 256] = letters_and_digits_and(b"!#$%&'*+-.^_`|~");
+    TOKEN.get(usize::from(byte)).copied().unwrap_or_default()
+}
+
+/// A byte of a host's name (RFC 3986, section 3.2.2: reg-name), but for the comma: lists are none.
+fn is_host_byte(byte: u8) -> bool {
+    const HOST: [bool; 256] = letters_and_digits_and(b"-._~%!$&'()*+;=");
+    HOST.get(usize::from(byte)).copied().unwrap_or_default()
+}
+
+#[allow(clippy::indexing_slicing, reason = "evaluated by the compiler, which would refuse a wrong index")]
+const fn letters_and_digits_and(marks: &[u8]) -> [bool; 256] {
+    let mut table = [false; 256];
+    let mut byte = 0_u8;
+    while byte < 128 {
+        table[byte as usize] = byte.is_ascii_alphanumeric();
+        byte += 1;
+    }
+    let mut at = 0;
+    while at < marks.len() {
+        table[marks[at] as usize] = true;
+        at += 1;
+    }
+    table
 }
 
 /// A host with an optional port (RFC 3986, section 3.2), without user information; may be empty. Lists are none.
@@ -122,8 +146,7 @@ pub(crate) fn is_authority(text: &str) -> bool {
         },
         None => text.split_once(':').unwrap_or((text, "")),
     };
-    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~%!$&'()*+;=".contains(&byte);
-    !text.starts_with(':') && host.bytes().all(plain) && port.bytes().all(|byte| byte.is_ascii_digit())
+    !text.starts_with(':') && host.bytes().all(is_host_byte) && port.bytes().all(|byte| byte.is_ascii_digit())
 }
 
 #[cfg(test)]
@@ -140,6 +163,21 @@ mod tests {
             "\u{fc}", "a\\b",
         ] {
             assert!(!is_authority(bad), "{bad}");
+        }
+    }
+
+    #[test]
+    fn bytes_are_told_by_their_tables_as_by_the_rfcs() {
+        for byte in 0..=255_u8 {
+            let plain = byte.is_ascii_alphanumeric();
+            assert_eq!(is_token_byte(byte), plain || b"!#$%&'*+-.^_`|~".contains(&byte), "{byte}");
+            assert_eq!(is_host_byte(byte), plain || b"-._~%!$&'()*+;=".contains(&byte), "{byte}");
+            let value = [b'a', byte, b'a'].repeat(20);
+            assert_eq!(is_field_value(&value), !matches!(byte, 0..=8 | 10..=31 | 127), "{byte}");
+            let blank = matches!(byte, b' ' | b'\t');
+            for ends in [&[byte, b'a'][..], &[b'a', byte], &[byte]] {
+                assert_eq!(is_field_value(ends), !blank && is_field_value(&value), "{byte}");
+            }
         }
     }
 

@@ -76,6 +76,9 @@ pub trait Filter {
     fn wants_turn(&self) -> bool;
     /// Bytes that this connection holds of either side: heads in pieces, heads in flight, what waits.
     fn held(&self) -> usize;
+    /// Of these, bytes of the client that no request has been made of: what anybody can leave lying who has no leave to
+    /// send requests.
+    fn held_unfinished(&self) -> usize;
     /// Gives memory back that only saves time; to be called when the connection has been quiet for a while.
     fn shrink(&mut self);
     /// Set once, when the connection is over; no call does anything afterwards.

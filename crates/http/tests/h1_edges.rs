@@ -290,12 +290,64 @@ fn a_draining_connection_ends_what_is_under_way_and_takes_nothing_more() {
 
     let mut idle = Rig::default();
     idle.client(get("/a")).app(NO_CONTENT);
-    assert_eq!(drain(&mut idle), (true, true));
+    assert_eq!(drain(&mut idle), (false, false), "a request may be on its way");
+    idle.after(Duration::from_millis(999));
+    assert_eq!((idle.client_fin, idle.app_fin), (false, false));
+    idle.after(Duration::from_millis(1));
+    assert_eq!((idle.client_fin, idle.app_fin), (true, true));
 
     let mut socket = Rig::default();
     socket.client(WEBSOCKET).app("HTTP/1.1 101 x\r\nUpgrade: websocket\r\n\r\n").app_got();
     assert_eq!(drain(&mut socket), (false, false));
     assert_eq!(socket.client("more").app_got(), "more");
+}
+
+#[test]
+fn a_request_that_crosses_the_drain_is_served_and_its_answer_is_the_last() {
+    let closing = NO_CONTENT.replace("\r\n\r\n", "\r\nConnection: close\r\n\r\n");
+    let drain = |rig: &mut Rig| {
+        let mut turn = cinch_http::Turn { now: rig.now, authorizer: &mut rig.judge, out: &mut rig.out };
+        rig.filter.drain(&mut turn);
+        assert!(rig.out.to_client.is_empty() && !rig.out.to_client.fin());
+        rig.out.clear();
+    };
+    let used = |rig: &mut Rig| {
+        rig.client(get("/a")).app(NO_CONTENT);
+        (rig.app_got(), rig.client_got())
+    };
+    // A first request, a next one, one whose head is slow, and one behind an answer that has begun.
+    for case in ["new", "idle", "slow", "busy"] {
+        let mut rig = Rig::default();
+        if case != "new" {
+            used(&mut rig);
+        }
+        if case == "busy" {
+            rig.client(get("/a")).app("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nx");
+            rig.app_got();
+            rig.client_got();
+        }
+        drain(&mut rig);
+        rig.after(Duration::from_millis(900));
+        if case == "busy" {
+            rig.after(Duration::from_secs(60)).app("y").after(Duration::from_millis(900));
+            assert_eq!(rig.client_got(), "y");
+        }
+        let crossing = [get("/b"), get("/c")].concat();
+        let (first, rest) = crossing.split_at(if case == "slow" { 9 } else { crossing.len() });
+        rig.client(first);
+        if case == "slow" {
+            rig.after(Duration::from_secs(3)).client(rest);
+        }
+        assert_eq!(rig.app_got(), get("/b"), "{case}: and nothing after it");
+        rig.app(NO_CONTENT);
+        assert_eq!((rig.client_got(), rig.client_fin), (closing.clone(), true), "{case}");
+    }
+
+    let mut refused = Rig::default();
+    used(&mut refused);
+    drain(&mut refused);
+    refused.client(get("/denied"));
+    assert!(refused.client_got().contains("\r\nconnection: close\r\n") && refused.client_fin);
 }
 
 #[test]

@@ -69,20 +69,21 @@ impl KeyPair {
     }
 }
 
-/// The public key of a certificate request whose signature holds. Nothing else of the request survives, so
-/// that no name and no flag in it can reach a certificate.
+/// The public key of a certificate request whose signature holds. Nothing else of a request is kept, so that
+/// no name and no flag could reach a certificate.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct VerifiedCsr {
     public_key: Vec<u8>,
 }
 
 impl VerifiedCsr {
-    /// Reads a PKCS#10 request (DER, RFC 2986), at most [`MAX_CSR`] bytes, with an ECDSA P-256 key and an
-    /// ECDSA-SHA256 signature by that key.
+    /// Reads a PKCS#10 request (DER, RFC 2986), at most [`MAX_CSR`] bytes, with an ECDSA P-256 key, an
+    /// ECDSA-SHA256 signature by that key, no subject and no attributes: the issuer decides what a certificate
+    /// says, and who asks for a name, a flag or a usage is told so, not given less than they asked for.
     ///
     /// # Errors
-    /// [`IdentityError::Csr`] when it can't be read or the signature does not hold, [`IdentityError::CsrKey`]
-    /// when the key is of another kind.
+    /// [`IdentityError::Csr`] when it can't be read, asks for more than a key's certificate, or the signature
+    /// does not hold, [`IdentityError::CsrKey`] when the key is of another kind.
     pub fn verify(der: &[u8]) -> Result<Self, IdentityError> {
         if der.len() > MAX_CSR {
             return Err(IdentityError::Csr("it is over 8 KiB"));
@@ -93,6 +94,11 @@ impl VerifiedCsr {
             return Err(IdentityError::Csr("bytes follow the request"));
         }
         let info = &csr.certification_request_info;
+        if info.subject.iter().next().is_some() || !info.attributes().is_empty() {
+            return Err(IdentityError::Csr(
+                "it asks for a name or an extension, which are not for it to choose",
+            ));
+        }
         let algorithm = &info.subject_pki.algorithm;
         let curve = algorithm.parameters.as_ref().and_then(|any| any.as_oid().ok());
         let is_p256 = algorithm.algorithm.to_id_string() == EC_PUBLIC_KEY
@@ -141,16 +147,28 @@ mod tests {
     }
 
     #[test]
-    fn foreign_names_and_the_ca_flag_of_a_request_do_not_survive() {
+    fn foreign_names_and_the_ca_flag_of_a_request_are_refused() {
         let key = rcgen::KeyPair::generate().unwrap();
-        let mut params = rcgen::CertificateParams::default();
-        let uri = "spiffe://cluster.local/ns/kube-system/sa/admin".try_into().unwrap();
-        params.subject_alt_names = vec![rcgen::SanType::URI(uri)];
-        params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
-        params.key_usages = vec![rcgen::KeyUsagePurpose::KeyCertSign];
-        let der = params.serialize_request(&key).unwrap();
-        let csr = VerifiedCsr::verify(der.der()).unwrap();
-        assert_eq!(csr, VerifiedCsr { public_key: key.public_key_raw().to_vec() });
+        let ask = |change: fn(&mut rcgen::CertificateParams)| {
+            let mut params = rcgen::CertificateParams::default();
+            params.distinguished_name = rcgen::DistinguishedName::new();
+            change(&mut params);
+            VerifiedCsr::verify(params.serialize_request(&key).unwrap().der())
+        };
+        let expected = VerifiedCsr { public_key: key.public_key_raw().to_vec() };
+        assert_eq!(ask(|_| {}).unwrap(), expected);
+        let more: [fn(&mut rcgen::CertificateParams); 4] = [
+            |params| {
+                let uri = "spiffe://cluster.local/ns/kube-system/sa/admin".try_into().unwrap();
+                params.subject_alt_names = vec![rcgen::SanType::URI(uri)];
+            },
+            |params| params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained),
+            |params| params.key_usages = vec![rcgen::KeyUsagePurpose::KeyCertSign],
+            |params| params.distinguished_name.push(rcgen::DnType::CommonName, "admin"),
+        ];
+        for change in more {
+            assert_eq!(ask(change).unwrap_err().reason(), Reason::CsrInvalid);
+        }
     }
 
     #[test]
@@ -159,7 +177,9 @@ mod tests {
         let ed25519 = rcgen::KeyPair::generate_for(&rcgen::PKCS_ED25519).unwrap();
         let p384 = rcgen::KeyPair::generate_for(&rcgen::PKCS_ECDSA_P384_SHA384).unwrap();
         for key in [rsa, ed25519, p384] {
-            let der = rcgen::CertificateParams::default().serialize_request(&key).unwrap();
+            let mut params = rcgen::CertificateParams::default();
+            params.distinguished_name = rcgen::DistinguishedName::new();
+            let der = params.serialize_request(&key).unwrap();
             assert_eq!(VerifiedCsr::verify(der.der()).unwrap_err().reason(), Reason::CsrKey);
         }
     }

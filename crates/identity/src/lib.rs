@@ -21,4 +21,4 @@ pub use tls::{
     ClientCertificate, Peer, RecordLayer, client_config, provider, require_alpn, server_config, server_name,
     tunnel_client_config, tunnel_server_config,
 };
-pub use verify::{Usage, verify_chain, verify_open_chain};
+pub use verify::{Usage, verified_issuers, verify_chain, verify_open_chain};

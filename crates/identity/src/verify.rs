@@ -9,10 +9,12 @@ use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::{DigitallySignedStruct, DistinguishedName, Error, SignatureScheme};
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 use std::time::Duration;
-use webpki::{EndEntityCert, KeyUsage};
+use webpki::{EndEntityCert, KeyUsage, VerifiedPath};
 
 /// A chain of ours has one intermediate, a user's own hierarchy two or three.
 const MAX_INTERMEDIATES: usize = 6;
+/// Certificates of ours have half a KiB each, those with RSA keys two. TLS itself lets a peer show 64 KiB.
+const MAX_CHAIN: usize = 16 * 1024;
 
 /// What the peer's certificate is used for in the handshake.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -27,7 +29,8 @@ pub enum Usage {
 /// returns the identity that it proves.
 ///
 /// # Errors
-/// [`IdentityError`]: expired, untrusted, no single SPIFFE ID, or one of another trust domain.
+/// [`IdentityError`]: expired, untrusted, no single SPIFFE ID, or one of another trust domain; also when it is longer
+/// than any honest one.
 pub fn verify_chain(
     end_entity: &CertificateDer<'_>,
     intermediates: &[CertificateDer<'_>],
@@ -35,8 +38,42 @@ pub fn verify_chain(
     now: UnixTime,
     usage: Usage,
 ) -> Result<SpiffeId, IdentityError> {
+    verify_path(end_entity, intermediates, bundle, now, usage, |_| ()).map(|(id, ())| id)
+}
+
+/// As [`verify_chain`]; returns those of `intermediates` that the verification went through, from the leaf on. What
+/// else a peer shows may be anything: only these need be kept to verify it again.
+///
+/// # Errors
+/// As [`verify_chain`].
+pub fn verified_issuers(
+    end_entity: &CertificateDer<'_>,
+    intermediates: &[CertificateDer<'_>],
+    bundle: &TrustBundle,
+    now: UnixTime,
+    usage: Usage,
+) -> Result<Vec<CertificateDer<'static>>, IdentityError> {
+    let issuers = |path: &VerifiedPath<'_>| {
+        path.intermediate_certificates().map(|issuer| issuer.der().into_owned()).collect::<Vec<_>>()
+    };
+    verify_path(end_entity, intermediates, bundle, now, usage, issuers).map(|(_, issuers)| issuers)
+}
+
+/// As [`verify_chain`]; `look` is shown the path.
+fn verify_path<T>(
+    end_entity: &CertificateDer<'_>,
+    intermediates: &[CertificateDer<'_>],
+    bundle: &TrustBundle,
+    now: UnixTime,
+    usage: Usage,
+    look: impl FnOnce(&VerifiedPath<'_>) -> T,
+) -> Result<(SpiffeId, T), IdentityError> {
     if intermediates.len() > MAX_INTERMEDIATES {
         return Err(IdentityError::Untrusted(format!("it has over {MAX_INTERMEDIATES} intermediates")));
+    }
+    let bytes = intermediates.iter().fold(end_entity.len(), |bytes, issuer| bytes + issuer.len());
+    if bytes > MAX_CHAIN {
+        return Err(IdentityError::Untrusted(format!("its chain has over {MAX_CHAIN} bytes")));
     }
     let certificate = EndEntityCert::try_from(end_entity).map_err(chain_error)?;
     let usage = match usage {
@@ -44,7 +81,7 @@ pub fn verify_chain(
         Usage::Client => KeyUsage::client_auth(),
     };
     let algorithms = provider().signature_verification_algorithms.all;
-    certificate
+    let path = certificate
         .verify_for_usage(algorithms, bundle.anchors(), intermediates, now, usage, None, None)
         .map_err(chain_error)?;
     let id = read_leaf(end_entity)?.id;
@@ -54,7 +91,8 @@ pub fn verify_chain(
             trust_domain: bundle.trust_domain().as_str().to_owned(),
         });
     }
-    Ok(id)
+    let looked = look(&path);
+    Ok((id, looked))
 }
 
 /// As [`verify_chain`], for a connection whose handshake this chain has passed before and that is still open. What has

@@ -4,8 +4,8 @@
 
 use cinch_identity::{
     ClientCertificate, IdentityError, KeyPair, Peer, SpiffeId, Svid, TrustBundle, TrustDomain, Usage,
-    client_config, handshake_reason, peer_id, require_alpn, server_config, server_name, verify_chain,
-    verify_open_chain,
+    client_config, handshake_reason, peer_id, require_alpn, server_config, server_name, verified_issuers,
+    verify_chain, verify_open_chain,
 };
 use cinch_reason::Reason;
 use rcgen::{
@@ -173,6 +173,38 @@ fn an_open_connection_outlives_its_certificates_and_not_their_root() {
         let reason = verify(&foreign.bundle()).unwrap_err().reason();
         assert_eq!(reason, Reason::CertificateUntrusted, "{case}");
     }
+}
+
+/// A CA that `above` vouches for, of any validity.
+fn intermediate(above: &Ca) -> Ca {
+    let mut params = CertificateParams::default();
+    params.distinguished_name = DistinguishedName::new();
+    params.distinguished_name.push(DnType::CommonName, "issuer");
+    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+    let key = rcgen::KeyPair::generate().unwrap();
+    Ca(CertifiedIssuer::signed_by(params, key, &above.0).unwrap())
+}
+
+#[test]
+fn of_a_chain_only_what_vouches_for_the_leaf_counts_and_its_bytes_are_bounded() {
+    let ca = Ca::new("root");
+    let (issuer, same_name) = (intermediate(&ca), intermediate(&ca));
+    let (leaf, _) = Leaf::of(API).signed_by(&issuer);
+    let der = |ca: &Ca| ca.0.der().clone();
+    let junk = |length| CertificateDer::from(vec![0x5a; length]);
+    let shown = [junk(4000), der(&same_name), der(&ca), der(&issuer), der(&issuer), junk(9000)];
+    let (bundle, now) = (ca.bundle(), UnixTime::now());
+    let issuers = verified_issuers(&leaf, &shown, &bundle, now, Usage::Server).unwrap();
+    assert_eq!(issuers, [der(&issuer)]);
+    let (direct, _) = Leaf::of(API).signed_by(&ca);
+    assert!(verified_issuers(&direct, &shown, &bundle, now, Usage::Server).unwrap().is_empty());
+    assert!(verified_issuers(&leaf, &shown[..3], &bundle, now, Usage::Server).is_err());
+
+    let verify = |length| verify_chain(&leaf, &[der(&issuer), junk(length)], &bundle, now, Usage::Server);
+    let rest = 16 * 1024 - leaf.len() - der(&issuer).len();
+    assert_eq!(verify(rest).unwrap().as_str(), API);
+    assert_eq!(verify(rest + 1).unwrap_err().reason(), Reason::CertificateUntrusted);
 }
 
 #[test]

@@ -12,9 +12,11 @@ mod inject;
 mod operation;
 mod owner;
 mod pod;
+mod privileges;
 mod probe;
 mod quantity;
 mod sidecar;
+pub mod template;
 
 pub use account::cloud_identity;
 pub use facts::{DefaultAccount, Facts, Redirect, Resources, Sidecar};
@@ -24,6 +26,7 @@ pub use owner::{
     AccountChoice, AccountState, JobOrigin, MANAGED_BY, MANAGED_BY_LABEL, OWNER_ANNOTATION, Owner, OwnerKind,
     choose_account, fallback_account_name, service_account_name,
 };
+pub use privileges::privileges;
 pub use probe::{HttpProbe, Probe, ProbeKey, ProbeKeyTooShort, TcpProbe};
 pub use sidecar::{
     AGENT_DIRECTORY, AGENT_DRIVER, AGENT_SOCKET, AGENT_VOLUME, INIT_CONTAINER, INJECTED_ANNOTATION,

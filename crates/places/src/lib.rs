@@ -1,11 +1,16 @@
-//! Places for connections of peers that have not shown who they are: how many there may be, and who must go when
-//! there are no more. A listener takes a place for each connection that it accepts and ends the connection when the
-//! place is taken back.
+//! What peers that have not shown who they are may have: places for their connections, and how often they may ask.
+//!
+//! Of places there are so many, and somebody must go when there are no more: a listener takes a place for each
+//! connection that it accepts and ends the connection when the place is taken back.
 //!
 //! Refusing those who come last would let a few peers that hold their connections open keep everybody else out,
-//! a kubelet's probe or an API server's review among them. So the place comes from the source address that holds
+//! a kubelet's probe or an API server's review among them. So the place comes from the source that holds
 //! the most, and its oldest connection goes. Where connections take their time, nobody loses a place to a source that
 //! holds as many as itself: a crowd of honest peers would only push each other out, and none would come to its end.
+
+mod rate;
+
+pub use rate::{Pace, RateLimit};
 
 use parking_lot::Mutex;
 use std::cmp::Reverse;
@@ -13,6 +18,14 @@ use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
+
+/// Who is behind `address`, as fair shares are counted: the address, IPv4 also where it is written as IPv6. Not the
+/// network of 64 bits that it is of: a host outside may have as many addresses of its network as it likes, but the pods of
+/// a node, or of a whole cluster, are numbered out of one such network, and one of them would use up the share of all.
+#[must_use]
+pub fn source_of(address: IpAddr) -> IpAddr {
+    address.to_canonical()
+}
 
 /// What happens when a source holds as many places as one source may, or nobody holds more than it does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,7 +42,7 @@ pub enum AtLimit {
 pub struct Limits {
     /// In all.
     pub most: usize,
-    /// For one source address.
+    /// For one source ([`source_of`]).
     pub of_one_source: usize,
     /// For one that wants more than that.
     pub at_limit: AtLimit,
@@ -67,10 +80,10 @@ impl Places {
     }
 
     /// Takes a place for a connection from `source`, from another connection if need be; `None` when there is none
-    /// for it. An IPv4 address written as IPv6 is the same source.
+    /// for it.
     #[must_use]
     pub fn take(&self, source: IpAddr) -> Option<Place> {
-        let source = source.to_canonical();
+        let source = source_of(source);
         let mut taken = self.taken.lock();
         let own = taken.held_by(&source);
         if own >= self.limits.of_one_source {
@@ -133,6 +146,12 @@ impl Taken {
 }
 
 impl Place {
+    /// The place was given to another connection.
+    #[must_use]
+    pub fn is_lost(&self) -> bool {
+        self.lost.is_cancelled()
+    }
+
     /// Ends when the place was given to another connection: this one must end too. Never ends once the place was
     /// given back.
     pub fn lost(&self) -> impl Future<Output = ()> + Send + use<> {
@@ -160,7 +179,7 @@ mod tests {
     }
 
     fn is_lost(place: &Place) -> bool {
-        place.lost.is_cancelled()
+        place.is_lost()
     }
 
     #[test]
@@ -200,6 +219,21 @@ mod tests {
         assert!(!honest.iter().any(is_lost));
         assert!(again.len() < 64);
         assert_eq!(places.taken(), 64);
+    }
+
+    #[test]
+    fn a_source_is_one_address_however_it_is_written() {
+        let v6 = |text: &str| text.parse::<IpAddr>().unwrap();
+        let mapped = v6("::ffff:10.0.0.1");
+        assert_eq!((source_of(mapped), source_of(address(1))), (address(1), address(1)));
+        let places = places(64, 64, AtLimit::Refuse);
+        let greedy: Vec<_> =
+            (0..64).map(|n| places.take(if n % 2 == 0 { mapped } else { address(1) }).unwrap()).collect();
+        // Pods of one node have addresses of one network, and each has its own share.
+        let other = places.take(v6("fd00:0:0:2::1")).unwrap();
+        let neighbour = places.take(v6("fd00:0:0:2::2")).unwrap();
+        assert!(!is_lost(&other) && !is_lost(&neighbour) && is_lost(&greedy[0]) && is_lost(&greedy[1]));
+        assert!(places.take(mapped).is_none(), "it has its share, whatever it calls itself");
     }
 
     #[test]

@@ -30,8 +30,12 @@ pub struct Facts {
 /// What is asked for.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Spec {
-    /// `metadata.generation` of the Posture: it changes when somebody writes the spec.
+    /// `metadata.generation` of the Posture.
     pub generation: i64,
+    /// What `spec.promotion` itself says, without the installation's default.
+    pub word: Word,
+    /// The installation has node agents, which look at every pod whose redirect they set.
+    pub has_agents: bool,
     /// Who decides.
     pub policy: Policy,
     /// The quiet period, before rollbacks double it.
@@ -46,8 +50,29 @@ pub struct Spec {
     pub approve: Option<String>,
 }
 
+/// What a person has written of who decides.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Word {
+    /// Nobody noted it.
+    #[default]
+    Unknown,
+    /// Nothing.
+    Unwritten,
+    /// This.
+    Written(Policy),
+}
+
+impl Word {
+    /// Whether a person has decided anew since `then`. A word that was taken away is no decision: others may edit the
+    /// spec, and a deleted Posture is made again without a word.
+    #[must_use]
+    pub fn is_decision_since(self, then: Word) -> bool {
+        matches!(self, Word::Written(_)) && then != Word::Unknown && self != then
+    }
+}
+
 /// Who decides on a promotion.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Policy {
     /// The evidence alone.
     Automatic,
@@ -266,6 +291,16 @@ pub struct Source {
     pub reported_by: Option<String>,
 }
 
+/// Who, and where to. The port 0 stands for several, or for such at which nothing was served or refused.
+impl std::fmt::Display for Source {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.port {
+            0 => write!(f, "{}", self.name),
+            port => write!(f, "{} to port {port}", self.name),
+        }
+    }
+}
+
 /// Something that was found to stand against a promotion.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Finding {
@@ -285,4 +320,24 @@ pub enum Slot {
     /// Others are under way, or the last one began too recently.
     #[default]
     Taken,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_source_is_told_with_its_port_unless_it_knocked_at_several() {
+        let source = |port| Source {
+            name: SourceName::Node("n1".to_owned()),
+            port,
+            counts: Counts::default(),
+            open: 0,
+            last_seen: None,
+            last_served: None,
+            last_denied: None,
+            reported_by: None,
+        };
+        assert_eq!([8080, 0].map(|port| source(port).to_string()), ["node n1 to port 8080", "node n1"]);
+    }
 }

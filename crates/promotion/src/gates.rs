@@ -68,6 +68,7 @@ pub(crate) fn find(memory: &Memory, facts: &Facts, coverage: &Coverage<'_>, quie
     gates.extend(Gate::of_pods(Reason::RedirectMissing, &coverage.unproved, coverage.must_report));
     gates.extend(Gate::of_pods(Reason::RedirectUnconfirmed, &coverage.unconfirmed, coverage.must_report));
     gates.extend(unlooked(&coverage.unlooked, coverage.must_report));
+    gates.extend(by_init(facts, coverage.must_report));
     gates.extend(Gate::of_pods(Reason::NodeUnreachable, &coverage.unreachable, coverage.must_report));
     if coverage.must_report == 0 {
         gates.push(Gate::new(Reason::NoEvidence, Weight::Blocks, String::new()));
@@ -112,11 +113,18 @@ fn unlooked(pods: &[&Pod], total: usize) -> Option<Gate> {
     Some(gate)
 }
 
+/// Where there are agents, pods that none of them looks at: an init container has set their redirect, before the
+/// installation had agents or past the webhook.
+fn by_init(facts: &Facts, total: usize) -> Option<Gate> {
+    let unlooked = |pod: &&Pod| pod.class == PodClass::Started && !pod.by_agent;
+    let pods: Vec<&Pod> = facts.pods.iter().filter(unlooked).filter(|_| facts.spec.has_agents).collect();
+    Gate::of_pods(Reason::RedirectByInit, &pods, total)
+}
+
 fn plaintext(memory: &Memory, facts: &Facts, quiet: &Quiet) -> Vec<Gate> {
     let mut gates = Vec::new();
     let mut push = |reason, count: u64, newest: Option<&crate::facts::Source>| {
-        let who =
-            newest.map(|source| format!(", {} to port {}", source.name, source.port)).unwrap_or_default();
+        let who = newest.map(|source| format!(", {source}")).unwrap_or_default();
         let mut gate = Gate::new(reason, Weight::Blocks, format!("{count}{who}"));
         gate.reference = newest.map(|source| source.name.to_string());
         gates.push(gate);

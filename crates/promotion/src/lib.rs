@@ -22,7 +22,7 @@ mod report;
 
 pub use facts::{
     Bypass, Counts, Departure, Facts, Finding, Millis, Namespace, Plaintext, Pod, PodClass, Policy,
-    RedirectGone, Report, Slot, Source, SourceName, Spec, Transport,
+    RedirectGone, Report, Slot, Source, SourceName, Spec, Transport, Word,
 };
 pub use machine::step;
 pub use memory::{Memory, Notice, Phase, short};

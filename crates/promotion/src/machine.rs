@@ -6,7 +6,7 @@
 use crate::bypass;
 use crate::clock::{self, Quiet};
 use crate::coverage::{self, Coverage};
-use crate::facts::{Facts, Millis, Policy, Slot};
+use crate::facts::{Facts, Millis, Policy, Slot, Word};
 use crate::gates::{self, Gate, Weight};
 use crate::gone;
 use crate::memory::{Memory, Notice, Phase};
@@ -99,21 +99,26 @@ impl Turn<'_> {
     }
 
     fn unlocked(&mut self, annotated: bool) {
-        let generation = self.facts.spec.generation;
+        let word = self.facts.spec.word;
         match self.memory.phase {
             // Only `TakingBack` unlocks; anything else was a person.
             Phase::Acknowledging { .. } | Phase::Probation { .. } | Phase::Strict { .. } => {
-                self.memory.phase = Phase::Relaxed { generation };
+                self.memory.phase = Phase::Relaxed { word };
                 probation::unlocked(&mut self.memory, self.facts.now);
                 self.memory.required_injection = false;
                 let reason = self.facts.namespace.relax_reason.clone().unwrap_or_default();
                 self.tell(Reason::RelaxedByUser, EventKind::Warning, reason);
             }
             Phase::TakingBack if !annotated => self.taken_back(),
-            Phase::Relaxed { generation: then } | Phase::NeedsDecision { generation: then }
-                if generation != then =>
+            Phase::Relaxed { word: then } | Phase::NeedsDecision { word: then }
+                if word.is_decision_since(then) =>
             {
                 self.begin_anew();
+            }
+            // An earlier version noted something else: what stands there now is what stood there then.
+            Phase::Relaxed { word: Word::Unknown } => self.memory.phase = Phase::Relaxed { word },
+            Phase::NeedsDecision { word: Word::Unknown } => {
+                self.memory.phase = Phase::NeedsDecision { word };
             }
             _ => {}
         }
@@ -124,13 +129,13 @@ impl Turn<'_> {
         self.memory.required_injection = false;
         self.memory.phase = if self.memory.rollbacks >= ROLLBACKS_BEFORE_DECISION {
             self.tell(Reason::NeedsDecision, EventKind::Warning, String::new());
-            Phase::NeedsDecision { generation: self.facts.spec.generation }
+            Phase::NeedsDecision { word: self.facts.spec.word }
         } else {
             Phase::Watching
         };
     }
 
-    /// A person has written the spec: nothing that was before counts.
+    /// A person has decided: nothing that was before counts.
     fn begin_anew(&mut self) {
         self.memory.phase = Phase::Watching;
         self.memory.rollbacks = 0;
@@ -244,7 +249,7 @@ impl Turn<'_> {
 
     fn roll_back_for_broken_client(&mut self) -> bool {
         let Some(source) = probation::broken_client(&self.memory, self.facts) else { return false };
-        let detail = format!("{} to port {}", source.name, source.port);
+        let detail = source.to_string();
         let reference = Some(source.name.to_string());
         self.tell(Reason::PromotionRolledBack, EventKind::Warning, detail.clone());
         self.memory.notice = Some(Notice { reason: Reason::PromotionRolledBack, detail, reference });

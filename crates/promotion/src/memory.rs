@@ -1,7 +1,7 @@
 //! What one step leaves to the next, and one leader to the next: written into the Posture's status.
 
 use crate::coverage::Track;
-use crate::facts::{Counts, Millis, Spec};
+use crate::facts::{Counts, Millis, Spec, Word};
 use crate::outcome::State;
 use cinch_reason::Reason;
 use serde::{Deserialize, Serialize};
@@ -125,13 +125,15 @@ pub enum Phase {
     },
     /// A person took the lock away.
     Relaxed {
-        /// The generation of the spec then; another one begins anew.
-        generation: i64,
+        /// What `spec.promotion` said then; when it says something else, it begins anew.
+        #[serde(default)]
+        word: Word,
     },
     /// Rolled back too often.
     NeedsDecision {
-        /// The generation of the spec then; another one begins anew.
-        generation: i64,
+        /// What `spec.promotion` said then; when it says something else, it begins anew.
+        #[serde(default)]
+        word: Word,
     },
 }
 
@@ -221,9 +223,20 @@ mod tests {
             assert!(memory.under_way() && memory.holds_slot(since + longest - 1, longest), "{case}");
             assert!(!memory.holds_slot(since + longest, longest), "{case}");
         }
-        for phase in [Phase::Watching, Phase::Strict { by_user: false }, Phase::Relaxed { generation: 1 }] {
+        for phase in
+            [Phase::Watching, Phase::Strict { by_user: false }, Phase::Relaxed { word: Word::Unwritten }]
+        {
             let memory = with(phase);
             assert!(!memory.under_way() && !memory.holds_slot(60, longest));
         }
+    }
+
+    #[test]
+    fn what_an_earlier_version_noted_of_a_relaxed_namespace_is_no_decision() {
+        let read: Phase = serde_json::from_str(r#"{"name": "Relaxed", "generation": 3}"#).unwrap();
+        assert_eq!(read, Phase::Relaxed { word: Word::Unknown });
+        let written = Phase::Relaxed { word: Word::Written(crate::Policy::Automatic) };
+        let text = serde_json::to_string(&written).unwrap();
+        assert_eq!(serde_json::from_str::<Phase>(&text).unwrap(), written, "{text}");
     }
 }

@@ -180,6 +180,7 @@ fn conditions(turn: &Turn<'_>, state: State) -> Vec<Condition> {
         Reason::RedirectMissing,
         Reason::RedirectUnconfirmed,
         Reason::BypassUnknown,
+        Reason::RedirectByInit,
         Reason::NodeUnreachable,
         Reason::NoEvidence,
         Reason::UnobservedTime,
@@ -200,7 +201,14 @@ fn conditions(turn: &Turn<'_>, state: State) -> Vec<Condition> {
         plain(ConditionKind::Ready, true, Reason::Observing),
         gate(
             ConditionKind::Injected,
-            &[Reason::PodsNotInjected, Reason::HostNetworkPods, Reason::BypassSeen, Reason::RedirectWasGone],
+            &[
+                Reason::PodsNotInjected,
+                Reason::HostNetworkPods,
+                Reason::BypassSeen,
+                Reason::RedirectWasGone,
+                Reason::WorkloadNotInjectable,
+                Reason::CouldUndoRedirect,
+            ],
             Reason::Injected,
         ),
         reporting,

@@ -480,3 +480,19 @@ fn where_there_is_no_agent_nobody_waits_for_a_look() {
     world.run(51);
     assert_eq!(first_label(&world), 200);
 }
+
+#[test]
+fn where_there_are_agents_a_pod_that_none_looks_at_keeps_its_namespace_from_the_lock() {
+    let mut world = World::meshed();
+    world.spec.has_agents = true;
+    let names: Vec<String> = world.pods.keys().cloned().collect();
+    for name in &names[1..] {
+        let pod = world.pods.get_mut(name).expect("there");
+        (pod.by_agent, pod.last_look, pod.confirmed) = (true, World::LOOKED, World::LOOKED);
+    }
+    let last = world.run(60);
+    assert_eq!((last.state, world.locks.len()), (State::Blocked, 0));
+    assert_eq!(World::reasons(&last), ["RedirectByInit"]);
+    world.spec.has_agents = false;
+    world.until(State::Strict, 90);
+}

@@ -3,7 +3,7 @@
 
 mod world;
 
-use cinch_promotion::{Action, ConditionKind, Finding, Injection, PodClass, Policy, Slot, State};
+use cinch_promotion::{Action, ConditionKind, Finding, Injection, PodClass, Policy, Slot, State, Word};
 use cinch_reason::Reason;
 use world::{SECOND, START, World};
 
@@ -187,6 +187,8 @@ fn a_rollback_takes_back_what_it_set_doubles_the_period_and_the_second_asks_a_pe
     assert_eq!(World::reasons(&last)[0], "NeedsDecision");
     assert_eq!(world.locks.len(), 2);
     world.spec.generation += 1;
+    assert_eq!(world.run(60).state, State::RolledBack, "another edit of the spec is no decision");
+    world.spec.word = Word::Written(Policy::Automatic);
     world.until(State::Strict, 60);
     assert_eq!(world.memory.rollbacks, 0);
 }
@@ -296,9 +298,35 @@ fn a_relaxed_namespace_stays_so_until_the_spec_is_written() {
         assert_eq!(world.locks.len(), 1);
         assert!(world.namespace.promotion.is_none(), "the annotation does not stay behind");
         world.spec.generation += 1;
+        world.spec.word = Word::Written(Policy::Automatic);
         world.until(State::Strict, 60);
         assert_eq!(world.locks.len(), 2);
     }
+}
+
+#[test]
+fn a_relaxed_namespace_is_not_promoted_for_an_edit_that_decides_nothing() {
+    let mut world = World::meshed();
+    world.spec.word = Word::Written(Policy::Automatic);
+    world.until(State::Strict, 90);
+    world.namespace.locked = false;
+    assert_eq!(world.run(3).state, State::Relaxed);
+    let mut edit = |what: &str, generation, word| {
+        world.spec.generation = generation;
+        world.spec.word = word;
+        assert_eq!(world.run(120).state, State::Relaxed, "{what}");
+    };
+    edit("another field", 2, Word::Written(Policy::Automatic));
+    edit("the Posture deleted and made again", 1, Word::Unwritten);
+    edit("the same word again", 2, Word::Written(Policy::Automatic));
+    world.spec.word = Word::Written(Policy::Paused);
+    world.spec.policy = Policy::Paused;
+    assert_ne!(world.run(3).state, State::Relaxed, "a person has decided");
+    assert_eq!(world.locks.len(), 1);
+    world.spec.word = Word::Written(Policy::Automatic);
+    world.spec.policy = Policy::Automatic;
+    world.until(State::Strict, 60);
+    assert_eq!(world.locks.len(), 2);
 }
 
 #[test]

@@ -8,7 +8,7 @@ reasons! {
     OptedOut: "the pod opted out of injection with the label cinch.dev/inject: disabled", "remove the label to mesh the pod";
     SidecarImage: "a container with the name of the Cinch sidecar has an image that this installation does not know", "do not set images of cinch-proxy and cinch-init by hand; restart the workload to get the current one";
     SidecarShape: "a container with the name of the Cinch sidecar has other arguments, command or environment than the webhook gives it", "leave cinch-init and cinch-proxy out of the pod template";
-    CouldUndoRedirect: "a container could undo the redirect or act as the proxy (UID 1507, NET_ADMIN, NET_RAW, SYS_ADMIN, SYS_PTRACE, privileged, shared process namespace)", "drop the capability or use another UID";
+    CouldUndoRedirect: "a container could undo the redirect or act as the proxy (UID 1507, privileged, shared or host processes, a capability such as NET_ADMIN, NET_RAW, SYS_ADMIN or SYS_PTRACE, a hostPath that leads to sockets, processes or programs of the node)", "drop the capability or the volume, or use another UID";
     SidecarMount: "a container mounts a volume of the Cinch sidecar", "remove the mount of volumes named cinch-";
     ForeignToken: "a volume asks for a token of the audience cinch.dev", "use another audience: this one is for the sidecar alone";
     EphemeralIntoSidecar: "an ephemeral container targets the Cinch sidecar or acts as its UID", "choose another target container and UID";
@@ -19,6 +19,7 @@ reasons! {
     PodSecurityForbidsInit: "the namespace enforces Pod Security baseline or restricted, which refuse the NET_ADMIN of cinch-init", "install with redirect.mode=agent, or label the namespace pod-security.kubernetes.io/enforce: privileged";
     PortConflict: "a container declares a port that the sidecar uses (15000, 15001, 15006, 15020, 15021)", "use another port";
     ReservedName: "a volume or container of the pod has a name that Cinch reserves", "rename it: names that begin with cinch- are reserved";
+    DriverOutsideMesh: "the socket of the Cinch node agent is for pods of enrolled namespaces", "take the volume of the driver node.cinch.dev out of the pod, or enrol the namespace";
     OtherMesh: "the pod or namespace belongs to another mesh", "remove the other mesh first";
     StaticPod: "a static pod can not be meshed", "";
     WindowsPod: "Windows pods can not be meshed", "";
@@ -26,6 +27,7 @@ reasons! {
     NoStableOwner: "the pod has no stable owner and keeps the service account default", "";
     DefaultServiceAccountBound: "permissions hang on the service account default, so workloads keep it", "bind the permissions to an account of the workload";
     MalformedReview: "the admission review could not be understood", "";
+    ObjectTooLarge: "the object is larger, or nested more deeply, than the webhook reads", "make it smaller: look at its annotations, environment variables and managedFields";
     WebhookFault: "the webhook could not handle the pod", "look at the log of cinch-webhook";
 
     // Guards of namespaces, tokens, trust and postures.
@@ -45,11 +47,13 @@ reasons! {
     Observing: "the namespace is watched for plaintext", "";
     NotEnrolled: "the namespace is not enrolled", "label it cinch.dev/mesh: enabled";
     PodsNotInjected: "pods run without the sidecar", "restart the workloads: kubectl cinch enroll NAMESPACE --restart";
+    WorkloadNotInjectable: "pods of a workload would be made without the sidecar, and are refused once injection is required", "change the template of the workload as the reason that is named says, or remove the workload";
     PodsNotReporting: "started sidecars have not reported, and missing data is not zero", "look at the log of cinch-proxy in the named pods";
     NodeUnreachable: "a node can not be reached, so the clock stands still", "";
     HostNetworkPods: "pods on the host network can not be meshed", "move them, or label the namespace cinch.dev/host-network: allowed";
     BypassSeen: "connections pass by the proxy of a pod", "find out how the named process does it, and restart the pod once that is mended";
     BypassUnknown: "the node agent has not looked lately at what passes by the proxies of pods", "look at the log of cinch-node on the nodes of the named pods";
+    RedirectByInit: "the redirect of pods was set by an init container, so no node agent looks at what passes by their proxies", "restart the workloads";
     RedirectWasGone: "the redirect of a pod was gone and was set again, so what passed meanwhile was seen by nobody", "find out what removes it (it takes NET_ADMIN in the pod, or root on the node), and restart the pod once that is mended";
     RedirectUnconfirmed: "the node agent has not lately confirmed the redirect of pods", "look at the log of cinch-node on the nodes of the named pods";
     UdpOutsideMesh: "pods speak UDP, which the mesh does not carry", "";
@@ -69,9 +73,9 @@ reasons! {
     PromotionStarted: "the namespace was locked STRICT and is in probation", "";
     PromotionCompleted: "probation has passed; STRICT stays", "";
     PromotionRolledBack: "a workload that had been served plaintext was refused in probation", "enrol the named workload";
-    NeedsDecision: "promotion was rolled back twice", "enrol the named clients, then write spec.promotion again";
+    NeedsDecision: "promotion was rolled back twice", "enrol the named clients, then give spec.promotion another value, Paused first if it is to be the same";
     LockedByUser: "the namespace was locked by a user", "";
-    RelaxedByUser: "a person with the verb relax took the lock away", "write spec.promotion to begin again";
+    RelaxedByUser: "a person with the verb relax took the lock away", "give spec.promotion another value to begin again, Paused first if it is to be the same";
     Strict: "the namespace is STRICT", "";
 
     // Identity.

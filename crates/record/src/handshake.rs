@@ -1,6 +1,8 @@
 //! The handshake of either side, without I/O: rustls does it, record by record, so that nothing behind its end
 //! gets into rustls and the records after it are all ours.
 
+use crate::key::Key;
+use crate::secrets::Captured;
 use crate::{HEADER, MAX_RECORD, RecordError, Records};
 use rustls::client::UnbufferedClientConnection;
 use rustls::pki_types::ServerName;
@@ -17,6 +19,8 @@ const MAX_WAITING: usize = (1 << 16) + MAX_RECORD;
 /// A handshake under way.
 pub struct Handshake {
     side: Side,
+    /// What rustls tells of this handshake's secrets.
+    captured: Arc<Captured>,
     /// Bytes at the head of the input that rustls has seen and wants to see again: pieces of a message.
     fed: usize,
 }
@@ -43,22 +47,28 @@ enum Turn {
 }
 
 impl Handshake {
-    /// The client's side. `config` must allow the extraction of secrets.
+    /// The client's side. `config` must allow the extraction of secrets; its key log is not used.
     ///
     /// # Errors
     /// When rustls refuses the configuration.
     pub fn client(config: Arc<ClientConfig>, name: ServerName<'static>) -> Result<Handshake, RecordError> {
-        let connection = UnbufferedClientConnection::new(config, name)?;
-        Ok(Handshake { side: Side::Client(Box::new(connection)), fed: 0 })
+        let captured = Arc::new(Captured::default());
+        let mut config = Arc::unwrap_or_clone(config);
+        config.key_log = captured.clone();
+        let connection = UnbufferedClientConnection::new(Arc::new(config), name)?;
+        Ok(Handshake { side: Side::Client(Box::new(connection)), captured, fed: 0 })
     }
 
-    /// The server's side. `config` must allow the extraction of secrets.
+    /// The server's side. `config` must allow the extraction of secrets; its key log is not used.
     ///
     /// # Errors
     /// When rustls refuses the configuration.
     pub fn server(config: Arc<ServerConfig>) -> Result<Handshake, RecordError> {
-        let connection = UnbufferedServerConnection::new(config)?;
-        Ok(Handshake { side: Side::Server(Box::new(connection)), fed: 0 })
+        let captured = Arc::new(Captured::default());
+        let mut config = Arc::unwrap_or_clone(config);
+        config.key_log = captured.clone();
+        let connection = UnbufferedServerConnection::new(Arc::new(config))?;
+        Ok(Handshake { side: Side::Server(Box::new(connection)), captured, fed: 0 })
     }
 
     /// What rustls knows of the connection: the peer's certificates, the protocol agreed.
@@ -121,21 +131,31 @@ impl Handshake {
         };
     }
 
-    /// The connection after the handshake.
+    /// The connection after the handshake. Nothing of rustls stays.
     ///
     /// # Errors
-    /// When it is not over, or the configuration does not allow it.
+    /// When it is not over, the configuration does not allow it, or rustls has not told the two secrets that its keys
+    /// are made of, each once and to us alone.
     pub fn into_records(self) -> Result<Records, RecordError> {
-        match self.side {
+        let suite = self.state().negotiated_cipher_suite().and_then(|suite| suite.tls13());
+        let Handshake { side, captured, .. } = self;
+        let is_client = matches!(side, Side::Client(_));
+        let keys = match side {
             Side::Client(connection) => {
-                let (secrets, kernel) = connection.dangerous_into_kernel_connection()?;
-                Records::new(secrets, kernel)
+                connection.dangerous_into_kernel_connection().map(|(keys, _)| keys)?
             }
             Side::Server(connection) => {
-                let (secrets, kernel) = connection.dangerous_into_kernel_connection()?;
-                Records::new(secrets, kernel)
+                connection.dangerous_into_kernel_connection().map(|(keys, _)| keys)?
             }
-        }
+        };
+        // With its state rustls has let go of its key log: who else has it could know the secrets.
+        let secrets =
+            Arc::into_inner(captured).zip(suite).and_then(|(captured, suite)| captured.secrets(suite));
+        let Some([client, server]) = secrets else {
+            return Err(Error::General("the traffic secrets of the connection are not known".into()).into());
+        };
+        let (tx, rx) = if is_client { (client, server) } else { (server, client) };
+        Ok(Records::new(Key::new(keys.tx, tx)?, Key::new(keys.rx, rx)?))
     }
 }
 
@@ -184,4 +204,118 @@ fn encode<Data>(mut data: EncodeTlsData<'_, Data>, out: &mut Vec<u8>) -> Result<
     out.resize(start + needed, 0);
     let room = out.get_mut(start..).unwrap_or_default();
     data.encode(room).map(|_| ()).map_err(|error| Error::General(error.to_string()).into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fixtures::{SUITES, configs, shaken};
+    use crate::secrets::{CLIENT, SERVER, Secret};
+    use rustls::kernel::KernelConnection;
+    use rustls::{ConnectionTrafficSecrets, ExtractedSecrets, HandshakeKind, KeyLog};
+
+    fn assert_made_of(secret: &Secret, keys: &ConnectionTrafficSecrets) {
+        let (ConnectionTrafficSecrets::Aes128Gcm { key, iv }
+        | ConnectionTrafficSecrets::Aes256Gcm { key, iv }
+        | ConnectionTrafficSecrets::Chacha20Poly1305 { key, iv }) = keys
+        else {
+            panic!("an unknown suite")
+        };
+        let (made, nonce) = secret.key(key.as_ref().len());
+        assert_eq!((&made.as_ref()[..key.as_ref().len()], &nonce[..]), (key.as_ref(), iv.as_ref()));
+    }
+
+    /// Follows rustls's own keys through three updates each way.
+    fn follow<Data>(
+        (keys, mut kernel): (ExtractedSecrets, KernelConnection<Data>),
+        [mut tx, mut rx]: [Secret; 2],
+    ) {
+        assert_made_of(&tx, &keys.tx.1);
+        assert_made_of(&rx, &keys.rx.1);
+        for _ in 0..3 {
+            (tx, rx) = (tx.next(), rx.next());
+            assert_made_of(&tx, &kernel.update_tx_secret().unwrap().1);
+            assert_made_of(&rx, &kernel.update_rx_secret().unwrap().1);
+        }
+    }
+
+    #[test]
+    fn the_keys_that_follow_are_those_that_rustls_would_come_to() {
+        for suite in SUITES {
+            for retried in [false, true] {
+                let (client, server, _) = shaken(configs(suite, retried));
+                let kind =
+                    if retried { HandshakeKind::FullWithHelloRetryRequest } else { HandshakeKind::Full };
+                assert_eq!(client.state().handshake_kind(), Some(kind));
+                for Handshake { side, captured, .. } in [client, server] {
+                    let [client, server] = captured.secrets(suite.tls13().unwrap()).unwrap();
+                    match side {
+                        Side::Client(connection) => {
+                            follow(connection.dangerous_into_kernel_connection().unwrap(), [client, server]);
+                        }
+                        Side::Server(connection) => {
+                            follow(connection.dangerous_into_kernel_connection().unwrap(), [server, client]);
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn without_its_own_two_secrets_there_is_no_connection() {
+        let whole = |change: &dyn Fn(&mut Handshake)| {
+            let (mut client, mut server, _) = shaken(configs(SUITES[0], false));
+            change(&mut client);
+            change(&mut server);
+            [client.into_records().is_ok(), server.into_records().is_ok()]
+        };
+        assert_eq!(whole(&|_| {}), [true, true]);
+        assert_eq!(whole(&|handshake| handshake.captured = Arc::default()), [false, false], "none");
+        let again = |handshake: &mut Handshake| handshake.captured.log(SERVER, &[0; 32], &[1; 32]);
+        assert_eq!(whole(&again), [false, false], "one of them twice");
+        let others = |handshake: &mut Handshake| {
+            let (other, ..) = shaken(configs(SUITES[0], false));
+            let captured = other.captured.clone();
+            drop(other);
+            handshake.captured = captured;
+        };
+        assert_eq!(whole(&others), [false, false], "those of another connection");
+        let made_up = |handshake: &mut Handshake| {
+            handshake.captured = Arc::default();
+            handshake.captured.log(CLIENT, &[0; 32], &[1; 32]);
+            handshake.captured.log(SERVER, &[0; 32], &[2; 32]);
+        };
+        assert_eq!(whole(&made_up), [false, false], "two that are of none");
+    }
+
+    #[test]
+    fn who_else_holds_the_secrets_ends_the_connection() {
+        let (client, server, _) = shaken(configs(SUITES[0], false));
+        let held = client.captured.clone();
+        assert!(client.into_records().is_err());
+        drop(held);
+        assert!(server.into_records().is_ok());
+    }
+
+    /// A key log as a configuration may have it.
+    #[derive(Debug)]
+    struct Curious;
+
+    impl KeyLog for Curious {
+        fn log(&self, label: &str, _: &[u8], _: &[u8]) {
+            panic!("{label} was told");
+        }
+    }
+
+    #[test]
+    fn secrets_are_told_to_nobody_else_and_are_not_shown() {
+        let (mut client, mut server) = configs(SUITES[0], false);
+        (client.key_log, server.key_log) = (Arc::new(Curious), Arc::new(Curious));
+        let (client, server, _) = shaken((client, server));
+        for handshake in [client, server] {
+            assert_eq!(format!("{:?}", handshake.captured), "Captured { .. }");
+            assert!(handshake.into_records().is_ok());
+        }
+    }
 }

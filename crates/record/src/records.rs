@@ -7,34 +7,15 @@ use crate::message::{
     post_handshake,
 };
 use crate::{HEADER, MAX_PLAINTEXT, MAX_RECORD, OVERHEAD, RecordError, TAG};
-use rustls::kernel::KernelConnection;
-use rustls::{ConnectionTrafficSecrets, Error, ExtractedSecrets};
 use std::fmt;
 
 /// Records without data that may follow each other; then the peer does nothing but keep us at work.
 const CONTROL_IN_A_ROW: u8 = 32;
 
-/// What derives the next keys: rustls's own state.
-trait Keys: Send + Sync {
-    fn next_tx(&mut self) -> Result<(u64, ConnectionTrafficSecrets), Error>;
-    fn next_rx(&mut self) -> Result<(u64, ConnectionTrafficSecrets), Error>;
-}
-
-impl<Data: Send + Sync> Keys for KernelConnection<Data> {
-    fn next_tx(&mut self) -> Result<(u64, ConnectionTrafficSecrets), Error> {
-        self.update_tx_secret()
-    }
-
-    fn next_rx(&mut self) -> Result<(u64, ConnectionTrafficSecrets), Error> {
-        self.update_rx_secret()
-    }
-}
-
 /// Both directions of an established connection.
 pub struct Records {
     tx: Key,
     rx: Key,
-    keys: Box<dyn Keys>,
     control: u8,
     /// A key update that the peer asked for is not sent yet: it answers later requests too (§4.6.3).
     answering: bool,
@@ -67,18 +48,9 @@ pub enum Step<'b> {
 }
 
 impl Records {
-    pub(crate) fn new<Data: Send + Sync + 'static>(
-        secrets: ExtractedSecrets,
-        kernel: KernelConnection<Data>,
-    ) -> Result<Records, RecordError> {
-        Ok(Records {
-            tx: Key::new(secrets.tx)?,
-            rx: Key::new(secrets.rx)?,
-            keys: Box::new(kernel),
-            control: 0,
-            answering: false,
-            closed: false,
-        })
+    /// `tx` seals, `rx` opens.
+    pub(crate) fn new(tx: Key, rx: Key) -> Records {
+        Records { tx, rx, control: 0, answering: false, closed: false }
     }
 
     /// Seals `parts`, one after another, as one record of data at the end of `out`.
@@ -119,11 +91,10 @@ impl Records {
     /// Changes our key, and tells the peer.
     ///
     /// # Errors
-    /// When rustls can't derive the next key.
+    /// When the cryptography fails.
     pub fn update(&mut self, out: &mut Vec<u8>) -> Result<(), RecordError> {
         self.seal_as(HANDSHAKE, &[&KEY_UPDATE_NOT_REQUESTED], out)?;
-        self.tx = Key::new(self.keys.next_tx()?)?;
-        Ok(())
+        self.tx.update()
     }
 
     fn seal_as(&mut self, kind: u8, parts: &[&[u8]], out: &mut Vec<u8>) -> Result<(), RecordError> {
@@ -189,7 +160,7 @@ impl Records {
             },
             HANDSHAKE => {
                 if let PostHandshake::KeyUpdate { requested } = post_handshake(content)? {
-                    self.rx = Key::new(self.keys.next_rx()?)?;
+                    self.rx.update()?;
                     if requested && !self.closed && !self.answering {
                         self.update(out)?;
                         self.answering = true;
@@ -223,46 +194,15 @@ impl fmt::Debug for Records {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Handshake;
-    use rustls::pki_types::{PrivateKeyDer, ServerName};
-    use rustls::{ClientConfig, RootCertStore, ServerConfig, crypto, version};
-    use std::sync::Arc;
+    use crate::fixtures::{SUITES, configs, shaken};
 
     /// Client and server, both of ours.
     fn pair() -> (Records, Records) {
-        let made = rcgen::generate_simple_self_signed(["peer.test".to_owned()]).unwrap();
-        let mut roots = RootCertStore::empty();
-        roots.add(made.cert.der().clone()).unwrap();
-        let provider = Arc::new(crypto::aws_lc_rs::default_provider());
-        let mut client = ClientConfig::builder_with_provider(Arc::clone(&provider))
-            .with_protocol_versions(&[&version::TLS13])
-            .unwrap()
-            .with_root_certificates(roots)
-            .with_no_client_auth();
-        let key = PrivateKeyDer::try_from(made.signing_key.serialize_der()).unwrap();
-        let mut server = ServerConfig::builder_with_provider(provider)
-            .with_protocol_versions(&[&version::TLS13])
-            .unwrap()
-            .with_no_client_auth()
-            .with_single_cert(vec![made.cert.der().clone()], key)
-            .unwrap();
-        (client.enable_secret_extraction, server.enable_secret_extraction) = (true, true);
-        let name = ServerName::try_from("peer.test").unwrap();
-        let mut client = Handshake::client(Arc::new(client), name).unwrap();
-        let mut server = Handshake::server(Arc::new(server)).unwrap();
-        let (mut up, mut down) = (Vec::new(), Vec::new());
-        let mut done = (false, false);
-        while done != (true, true) {
-            let at_client = client.advance(&mut down, &mut up).unwrap();
-            down.drain(..at_client.used);
-            let at_server = server.advance(&mut up, &mut down).unwrap();
-            up.drain(..at_server.used);
-            done = (done.0 || at_client.done, done.1 || at_server.done);
-        }
+        let (client, server, mut down) = shaken(configs(SUITES[0], false));
         let (mut client, server) = (client.into_records().unwrap(), server.into_records().unwrap());
         // The server's tickets.
         while !down.is_empty() {
-            let Step::Control { used } = client.open(&mut down, &mut up).unwrap() else {
+            let Step::Control { used } = client.open(&mut down, &mut Vec::new()).unwrap() else {
                 panic!("no ticket")
             };
             down.drain(..used);
@@ -311,7 +251,7 @@ mod tests {
     fn ask(from: &mut Records) -> Vec<u8> {
         let mut out = Vec::new();
         from.seal_as(HANDSHAKE, &[&[24, 0, 0, 1, 1]], &mut out).unwrap();
-        from.tx = Key::new(from.keys.next_tx().unwrap()).unwrap();
+        from.tx.update().unwrap();
         out
     }
 

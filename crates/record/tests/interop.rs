@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use rustls::crypto::CryptoProvider;
 use rustls::crypto::aws_lc_rs::{cipher_suite, default_provider};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
-use rustls::{ClientConfig, Connection, RootCertStore, ServerConfig, SupportedCipherSuite};
+use rustls::{ClientConfig, Connection, HandshakeKind, RootCertStore, ServerConfig, SupportedCipherSuite};
 use std::io::{Read, Write};
 use std::sync::{Arc, OnceLock};
 
@@ -130,12 +130,21 @@ fn segments<'a>(bytes: &'a [u8], cuts: &'a [usize]) -> impl Iterator<Item = &'a 
 /// A finished handshake, its bytes cut as `cuts` says. With `early`, what the other side says at once comes in the
 /// same segments as the end of its handshake.
 fn shake(we_serve: bool, suite: usize, cuts: &[usize], early: &[u8]) -> (Ours, Theirs) {
+    shake_as((client_config(suite), server_config(suite)), we_serve, cuts, early)
+}
+
+fn shake_as(
+    (client, server): (Arc<ClientConfig>, Arc<ServerConfig>),
+    we_serve: bool,
+    cuts: &[usize],
+    early: &[u8],
+) -> (Ours, Theirs) {
     let (mut ours, tls) = if we_serve {
-        let client = rustls::ClientConnection::new(client_config(suite), name()).unwrap();
-        (Handshake::server(server_config(suite)).unwrap(), Connection::Client(client))
+        let client = rustls::ClientConnection::new(client, name()).unwrap();
+        (Handshake::server(server).unwrap(), Connection::Client(client))
     } else {
-        let server = rustls::ServerConnection::new(server_config(suite)).unwrap();
-        (Handshake::client(client_config(suite), name()).unwrap(), Connection::Server(server))
+        let server = rustls::ServerConnection::new(server).unwrap();
+        (Handshake::client(client, name()).unwrap(), Connection::Server(server))
     };
     let mut theirs = Theirs { tls, heard: Vec::new() };
     let (mut input, mut out, mut said) = (Vec::new(), Vec::new(), false);
@@ -289,6 +298,29 @@ fn after_the_end_of_the_connection_nothing_is_sealed() {
     let sent = theirs.out();
     ours.take(&sent).unwrap();
     assert_eq!((ours.heard.as_slice(), ours.out.len()), (&b"still here"[..], length));
+}
+
+#[test]
+fn a_resumed_session_has_secrets_of_its_own() {
+    let (client, server) = (client_config(0), server_config(0));
+    for kind in [HandshakeKind::Full, HandshakeKind::Resumed, HandshakeKind::Resumed] {
+        let (mut ours, mut theirs) = shake_as((client.clone(), server.clone()), true, &[6000], b"");
+        assert_eq!(theirs.tls.handshake_kind(), Some(kind));
+        for _ in 0..2 {
+            // It asks for ours in return.
+            theirs.tls.refresh_traffic_keys().unwrap();
+            theirs.tls.writer().write_all(b"theirs").unwrap();
+            let sent = theirs.out();
+            ours.take(&sent).unwrap();
+            ours.records.seal(&[b"ours"], &mut ours.out).unwrap();
+            theirs.take(&std::mem::take(&mut ours.out)).unwrap();
+            ours.records.sent();
+        }
+        assert_eq!(
+            (ours.heard.as_slice(), theirs.heard.as_slice()),
+            (&b"theirstheirs"[..], &b"oursours"[..])
+        );
+    }
 }
 
 #[test]

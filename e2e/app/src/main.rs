@@ -1,9 +1,10 @@
 //! The programs that the demo and the tests run as pods: a server, clients that count, a scanner, real workloads in
-//! small, a pause.
+//! small, who asks the node agent in the sidecar's place, a pause.
 //!
 //! They behave as a good workload does (readiness, draining on SIGTERM, keep-alive with `Connection: close`),
 //! so that a failed request is the mesh's doing.
 
+mod ask;
 mod client;
 mod http;
 mod scan;
@@ -28,6 +29,8 @@ enum Command {
     Serve(serve::Options),
     /// Call URLs in a loop, with new and with kept connections, and count; optionally serve as well.
     Call(client::Options),
+    /// Ask the node agent what only a sidecar may ask; print the answer, and stay.
+    Ask(ask::Options),
     /// Connect to an address, send nothing, close; print what happened.
     Scan(scan::Options),
     /// Serve HTTP, WebSocket, gRPC and a protocol in which the server speaks first, all with checksums.
@@ -42,6 +45,7 @@ async fn main() -> anyhow::Result<()> {
         Command::Pause => terminated().await,
         Command::Serve(options) => serve::run(options, serve::Stop::on_sigterm()?).await,
         Command::Call(options) => client::run(options).await,
+        Command::Ask(options) => ask::run(&options).await,
         Command::Scan(options) => scan::run(&options).await,
         Command::Workloads(ports) => workload::serve(ports, serve::Stop::on_sigterm()?).await,
         Command::Try(options) => workload::play(options).await,

@@ -169,7 +169,8 @@ fn cni(node: &Node) -> serde_json::Value {
 }
 
 /// `syncFrequency` of a second brings changed ConfigMaps into pods within two. What ended is started again soon:
-/// tests kill things, and would else wait most of their time for the kubelet's patience.
+/// tests kill things, and would else wait most of their time for the kubelet's patience. `maxPods` leaves room for
+/// those that `cargo e2e figures` starts at once.
 fn kubelet(layout: &Layout, node: &Node) -> serde_json::Value {
     let serving = |kind: &str| layout.pki(&format!("{}-serving.{kind}", node.name()));
     json!({
@@ -191,6 +192,7 @@ fn kubelet(layout: &Layout, node: &Node) -> serde_json::Value {
         "clusterDNS": [DNS_SERVICE],
         "clusterDomain": "cluster.local",
         "resolvConf": "",
+        "maxPods": 200,
         "syncFrequency": "1s",
         "crashLoopBackOff": {"maxContainerRestartPeriod": "2s"},
         "serializeImagePulls": false,

@@ -2,11 +2,10 @@
 //! missing closes and heals, and pods that end while it is replaced do not hang.
 
 use super::scene::{PORT, Scene, Workload};
+use super::ways_round::{PROXY_UID, WaysRound};
 use crate::install::{AGENT, NAMESPACE, agents_ready};
 use crate::place::{Outcome, Place, SERVED, open};
 use crate::see::{APP_IMAGE, PODS, number, restricted_container, text};
-use crate::story::admission::{self, remove, set};
-use crate::terminal;
 use crate::wait::{self, Seen};
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
@@ -16,8 +15,6 @@ use std::net::{IpAddr, SocketAddr};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// The user of the sidecar. Its rule looks at the container, not at the user, so that whoever takes it gains nothing.
-const PROXY_UID: u32 = 1507;
 /// Sidecars ask each half minute.
 const HEALED: Duration = Duration::from_secs(45);
 /// How many pods start while the agent is killed, and end while it is replaced.
@@ -33,84 +30,46 @@ const BETWEEN_KILLS: Duration = Duration::from_millis(700);
 /// Plays all of it.
 pub fn agent(scene: &Scene<'_>) -> Result<String> {
     scene.restricted()?;
+    let ways_round = WaysRound::prepare(scene)?;
     let taker = Workload { user: PROXY_UID, ..Workload::meshed("taker") };
     scene.run(&[Workload::meshed("api"), Workload::meshed("client"), taker])?;
     let (client, to) = (scene.place("client")?, scene.server("api")?);
-    only_the_taker(scene, &client, to)?;
+    gate(scene, &[own_principal(scene, "taker"), ways_round.principal()])?;
+    scene.until(&client, to, &Outcome::Reset)?;
+    the_taker_is_served(scene, to)?;
+    let tried = ways_round.try_all(to)?;
     scene.without_policy("authorizationpolicies", "gate")?;
     scene.until(&client, to, &SERVED)?;
-    look_alike(scene)?;
     updated(scene, &client, to)?;
     away(scene, &client, to)?;
     flushed(scene, &client, to)?;
-    refusal_in_status(scene)?;
+    ways_round.refusals_are_in_status()?;
     let killed = killed_while_they_start(scene, &client, to)?;
     let ended = ended_while_replaced(scene, orphaned(scene, ENDING)?)?;
     Ok(format!(
-        "UID 1507 goes through its proxy; our image under another name is refused; no agent: no app starts and a \
-         restarted sidecar refuses, both heal; a flushed table is set again and told of; {killed}; {ended}"
+        "UID 1507 goes through its proxy; {tried}; no agent: no app starts and a restarted sidecar refuses, both \
+         heal; a flushed table is set again and told of; {killed}; {ended}"
     ))
 }
 
-/// A process of an app that has the proxy's user is served by a name that it can only have by way of its proxy.
-fn only_the_taker(scene: &Scene<'_>, client: &Place, to: SocketAddr) -> Result<()> {
-    let principal = format!("cluster.local/ns/{}/sa/taker", scene.namespace);
-    let rules = json!([{"from": [{"source": {"principals": [principal]}}]}]);
+/// The name that the calls of one of this scene's workloads have.
+fn own_principal(scene: &Scene<'_>, workload: &str) -> String {
+    format!("cluster.local/ns/{}/sa/{workload}", scene.namespace)
+}
+
+/// From here on `api` serves these principals alone.
+fn gate(scene: &Scene<'_>, principals: &[String]) -> Result<()> {
+    let rules = json!([{"from": [{"source": {"principals": principals}}]}]);
     let spec = json!({"selector": {"matchLabels": {"app": "api"}}, "rules": rules});
-    scene.policy("AuthorizationPolicy", "gate", spec)?;
-    scene.until(client, to, &Outcome::Reset)?;
+    scene.policy("AuthorizationPolicy", "gate", spec).map(drop)
+}
+
+/// A process of an app that has the proxy's user is served by a name that it can only have by way of its proxy.
+fn the_taker_is_served(scene: &Scene<'_>, to: SocketAddr) -> Result<()> {
     let (pod, to) = (scene.place("taker")?.pod, to.to_string());
     let call = ["exec", "-n", &scene.namespace, &pod, "-c", "app", "--", "/cinch-demo-app", "call"];
     let call: Vec<&str> = call.into_iter().chain(["--rounds", "1", "--to", &to]).collect();
     scene.see.kubectl(&call).context("a process of UID 1507 gets round its proxy").map(drop)
-}
-
-/// Where no admission policy forbids it, a container mounts the volume and asks the agent with our own program and
-/// our own user. Its name is not the sidecar's, so it is refused.
-fn look_alike(scene: &Scene<'_>) -> Result<()> {
-    let template = Workload::meshed("stranger").manifest(&scene.namespace);
-    let spec = template.pointer("/spec/template/spec").cloned().unwrap_or_default();
-    let metadata = json!({"name": "stranger", "namespace": scene.namespace, "labels": {"app": "stranger"}});
-    let asked = json!({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec});
-    let mut pod = admission::canonical(&scene.see, &asked.to_string())?;
-    let mut container = pod.pointer("/spec/initContainers/0").cloned().context("not injected")?;
-    // What only an init container may say.
-    remove(&mut container, "", &["restartPolicy", "startupProbe", "readinessProbe"]);
-    set(&mut container, "", "name", json!("stranger"));
-    set(&mut pod, "/spec", "containers", json!([container]));
-    remove(&mut pod, "/spec", &["initContainers"]);
-    let namespace = format!("{}-stranger", scene.namespace);
-    scene.not_enrolled_besides(&namespace)?;
-    set(&mut pod, "/metadata", "namespace", json!(namespace));
-    scene.see.kubectl(&[
-        "wait",
-        "serviceaccount/default",
-        "-n",
-        &namespace,
-        "--for=create",
-        "--timeout=30s",
-    ])?;
-    let created = scene.see.create(&pod.to_string(), &[])?;
-    ensure!(created.ok(), "a pod of a namespace that is not enrolled: {}", created.text());
-    let refused = wait::until("the agent to refuse the stranger", PODS, || {
-        let said = scene.see.attempt(&["logs", "stranger", "-n", &namespace])?.text();
-        let refused = said.lines().find(|line| line.contains("NotTheSidecar")).map(str::to_owned);
-        Ok(refused.map_or_else(|| Seen::Not(said.clone()), Seen::Done))
-    })?;
-    terminal::show(&refused);
-    Ok(())
-}
-
-/// Who goes on being refused ends, and the pod's status says why: nobody has to look for a log.
-fn refusal_in_status(scene: &Scene<'_>) -> Result<()> {
-    let namespace = format!("{}-stranger", scene.namespace);
-    wait::until("the stranger's status to say why it ended", PODS, || {
-        let pod = scene.see.json(&["pod", "stranger", "-n", &namespace])?;
-        let last = ["state", "lastState"]
-            .map(|state| text(&pod, &format!("/status/containerStatuses/0/{state}/terminated/message")));
-        let told = last.iter().any(|message| message.contains("NotTheSidecar"));
-        Ok(if told { Seen::Done(()) } else { Seen::Not(format!("it says {last:?}")) })
-    })
 }
 
 /// A new agent changes nothing for pods that run.
@@ -208,13 +167,7 @@ fn flushed(scene: &Scene<'_>, client: &Place, to: SocketAddr) -> Result<()> {
 /// their apps calls from its first moment on, where only its name is served, and is called in plaintext, which its
 /// mode refuses: with less than the whole redirect one of the two would come out otherwise.
 fn killed_while_they_start(scene: &Scene<'_>, client: &Place, to: SocketAddr) -> Result<String> {
-    let principal = format!("cluster.local/ns/{}/sa/{STARTING}", scene.namespace);
-    let rules = json!([{"from": [{"source": {"principals": [principal]}}]}]);
-    scene.policy(
-        "AuthorizationPolicy",
-        "gate",
-        json!({"selector": {"matchLabels": {"app": "api"}}, "rules": rules}),
-    )?;
+    gate(scene, &[own_principal(scene, STARTING)])?;
     let selector = json!({"matchLabels": {"app": STARTING}});
     scene.policy(
         "PeerAuthentication",

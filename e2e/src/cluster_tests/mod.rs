@@ -15,6 +15,7 @@ mod reboot;
 mod requests;
 mod residents;
 mod scene;
+mod ways_round;
 mod without;
 mod workloads;
 

@@ -1,9 +1,9 @@
 //! Enrolment of running workloads, what the webhook makes of each kind, and the identity that each gets.
 
-use super::Story;
+use super::{Story, shape};
 use crate::cluster_tests::RESTRICTED;
 use crate::install::Redirect;
-use crate::see::{APP_IMAGE, PODS, text};
+use crate::see::{PODS, text};
 use crate::terminal;
 use crate::wait::{self, Seen};
 use anyhow::{Result, bail, ensure};
@@ -87,10 +87,13 @@ pub fn inject(story: &mut Story<'_>) -> Result<String> {
         let pods = see.pods("shop", selector)?;
         ensure!(!pods.is_empty(), "no pod in shop has {selector}");
         for pod in &pods {
-            let found = shape(pod, story.redirect)?;
+            let found = shape::pod(pod, story.redirect)?;
             ensure!(found == account, "{} runs as {found}, not {account}", text(pod, "/metadata/name"));
         }
         seen.push(format!("{selector}: {} pod(s), account {account}", pods.len()));
+    }
+    if story.redirect == Redirect::Agent {
+        seen.push(shape::node_agent(see)?);
     }
     terminal::show(&seen.join("\n"));
     let probes = probes_answered(story)?;
@@ -107,25 +110,6 @@ pub fn inject(story: &mut Story<'_>) -> Result<String> {
         Redirect::Init => "6 kinds, cinch-init and the sidecar first and no capability besides cinch-init's",
     };
     Ok(format!("{shape}; {probes}; {words}"))
-}
-
-/// Checks the sidecar of a pod and that nothing else was added; returns its service account.
-fn shape(pod: &Value, redirect: Redirect) -> Result<String> {
-    let name = text(pod, "/metadata/name");
-    let all = |list: &str| pod.pointer(list).and_then(Value::as_array).cloned().unwrap_or_default();
-    let init = all("/spec/initContainers");
-    let names: Vec<String> = init.iter().map(|container| text(container, "/name")).collect();
-    ensure!(names == redirect.containers(), "{name} has the init containers {names:?}");
-    let sidecar = init.last().cloned().unwrap_or_default();
-    ensure!(text(&sidecar, "/restartPolicy") == "Always", "{name}: no native sidecar");
-    let capable = |container: &&Value| {
-        let added = container.pointer("/securityContext/capabilities/add").is_some();
-        added && text(container, "/name") != "cinch-init"
-    };
-    let capable = init.iter().chain(&all("/spec/containers")).filter(capable).count();
-    ensure!(capable == 0, "{name} has {capable} containers with capabilities");
-    ensure!(text(pod, "/spec/containers/0/image") == APP_IMAGE, "{name}: the app's own image was changed");
-    Ok(text(pod, "/spec/serviceAccountName"))
 }
 
 /// api's containers are ready through probes of all kinds, and none has restarted.

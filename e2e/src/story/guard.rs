@@ -258,14 +258,21 @@ pub fn bad_tokens(story: &mut Story<'_>) -> Result<String> {
     ];
     let mut said = Vec::new();
     for (what, token, word) in &cases {
-        let answer = first_certificate(see, &operator, token.trim())?;
+        let answer = first_certificate(see, &operator, token.trim(), TOKEN_HOLDER, &[])?;
         ensure!(answer.starts_with(word), "a token {what}: the operator answered {answer}");
         said.push(format!("a token {what}: {answer}"));
     }
+    let own = token_of(see, "shop", &meshed, "cinch-proxy")?;
+    let answer = first_certificate(see, &operator, own.trim(), ("shop", &meshed), &["--ambitious"])?;
+    ensure!(answer.starts_with("CsrInvalid"), "a request for another's name and the CA flag: {answer}");
+    said.push(format!("a good token, a request for another's name and the CA flag: {answer}"));
     terminal::show(&said.join("\n"));
     see.kubectl(&["delete", "pod", "token-holder", "-n", "legacy", "--wait=false"])?;
-    Ok(format!("{} bad tokens, each refused with its reason", cases.len()))
+    Ok(format!("{} bad tokens and one bad request, each refused with its reason", cases.len()))
 }
+
+/// Namespace and name of the pod that asks with others' tokens.
+const TOKEN_HOLDER: (&str, &str) = ("legacy", "token-holder");
 
 /// A pod of a namespace that is not enrolled may ask its kubelet for a token of any audience.
 fn holder_of_a_token() -> Value {
@@ -290,13 +297,20 @@ fn token_of(see: &See<'_>, namespace: &str, pod: &str, container: &str) -> Resul
     std::fs::read_to_string(&path).with_context(|| path.clone())
 }
 
-/// What the operator answers when the pod legacy/token-holder asks for a first certificate with this token.
-fn first_certificate(see: &See<'_>, operator: &str, token: &str) -> Result<String> {
+/// What the operator answers when somebody in the network of the pod `asker` asks for a first certificate with
+/// this token.
+fn first_certificate(
+    see: &See<'_>,
+    operator: &str,
+    token: &str,
+    asker: (&str, &str),
+    more: &[&str],
+) -> Result<String> {
     let bundle = see.json(&["configmap", "cinch-trust", "-n", "shop"])?;
     let input = format!("{token}\n{}", text(&bundle, "/data/bundle.pem"));
     let program = see.cluster.state_dir().join("cinch-e2e").display().to_string();
-    let mut command = see.cluster.pod_network_command("legacy", "token-holder", "app", &program)?;
-    command.args(["ask", operator, "spiffe://cluster.local/ns/cinch-system/sa/cinch-operator"]);
+    let mut command = see.cluster.pod_network_command(asker.0, asker.1, "app", &program)?;
+    command.args(["ask", operator, "spiffe://cluster.local/ns/cinch-system/sa/cinch-operator"]).args(more);
     let output = crate::process::capture(&mut command, Some(&input), Duration::from_secs(30))?;
     ensure!(output.ok(), "the operator could not be asked: {}", output.text());
     Ok(output.stdout.trim().to_owned())

@@ -9,6 +9,7 @@ mod enrol;
 mod guard;
 mod port_modes;
 mod promote;
+mod shape;
 mod survive;
 mod web;
 

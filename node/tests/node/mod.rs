@@ -312,6 +312,11 @@ fn obey(line: &str, socket: &Path, held: &mut Held) -> String {
             let answer = ask(socket, &request.encode());
             return format!("{} {answer}", begin.elapsed().as_micros());
         }
+        "look and leave" => {
+            let mut stream = UnixStream::connect(socket).unwrap();
+            stream.write_all(&Request { look: true, ..request }.encode()).unwrap();
+            return "left".to_owned();
+        }
         "ask nonsense" => return ask(socket, b"GET / HTTP/1.1\r\n\r\n"),
         "ask too little" => return ask(socket, b"cnch"),
         "flood" => return flood(socket, about.parse().unwrap()),

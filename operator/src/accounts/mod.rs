@@ -1,11 +1,13 @@
 //! Service accounts for workloads. A workload of an enrolled namespace that asks for `default` gets an
 //! account of its own, so that it gets an identity of its own; the webhook assigns it. In go the workloads,
 //! accounts, role bindings and Postures that are watched (`observed`); decisions are pure (`plan`, `bound`);
-//! out come creations and corrections of our own accounts (`write`). Accounts of others are never touched.
+//! out come creations and corrections of our own accounts (`write`). Accounts of others are never touched. What is
+//! watched for this tells as well which workloads a lock of their namespace would stop (`refused`).
 
 mod bound;
 mod observed;
 mod plan;
+mod refused;
 mod watch;
 mod write;
 
@@ -16,6 +18,8 @@ use crate::index::Index;
 use kube::Client;
 use observed::Observed;
 use parking_lot::{Mutex, RwLock};
+use refused::ByNamespace;
+pub use refused::Refused;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -32,6 +36,7 @@ const RETRY: Duration = Duration::from_secs(3);
 #[derive(Debug, Clone, Default)]
 pub struct Accounts {
     forced: Arc<RwLock<BTreeMap<String, String>>>,
+    refused: Arc<RwLock<Option<ByNamespace>>>,
 }
 
 impl Accounts {
@@ -40,6 +45,12 @@ impl Accounts {
     #[must_use]
     pub fn forced_keep(&self, namespace: &str) -> Option<String> {
         self.forced.read().get(namespace).cloned()
+    }
+
+    /// The workloads of a namespace whose pods a lock would have refused. `None`: nobody knows yet.
+    #[must_use]
+    pub fn refused_when_locked(&self, namespace: &str) -> Option<Vec<Refused>> {
+        self.refused.read().as_ref().map(|all| all.get(namespace).cloned().unwrap_or_default())
     }
 
     /// Creates and corrects accounts until `shutdown`. Only the leader may run this.
@@ -80,6 +91,7 @@ impl Accounts {
                 if !index.synced() || !observed.synced() {
                     continue;
                 }
+                *self.refused.write() = Some(refused::by_namespace(&observed));
                 plan::plan(&index.enrolled(), &observed)
             };
             *self.forced.write() = forced;

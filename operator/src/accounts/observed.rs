@@ -1,7 +1,8 @@
 //! What the watchers have told: workloads, accounts, bindings and Postures, each reduced to what the plan
-//! needs.
+//! needs; of workloads also what stands against a lock of their namespace.
 
 use super::bound::names_default_of;
+use super::refused::{self, Refusal};
 use crate::index::keyed::Table;
 use cinch_api::{Posture, ServiceAccounts};
 use cinch_injection::{
@@ -20,13 +21,13 @@ pub(super) struct WorkloadKind {
     pub(super) group: &'static str,
     pub(super) version: &'static str,
     pub(super) plural: &'static str,
-    /// JSON pointer to the pod's spec.
-    pod_spec: &'static str,
+    /// JSON pointer to the pods' template.
+    template: &'static str,
     /// Not every cluster serves it: nothing waits for its first list.
     pub(super) is_optional: bool,
 }
 
-const TEMPLATE: &str = "/spec/template/spec";
+const TEMPLATE: &str = "/spec/template";
 
 /// The kinds that have accounts of their own.
 pub(super) const WORKLOAD_KINDS: [WorkloadKind; 6] = [
@@ -34,7 +35,7 @@ pub(super) const WORKLOAD_KINDS: [WorkloadKind; 6] = [
     workload_kind(OwnerKind::StatefulSet, "apps", "v1", "statefulsets", TEMPLATE),
     workload_kind(OwnerKind::DaemonSet, "apps", "v1", "daemonsets", TEMPLATE),
     workload_kind(OwnerKind::Job, "batch", "v1", "jobs", TEMPLATE),
-    workload_kind(OwnerKind::CronJob, "batch", "v1", "cronjobs", "/spec/jobTemplate/spec/template/spec"),
+    workload_kind(OwnerKind::CronJob, "batch", "v1", "cronjobs", "/spec/jobTemplate/spec/template"),
     WorkloadKind {
         is_optional: true,
         ..workload_kind(OwnerKind::Rollout, "argoproj.io", "v1alpha1", "rollouts", TEMPLATE)
@@ -46,9 +47,9 @@ const fn workload_kind(
     group: &'static str,
     version: &'static str,
     plural: &'static str,
-    pod_spec: &'static str,
+    template: &'static str,
 ) -> WorkloadKind {
-    WorkloadKind { kind, group, version, plural, pod_spec, is_optional: false }
+    WorkloadKind { kind, group, version, plural, template, is_optional: false }
 }
 
 /// A workload that may need an account.
@@ -60,6 +61,8 @@ pub(super) struct Workload {
     pub(super) api_version: String,
     /// Its pods ask for `default`, it lives, and its name is its own.
     pub(super) wants_account: bool,
+    /// Why its pods are refused once the namespace is locked.
+    pub(super) refused: Vec<Refusal>,
 }
 
 /// A service account.
@@ -121,7 +124,8 @@ impl Workloads<'_> {
     fn read(&self, object: &DynamicObject) -> Option<Workload> {
         let meta = &object.metadata;
         let (namespace, name) = name_of(meta)?;
-        let spec = object.data.pointer(self.kind.pod_spec);
+        let template = object.data.pointer(self.kind.template);
+        let spec = template.and_then(|template| template.get("spec"));
         let asked = ["serviceAccountName", "serviceAccount"]
             .into_iter()
             .find_map(|key| spec?.get(key)?.as_str().filter(|name| !name.is_empty()));
@@ -135,12 +139,15 @@ impl Workloads<'_> {
             _ => true,
         };
         let lives = meta.deletion_timestamp.is_none();
+        // Pods of a Job that has ended do not come again, and those of another owner are judged with it.
+        let comes_again = named && lives && !refused::has_ended(&object.data);
         Some(Workload {
             namespace,
             owner: Owner::new(self.kind.kind, name),
             uid: meta.uid.clone()?,
             api_version: format!("{}/{}", self.kind.group, self.kind.version),
             wants_account: named && lives && matches!(asked, None | Some("default")),
+            refused: template.filter(|_| comes_again).map(refused::judge).unwrap_or_default(),
         })
     }
 }

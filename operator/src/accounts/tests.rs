@@ -2,6 +2,7 @@
 
 use super::observed::{Observed, WORKLOAD_KINDS, Workloads};
 use super::plan::{Step, plan};
+use super::refused;
 use super::write::{account, correction};
 use crate::index::keyed::{Feed, Table};
 use cinch_api::Posture;
@@ -232,4 +233,66 @@ fn other_namespaces_and_other_kinds_are_left_alone() {
         feed.event(&mut Workloads { kind, observed: &mut observed }, event);
     }
     assert_eq!(steps(&observed).len(), 1);
+}
+
+/// What stands against a lock of `shop`, after a workload of this kind was seen.
+fn against_a_lock(kind: &str, template: Value, more: Value) -> Vec<(String, String, String)> {
+    let known = WORKLOAD_KINDS.iter().find(|known| known.kind.as_str() == kind).unwrap();
+    let spec = json!({"template": template});
+    let spec = if kind == "CronJob" { json!({"jobTemplate": {"spec": spec}}) } else { spec };
+    let metadata = json!({"namespace": "shop", "name": "web", "uid": "web-uid"});
+    let mut object = json!({"apiVersion": "v1", "kind": kind, "metadata": metadata, "spec": spec});
+    for (path, value) in more.as_object().unwrap() {
+        object[path.as_str()] = value.clone();
+    }
+    let mut observed = Observed::default();
+    Workloads { kind: known, observed: &mut observed }.apply(&serde_json::from_value(object).unwrap());
+    let found = refused::by_namespace(&observed).remove("shop").unwrap_or_default();
+    found.into_iter().map(|one| (one.reason.to_string(), one.detail, one.reference)).collect()
+}
+
+#[test]
+fn workloads_that_a_lock_would_stop_are_known_before_their_pods_come() {
+    let app = json!({"name": "app", "image": "app"});
+    let pods = |change: &dyn Fn(&mut Value)| {
+        let mut template = json!({"metadata": {"labels": {}}, "spec": {"containers": [app]}});
+        change(&mut template);
+        template
+    };
+    let opted_out = pods(&|t| t["metadata"]["labels"]["cinch.dev/inject"] = json!("disabled"));
+    let privileged = pods(&|t| t["spec"]["containers"][0]["securityContext"] = json!({"privileged": true}));
+    let on_host = pods(&|t| {
+        t["spec"]["hostNetwork"] = json!(true);
+        t["spec"]["hostPID"] = json!(true);
+    });
+    let fine = pods(&|_| ());
+    let said = |reason: &str, detail: &str, reference: &str| {
+        (reason.to_owned(), detail.to_owned(), reference.to_owned())
+    };
+    let none = json!({});
+    assert_eq!(against_a_lock("Deployment", fine, none.clone()), []);
+    let out = "CronJob/web: OptedOut, label cinch.dev/inject: disabled";
+    assert_eq!(
+        against_a_lock("CronJob", opted_out.clone(), none.clone()),
+        [said("WorkloadNotInjectable", out, "cronjob/web")]
+    );
+    assert_eq!(
+        against_a_lock("StatefulSet", privileged, none.clone()),
+        [said("CouldUndoRedirect", "StatefulSet/web: container app, privileged", "statefulset/web")]
+    );
+    assert_eq!(
+        against_a_lock("DaemonSet", on_host, none.clone()),
+        [
+            said("HostNetworkPods", "DaemonSet/web: hostNetwork: true", "daemonset/web"),
+            said("CouldUndoRedirect", "DaemonSet/web: hostPID", "daemonset/web"),
+        ]
+    );
+    let ended = json!({"status": {"conditions": [{"type": "Complete", "status": "True"}]}});
+    assert_eq!(against_a_lock("Job", opted_out.clone(), none).len(), 1, "one that runs");
+    assert_eq!(against_a_lock("Job", opted_out.clone(), ended), [], "its pods do not come again");
+    let owner =
+        json!([{"apiVersion": "batch/v1", "kind": "CronJob", "name": "n", "uid": "n", "controller": true}]);
+    let of_a_cron_job =
+        json!({"metadata": {"namespace": "shop", "name": "web", "uid": "w", "ownerReferences": owner}});
+    assert_eq!(against_a_lock("Job", opted_out, of_a_cron_job), [], "told of its owner");
 }

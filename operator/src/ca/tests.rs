@@ -45,10 +45,7 @@ fn a_leaf_verifies_up_to_the_root_in_both_directions_for_its_life_only() {
 
 #[test]
 fn a_leaf_has_only_what_was_built_for_it() {
-    let key = rcgen::KeyPair::generate().unwrap();
-    let mut params = rcgen::CertificateParams::new(vec!["evil.example".to_owned()]).unwrap();
-    params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
-    let csr = VerifiedCsr::verify(params.serialize_request(&key).unwrap().der()).unwrap();
+    let csr = VerifiedCsr::verify(&KeyPair::generate().unwrap().csr().unwrap()).unwrap();
     let id = SpiffeId::parse("spiffe://cluster.local/ns/a/sa/b").unwrap();
     let issued = authority(DAY).issuer().issue(&csr, &id).unwrap();
     let (_, leaf) = x509_parser::parse_x509_certificate(&issued.chain[0]).unwrap();

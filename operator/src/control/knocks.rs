@@ -1,7 +1,7 @@
 //! How often one address may begin a connection. In go addresses and the time, out comes whether to shake hands: a
 //! handshake costs us far more than whoever asks for it, and anybody may ask.
 
-use crate::issuing::rate::{Pace, RateLimit};
+use cinch_places::{Pace, RateLimit};
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 

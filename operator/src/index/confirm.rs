@@ -3,9 +3,9 @@
 //! address inside the cluster's ranges counts as unknown, the API server is asked with a consistent read.
 
 use super::Index;
-use crate::issuing::rate::{Pace, RateLimit};
 use cinch_control::v1;
 use cinch_control::v1::record::Kind;
+use cinch_places::{Pace, RateLimit};
 use k8s_openapi::api::core::v1::{Pod, Service};
 use kube::api::ListParams;
 use kube::core::PartialObjectMeta;

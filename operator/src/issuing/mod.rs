@@ -6,7 +6,6 @@
 
 pub mod claims;
 pub mod cluster;
-pub(crate) mod rate;
 pub mod unproved;
 pub mod wire;
 
@@ -15,12 +14,12 @@ use crate::ca::{CertificateAuthority, Issued};
 use crate::metrics::{IssueKind, Metrics};
 use cinch_control::v1;
 use cinch_identity::{SpiffeId, VerifiedCsr};
+use cinch_places::{Pace, RateLimit};
 use cinch_reason::Reason;
 use claims::{Claims, Rules, Source};
 use cluster::Cluster;
 use k8s_openapi::api::core::v1::Pod;
 use parking_lot::Mutex;
-use rate::{Pace, RateLimit};
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};

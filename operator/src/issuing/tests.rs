@@ -104,6 +104,16 @@ async fn a_good_token_gets_a_certificate_of_its_account_to_be_renewed_at_half_li
     assert_eq!(certificate.trust_bundle.unwrap().roots.len(), 1);
 }
 
+/// A request for the right to sign, in the name of somebody else.
+fn ambitious() -> Vec<u8> {
+    let mut params = rcgen::CertificateParams::default();
+    params.distinguished_name = rcgen::DistinguishedName::new();
+    let uri = "spiffe://cluster.local/ns/kube-system/sa/admin".try_into().unwrap();
+    params.subject_alt_names = vec![rcgen::SanType::URI(uri)];
+    params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    params.serialize_request(&rcgen::KeyPair::generate().unwrap()).unwrap().der().to_vec()
+}
+
 #[tokio::test]
 async fn refusals_carry_their_reason_and_one_event() {
     let (cluster, issuing) = fresh(FakeCluster { unenrolled: true, ..FakeCluster::default() });
@@ -114,8 +124,10 @@ async fn refusals_carry_their_reason_and_one_event() {
     assert_eq!(cluster.warnings.load(Ordering::SeqCst), 1);
     let refusal = issuing.first(&request("bad"), &source(), &pods).await.unwrap_err();
     assert_eq!(refusal.reason, Reason::TokenRejected);
-    let garbage = v1::FirstCertificate { token: token("u1", "good"), csr: vec![1, 2, 3].into() };
-    assert_eq!(issuing.first(&garbage, &source(), &pods).await.unwrap_err().reason, Reason::CsrInvalid);
+    for csr in [vec![1, 2, 3], ambitious()] {
+        let garbage = v1::FirstCertificate { token: token("u1", "good"), csr: csr.into() };
+        assert_eq!(issuing.first(&garbage, &source(), &pods).await.unwrap_err().reason, Reason::CsrInvalid);
+    }
     assert_eq!(cluster.warnings.load(Ordering::SeqCst), 1);
 }
 

@@ -3,11 +3,13 @@
 use super::Parts;
 use crate::evidence::{BypassEvidence, Counts, NamespaceEvidence, PodEvidence, SourceEvidence};
 use crate::index::{NamespaceInfo, PodInfo, SourceName};
-use crate::settings::{PromotionDefault, Settings};
+use crate::settings::{PromotionDefault, RedirectMode, Settings};
 use cinch_api::names::{PROMOTION_ANNOTATION, RELAX_REASON_ANNOTATION};
 use cinch_api::{Posture, PromotionPolicy};
 use cinch_promotion as promotion;
-use promotion::{Departure, Facts, Finding, Memory, Millis, Pod, PodClass, Policy, Report, Slot, Source};
+use promotion::{
+    Departure, Facts, Finding, Memory, Millis, Pod, PodClass, Policy, Report, Slot, Source, Word,
+};
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -32,6 +34,13 @@ pub(super) fn spec(posture: &Posture, settings: &Settings) -> promotion::Spec {
     };
     promotion::Spec {
         generation: posture.metadata.generation.unwrap_or_default(),
+        word: match posture.spec.promotion {
+            None => Word::Unwritten,
+            Some(PromotionPolicy::Automatic) => Word::Written(Policy::Automatic),
+            Some(PromotionPolicy::Manual) => Word::Written(Policy::Manual),
+            Some(PromotionPolicy::Paused) => Word::Written(Policy::Paused),
+        },
+        has_agents: settings.redirect.mode == RedirectMode::Agent,
         policy,
         quiet: millis(posture.spec.quiet_period().ok().flatten().unwrap_or(defaults.quiet_period)),
         probation: millis(posture.spec.probation().ok().flatten().unwrap_or(defaults.probation)),

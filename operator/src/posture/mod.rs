@@ -12,11 +12,13 @@ mod record;
 mod room;
 mod status;
 mod watch;
+mod workloads;
 mod write;
 
 #[cfg(test)]
 mod tests;
 
+use crate::accounts::Accounts;
 use crate::control::Sessions;
 use crate::evidence::EvidenceStore;
 use crate::index::Index;
@@ -48,6 +50,8 @@ pub struct Parts {
     pub client: Client,
     /// Pods and namespaces.
     pub index: Index,
+    /// What is known of workloads.
+    pub accounts: Accounts,
     /// What proxies reported.
     pub evidence: EvidenceStore,
     /// What proxies acknowledged.

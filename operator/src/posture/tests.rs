@@ -1,14 +1,15 @@
 //! What is written and how the cluster's objects are read; the decisions are tested in `cinch_promotion`.
 
 use super::watch::Postures;
-use super::{facts, pins, status, write};
+use super::{facts, pins, status, workloads, write};
+use crate::accounts::Refused;
 use crate::evidence::{BypassEvidence, Counts, LastReport, PodEvidence};
 use crate::index::{NamespaceInfo, PolicyKey, PolicyKind};
 use crate::settings::Settings;
 use cinch_api::{BrokenPolicy, Posture, PostureMode, PostureSpec, PostureState, PromotionPolicy};
 use cinch_control::v1;
 use cinch_promotion::{
-    Action, Facts, Finding, Injection, Memory, Pod, PodClass, Policy, Slot, Transport, step,
+    Action, Facts, Finding, Injection, Memory, Pod, PodClass, Policy, Slot, Transport, Word, step,
 };
 use cinch_reason::Reason;
 use kube::runtime::watcher::Event;
@@ -109,6 +110,7 @@ fn blocked() -> (Facts, cinch_promotion::Outcome) {
         name: name.to_owned(),
         class,
         node_reachable: true,
+        by_agent: true,
         ..Pod::default()
     };
     let facts = Facts {
@@ -329,4 +331,41 @@ fn of_what_passes_by_the_newest_of_each_transport_is_told() {
             (Transport::Udp, "curl in app, UDP at port 3", 7)
         ]
     );
+}
+
+#[test]
+fn workloads_that_a_lock_would_stop_stand_against_it_by_name() {
+    let refused = |reason, name: &str| Refused {
+        reason,
+        detail: format!("Deployment/{name}: x"),
+        reference: format!("deployment/{name}"),
+    };
+    let all = vec![
+        refused(Reason::HostNetworkPods, "a"),
+        refused(Reason::CouldUndoRedirect, "b"),
+        refused(Reason::WorkloadNotInjectable, "c"),
+    ];
+    let words = |findings: Vec<Finding>| findings.iter().map(|found| found.reason).collect::<Vec<_>>();
+    let (host, undo, left_out) =
+        (Reason::HostNetworkPods, Reason::CouldUndoRedirect, Reason::WorkloadNotInjectable);
+    assert_eq!(words(workloads::findings(Some(all.clone()), false)), [host, undo, left_out]);
+    assert_eq!(words(workloads::findings(Some(all.clone()), true)), [undo, left_out], "its label allows it");
+    let second = &workloads::findings(Some(all), true)[0];
+    assert_eq!(
+        (second.detail.as_str(), second.reference.as_deref()),
+        ("Deployment/b: x", Some("deployment/b"))
+    );
+    assert_eq!(workloads::findings(Some(Vec::new()), false), []);
+    assert_eq!(words(workloads::findings(None, false)), [left_out], "nobody knows yet");
+}
+
+#[test]
+fn what_a_person_wrote_of_promotion_is_told_from_the_default() {
+    let spec = |promotion| {
+        let spec = PostureSpec { promotion, ..PostureSpec::default() };
+        facts::spec(&posture(spec), &settings())
+    };
+    let (default, written) = (spec(None), spec(Some(PromotionPolicy::Automatic)));
+    assert_eq!((default.policy, written.policy), (Policy::Automatic, Policy::Automatic));
+    assert_eq!((default.word, written.word), (Word::Unwritten, Word::Written(Policy::Automatic)));
 }

@@ -6,7 +6,12 @@ use super::*;
 struct Gone(&'static [u8]);
 
 impl Side for Gone {
-    fn poll_forward(&mut self, _: &mut Context<'_>, sink: &mut Sink<'_>) -> Poll<Result<Moved, Failure>> {
+    fn poll_forward(
+        &mut self,
+        _: &mut Context<'_>,
+        _: usize,
+        sink: &mut Sink<'_>,
+    ) -> Poll<Result<Moved, Failure>> {
         let words = std::mem::take(&mut self.0);
         if words.is_empty() {
             return Poll::Pending;

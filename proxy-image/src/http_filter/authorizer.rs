@@ -1,8 +1,11 @@
 //! Requests against policies: the head of a request goes in, with what is known of its connection; whether it passes,
 //! as what, and why not comes out. Every decision is that of `cinch_policy`; here it only meets the filter.
 
+use super::judgement::{Failed, Passed, authorize, of_token, patched, readings};
 use super::metrics::{Answers, Kind};
-use super::requests::{Pass, Refused, Requests, Whose, is_grpc};
+use super::passes::Passes;
+use super::price::{self, Forged};
+use super::requests::{Refused, Requests, Whose, is_grpc};
 use super::tell;
 use super::tokens::Tokens;
 use crate::access_log::Reporter;
@@ -12,26 +15,13 @@ use crate::inbound_policy::InboundPolicy;
 use crate::live::{Denial, Peer, Subject};
 use crate::refusal;
 use crate::telemetry::flags;
-use cinch_http::{Authorizer, Header, Patch, Peer as Side, Refusal, RequestHead, RequestId, Verdict};
-use cinch_policy::jwt::{Authenticated, HttpView, TokenRefusal};
-use cinch_policy::{
-    BadPath, Connection, Decision, PathNormalization, Readings, Report, Request, WorkloadPolicies,
-    no_providers, normalize,
-};
-use cinch_reason::Reason;
+use cinch_http::{Authorizer, Patch, Peer as Side, Refusal, RequestHead, RequestId, Verdict};
+use cinch_policy::jwt::{Authenticated, HttpView, TokenFault, TokenRefusal};
+use cinch_policy::{Connection, Readings, Report, Request, no_providers};
 use std::cell::Cell;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
-
-/// What the decisions of one turn may cost before others have theirs, in bytes of paths and of the forms that back
-/// ends could make of them: about a millisecond.
-const TURN: usize = 64 * 1024;
-/// What a signature costs in the same measure.
-const SIGNATURE: usize = 4 * 1024;
-/// Signatures of tokens that did not hold, after which a connection takes no further requests. Tokens that have run
-/// out or are for somebody else cost none, and those that come again neither.
-const FORGED: u32 = 64;
 
 /// Decides about the requests of one connection.
 pub(super) struct RequestAuthorizer<'a> {
@@ -45,42 +35,15 @@ pub(super) struct RequestAuthorizer<'a> {
     /// When the filter is called; said by the relay, so that no clock is read for it.
     pub(super) now: Instant,
     requests: Requests,
+    /// Those that passed by `policy` and need not be judged again.
+    passes: Passes,
     /// A request was decided on, or a head was none.
     pub(super) has_decided: bool,
-    /// What decisions have cost since the turn began, as in [`TURN`].
+    /// What decisions have cost since the turn began, as in [`price`].
     spent: Cell<usize>,
-    /// Signatures that did not hold.
-    forged: Cell<u32>,
+    forged: Cell<Forged>,
     /// Why a request in flight is refused now.
     again: Option<(RequestId, Denial)>,
-}
-
-/// A request that passes.
-struct Passed<'p, 'h> {
-    readings: Option<Readings<'h>>,
-    authenticated: Option<Authenticated<'p>>,
-    /// `None`: there are no policies.
-    decision: Option<Decision<'p>>,
-}
-
-impl Passed<'_, '_> {
-    fn pass(&self) -> Pass {
-        let Some(decision) = &self.decision else {
-            return Pass { reason: Reason::AllowedByDefault, policy: None, rule: None };
-        };
-        Pass { reason: decision.reason, policy: decision.policy.cloned(), rule: decision.rule }
-    }
-
-    fn has_token(&self) -> bool {
-        self.authenticated.as_ref().is_some_and(|authenticated| authenticated.token.is_some())
-    }
-}
-
-/// Why a request does not pass.
-enum Failed {
-    Path(BadPath),
-    Token(TokenRefusal),
-    Policy(Denial),
 }
 
 impl<'a> RequestAuthorizer<'a> {
@@ -95,6 +58,7 @@ impl<'a> RequestAuthorizer<'a> {
             ctx,
             subject,
             ends: (from, subject.destination),
+            passes: Passes::by(&policy),
             policy,
             answers: Answers::default(),
             protocol: "http",
@@ -102,13 +66,14 @@ impl<'a> RequestAuthorizer<'a> {
             requests: Requests::default(),
             has_decided: false,
             spent: Cell::new(0),
-            forged: Cell::new(0),
+            forged: Cell::default(),
             again: None,
         }
     }
 
     /// From now on decides by `policy`.
     pub(super) fn set_policy(&mut self, policy: Arc<InboundPolicy>) {
+        self.passes = Passes::by(&policy);
         self.policy = policy;
     }
 
@@ -119,7 +84,7 @@ impl<'a> RequestAuthorizer<'a> {
 
     /// More forged tokens have come than anybody sends in good faith.
     pub(super) fn is_distrusted(&self) -> bool {
-        self.forged.get() >= FORGED
+        self.forged.get().are_too_many()
     }
 
     fn spend(&self, cost: usize) {
@@ -191,14 +156,15 @@ impl<'a> RequestAuthorizer<'a> {
         now: u64,
     ) -> Result<Authenticated<'p>, TokenRefusal> {
         let judged = tokens.authenticate(&self.ctx.http.tokens, view, now);
-        let signatures = match &judged {
-            Ok(passed) => passed.signatures,
-            Err(refusal) => {
-                self.forged.set(self.forged.get().saturating_add(refusal.signatures));
-                refusal.signatures
-            }
+        let (signatures, parsed) = match &judged {
+            Ok(passed) => (passed.signatures, passed.parsed),
+            Err(refusal) => (refusal.signatures, refusal.parsed),
         };
-        self.spend(SIGNATURE * signatures as usize);
+        self.spend(price::of_tokens(signatures, parsed));
+        // However many keys were tried, it is one token.
+        if signatures > 0 && judged.as_ref().is_err_and(|refusal| refusal.fault == TokenFault::Signature) {
+            self.forged.set(self.forged.get().and_one(self.now));
+        }
         judged
     }
 
@@ -284,12 +250,13 @@ impl<'a> RequestAuthorizer<'a> {
 
     /// Bytes that are held of requests.
     pub(super) fn held(&self) -> usize {
-        self.requests.held()
+        self.requests.held() + self.passes.held()
     }
 
     /// Gives memory back that only saves time.
     pub(super) fn shrink(&mut self) {
         self.requests.shrink();
+        self.passes.forget();
     }
 }
 
@@ -301,100 +268,20 @@ impl Drop for RequestAuthorizer<'_> {
     }
 }
 
-fn of_token(refusal: &TokenRefusal) -> (Refusal, Denial, String) {
-    let reason = refusal.reason();
-    let answer = match refusal.status() {
-        403 => Refusal::forbidden(reason),
-        _ => Refusal::unauthorized(reason),
-    };
-    let rule = u32::try_from(refusal.rule).ok();
-    (answer, Denial { reason, policy: Some(refusal.policy.clone()), rule }, refusal.fault.to_string())
-}
-
-/// The path as policies read it. `*` (for OPTIONS) is none to normalise.
-fn readings<'h>(
-    policies: &WorkloadPolicies,
-    mode: PathNormalization,
-    head: &RequestHead<'h>,
-) -> Result<Readings<'h>, BadPath> {
-    let mode = match mode {
-        // What is forwarded is the same, and no rule asks for what else it could be.
-        PathNormalization::Safe if !policies.asks_path() => PathNormalization::Base,
-        mode => mode,
-    };
-    normalize(mode, head.target)
-}
-
-/// DENY and ALLOW, on the headers that the app will get.
-fn authorize<'p>(
-    policies: &'p WorkloadPolicies,
-    request: &Request<'_>,
-    authenticated: Option<&Authenticated<'_>>,
-    report: impl FnOnce(&Report<'_>),
-) -> Decision<'p> {
-    let judge = |request: &Request<'_>| {
-        if policies.reports() {
-            report(&policies.report(request, &no_providers));
-        }
-        policies.authorize(request)
-    };
-    let Some(authenticated) = authenticated else { return judge(request) };
-    let token = authenticated.token.as_ref().map(|token| token.token());
-    if changes_headers(authenticated, request.headers) {
-        let headers = authenticated.forwarding.headers(request.headers);
-        return judge(&Request { headers: &headers, token, ..*request });
-    }
-    judge(&Request { token, ..*request })
-}
-
-fn changes_headers(authenticated: &Authenticated<'_>, headers: &[Header<'_>]) -> bool {
-    let forwarding = &authenticated.forwarding;
-    forwarding.added().next().is_some() || headers.iter().any(|(name, _)| !forwarding.keeps(name))
-}
-
-/// What is changed of a request that passes.
-///
-/// # Errors
-/// The refusal, when it can't be forwarded as it must be.
-fn patched(head: &RequestHead<'_>, passed: &Passed<'_, '_>, patch: &mut Patch) -> Result<(), &'static str> {
-    let Some(readings) = &passed.readings else { return Ok(()) };
-    let forwarding = passed.authenticated.as_ref().map(|authenticated| &authenticated.forwarding);
-    let sent = readings.query();
-    let query = match forwarding {
-        Some(forwarding) => forwarding.query(sent),
-        None => sent.map(Into::into),
-    };
-    if !is_target(head.target, readings.forward(), query.as_deref()) {
-        let target = match &query {
-            None => readings.forward().to_owned(),
-            Some(query) => format!("{}?{query}", readings.forward()),
-        };
-        patch.set_target(&target).map_err(|_| "the normalised path can not be forwarded")?;
-    }
-    let Some(forwarding) = forwarding else { return Ok(()) };
-    for (name, _) in head.headers.iter().filter(|(name, _)| !forwarding.keeps(name)) {
-        patch.remove(name).map_err(|_| "a field that carries a token can not be removed")?;
-    }
-    for (name, value) in forwarding.added() {
-        patch.set(name, value.as_bytes()).map_err(|_| "a claim of the token can not stand in a field")?;
-    }
-    Ok(())
-}
-
-/// Whether `target` is this path with this query, to the letter.
-fn is_target(target: &str, path: &str, query: Option<&str>) -> bool {
-    match (target.strip_prefix(path), query) {
-        (Some(rest), None) => rest.is_empty(),
-        (Some(rest), Some(query)) => rest.strip_prefix('?') == Some(query),
-        (None, _) => false,
-    }
-}
-
 impl Authorizer for RequestAuthorizer<'_> {
     fn decide(&mut self, id: RequestId, head: &RequestHead<'_>, patch: &mut Patch) -> Verdict {
-        self.has_decided = true;
+        let telemetry = &self.ctx.metrics.telemetry;
+        self.spend(price::of_head(head));
+        if let Some(before) = self.passes.find(head) {
+            self.spend(before.cost());
+            self.requests.begin(telemetry, (id, self.now), head, || before.pass());
+            return Verdict::Forward;
+        }
+        // Most connections of HTTP/1 carry few requests, and many only one: it is not worth remembering.
+        let is_first = !std::mem::replace(&mut self.has_decided, true);
         let policy = self.policy.clone();
         let now = Self::now(&policy);
+        let spent = self.spent.get();
         let (metrics, ends) = (&self.ctx.metrics, self.ends);
         let passed = match self.judge(&policy, head, now, |report| tell::reported(metrics, report, ends)) {
             Ok(passed) => passed,
@@ -405,7 +292,9 @@ impl Authorizer for RequestAuthorizer<'_> {
             self.tell_refusal(id, Some(head), &refusal, &Denial::of(refusal.reason), fault);
             return Verdict::Refuse(refusal);
         }
-        let telemetry = &self.ctx.metrics.telemetry;
+        if !is_first && patch.is_empty() {
+            self.passes.keep(head, self.spent.get().saturating_sub(spent), || passed.pass());
+        }
         let begun = self.requests.begin(telemetry, (id, self.now), head, || passed.pass());
         if let Some(request) = begun.filter(|_| passed.has_token()) {
             request.judged_at = Some(now);
@@ -414,6 +303,7 @@ impl Authorizer for RequestAuthorizer<'_> {
     }
 
     fn decide_again(&mut self, id: RequestId, head: &RequestHead<'_>) -> Verdict {
+        self.spend(price::of_head(head));
         let policy = self.policy.clone();
         let judged_at = self.requests.get(id).and_then(|request| request.judged_at);
         let now = judged_at.unwrap_or_else(|| Self::now(&policy));
@@ -434,7 +324,7 @@ impl Authorizer for RequestAuthorizer<'_> {
     }
 
     fn is_spent(&self) -> bool {
-        self.spent.get() >= TURN
+        self.spent.get() >= price::TURN
     }
 
     fn is_guarded(&self, name: &str) -> bool {
@@ -447,6 +337,7 @@ impl Authorizer for RequestAuthorizer<'_> {
         if self.requests.is_refused(id) {
             return;
         }
+        self.spend(price::UNREADABLE);
         let denial = match self.again.take() {
             Some((of, denial)) if of == id => denial,
             _ => Denial::of(refusal.reason),
@@ -458,11 +349,10 @@ impl Authorizer for RequestAuthorizer<'_> {
     }
 
     fn answered(&mut self, id: RequestId, status: u16) {
-        if self.requests.is_refused(id) {
-            return;
-        }
-        if let Some(request) = self.requests.get(id) {
-            request.status = status;
+        match self.requests.find(id) {
+            Some(request) if request.is_refused() => return,
+            Some(request) => request.status = status,
+            None => {}
         }
         let kind = self.kind();
         self.answers.count(&self.ctx.metrics.http, kind, status);

@@ -7,7 +7,10 @@
 
 mod authorizer;
 mod held;
+mod judgement;
 mod metrics;
+mod passes;
+mod price;
 mod protocol;
 mod relay;
 mod requests;

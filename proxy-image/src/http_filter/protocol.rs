@@ -1,5 +1,6 @@
 //! The filter of one connection, chosen by the client's first bytes.
 
+use super::held::Holding;
 use cinch_http::{Detected, End, Filter, Limits, Output, Turn, detect, h1, h2};
 use cinch_reason::Reason;
 use std::sync::Arc;
@@ -15,6 +16,30 @@ pub(super) enum Protocol {
     Http2(Box<h2::Connection>),
     /// It is over before it was known, or it is no HTTP.
     Over(End),
+}
+
+/// What has happened, as the filter hears it.
+#[derive(Clone, Copy)]
+pub(super) enum Event<'a> {
+    Client(&'a [u8]),
+    ClientEnded,
+    App(&'a [u8]),
+    AppEnded,
+    Reevaluate,
+    ReevaluateOn,
+    Drain,
+    Wake,
+}
+
+/// What one read says: bytes, an end, or both.
+pub(super) fn events<'a>(
+    bytes: &'a [u8],
+    fin: bool,
+    data: impl FnOnce(&'a [u8]) -> Event<'a>,
+    end: Event<'a>,
+) -> impl Iterator<Item = Event<'a>> {
+    let data = (!bytes.is_empty()).then(|| data(bytes));
+    data.into_iter().chain(fin.then_some(end))
 }
 
 /// Takes what one call on the filter gave; the bytes are those that the call was given.
@@ -56,14 +81,32 @@ impl Protocol {
         }
     }
 
-    /// Takes bytes of the client.
-    pub(super) fn client_data(
+    /// Tells the filter of an event, and delivers what comes of it.
+    pub(super) fn hear(
         &mut self,
-        input: &[u8],
+        event: Event<'_>,
         limits: &Arc<Limits>,
         turn: Turn<'_>,
         deliver: &mut Deliver<'_>,
     ) {
+        match event {
+            Event::Client(bytes) => self.client_data(bytes, limits, turn, deliver),
+            Event::ClientEnded => self.client_eof(turn, deliver),
+            Event::App(bytes) => {
+                self.call(bytes, turn, deliver, |filter, turn| filter.app_data(bytes, turn));
+            }
+            Event::AppEnded => self.call(&[], turn, deliver, |filter, turn| filter.app_eof(turn)),
+            Event::Reevaluate => self.call(&[], turn, deliver, |filter, turn| filter.reevaluate(turn)),
+            Event::ReevaluateOn => {
+                self.call(&[], turn, deliver, |filter, turn| filter.go_on_reevaluating(turn));
+            }
+            Event::Drain => self.drain(turn, deliver),
+            Event::Wake => self.wake(turn, deliver),
+        }
+    }
+
+    /// Takes bytes of the client.
+    fn client_data(&mut self, input: &[u8], limits: &Arc<Limits>, turn: Turn<'_>, deliver: &mut Deliver<'_>) {
         let Protocol::Undecided { bytes, .. } = self else {
             return self.call(input, turn, deliver, |filter, turn| filter.client_data(input, turn));
         };
@@ -92,7 +135,7 @@ impl Protocol {
     }
 
     /// The client has ended its direction.
-    pub(super) fn client_eof(&mut self, turn: Turn<'_>, deliver: &mut Deliver<'_>) {
+    fn client_eof(&mut self, turn: Turn<'_>, deliver: &mut Deliver<'_>) {
         if let Protocol::Undecided { bytes, .. } = self {
             // Without a word it was a scan, or a client that changed its mind.
             let end = if bytes.is_empty() { End::Finished } else { End::Cut(Reason::HttpNeeded) };
@@ -102,35 +145,14 @@ impl Protocol {
         self.call(&[], turn, deliver, |filter, turn| filter.client_eof(turn));
     }
 
-    /// Takes bytes of the app.
-    pub(super) fn app_data(&mut self, input: &[u8], turn: Turn<'_>, deliver: &mut Deliver<'_>) {
-        self.call(input, turn, deliver, |filter, turn| filter.app_data(input, turn));
-    }
-
-    /// The app has ended its direction.
-    pub(super) fn app_eof(&mut self, turn: Turn<'_>, deliver: &mut Deliver<'_>) {
-        self.call(&[], turn, deliver, |filter, turn| filter.app_eof(turn));
-    }
-
-    /// The policy has changed.
-    pub(super) fn reevaluate(&mut self, turn: Turn<'_>, deliver: &mut Deliver<'_>) {
-        self.call(&[], turn, deliver, |filter, turn| filter.reevaluate(turn));
-    }
-
     /// Requests in flight are still to be asked for again; until then neither side is to be read.
     pub(super) fn is_reevaluating(&self) -> bool {
         self.known().is_some_and(Filter::is_reevaluating)
     }
 
-    /// Goes on with [`Protocol::reevaluate`].
-    pub(super) fn go_on_reevaluating(&mut self, turn: Turn<'_>, deliver: &mut Deliver<'_>) {
-        self.call(&[], turn, deliver, |filter, turn| filter.go_on_reevaluating(turn));
-    }
-
     /// The proxy wants to end.
-    pub(super) fn drain(&mut self, mut turn: Turn<'_>, deliver: &mut Deliver<'_>) {
+    fn drain(&mut self, mut turn: Turn<'_>, deliver: &mut Deliver<'_>) {
         match self {
-            Protocol::Undecided { bytes, .. } if bytes.is_empty() => *self = Protocol::Over(End::Finished),
             Protocol::Http1(connection) => connection.drain(&mut turn),
             Protocol::Http2(connection) => connection.drain(&mut turn),
             Protocol::Undecided { .. } | Protocol::Over(_) => {}
@@ -139,7 +161,7 @@ impl Protocol {
     }
 
     /// The deadline may have come.
-    pub(super) fn wake(&mut self, turn: Turn<'_>, deliver: &mut Deliver<'_>) {
+    fn wake(&mut self, turn: Turn<'_>, deliver: &mut Deliver<'_>) {
         if let Protocol::Undecided { bytes, until } = self
             && *until <= turn.now
         {
@@ -149,6 +171,17 @@ impl Protocol {
             return;
         }
         self.call(&[], turn, deliver, |filter, turn| filter.wake(turn));
+    }
+
+    /// Nothing has come yet, and nothing need come after `until`. Says whether it is so.
+    pub(super) fn hurry(&mut self, until: Instant) -> bool {
+        match self {
+            Protocol::Undecided { bytes, until: before } if bytes.is_empty() => {
+                *before = until.min(*before);
+                true
+            }
+            _ => false,
+        }
     }
 
     /// When to call [`Protocol::wake`] at the latest.
@@ -175,10 +208,13 @@ impl Protocol {
     }
 
     /// Bytes held of either side.
-    pub(super) fn held(&self) -> usize {
+    pub(super) fn holding(&self) -> Holding {
         match self {
-            Protocol::Undecided { bytes, .. } => bytes.capacity(),
-            _ => self.known().map_or(0, Filter::held),
+            Protocol::Undecided { bytes, .. } => Holding::unfinished(bytes.capacity()),
+            _ => self.known().map_or(Holding::default(), |filter| Holding {
+                bytes: filter.held(),
+                unfinished: filter.held_unfinished(),
+            }),
         }
     }
 

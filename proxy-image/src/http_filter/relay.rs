@@ -3,7 +3,7 @@
 
 use super::authorizer::RequestAuthorizer;
 use super::held::Held;
-use super::protocol::Protocol;
+use super::protocol::{Event, Protocol, events};
 use super::timer::{Timer, let_others};
 use super::wires::{Both, Buffers, Delivery, Io, Send, with_buffers};
 use crate::context::Context as ProxyContext;
@@ -21,8 +21,12 @@ use tokio::sync::watch;
 
 /// Memory that only saves time is given back after so much quiet.
 const QUIET: Duration = Duration::from_secs(5);
-/// After so many rounds others have their turn.
-const ROUNDS: usize = 64;
+/// After so many rounds, each a read of either side, others have their turn.
+const ROUNDS: usize = 8;
+/// So long a drained connection may take to say its first byte: it may be on its way.
+const PARTING: Duration = Duration::from_secs(1);
+
+const BOTH: Both = Both { client: true, app: true };
 
 /// A connection whose requests are judged one by one.
 pub struct Job<'a> {
@@ -62,13 +66,14 @@ pub async fn relay(
     let mut filtered = Filtered {
         authorizer: RequestAuthorizer::new(job.ctx, job.registered.subject(), job.from, current, now),
         protocol: Protocol::new(now + job.ctx.limits.http_first_byte),
-        held: Held::new(&job.ctx.http.held),
+        held: Held::new(&job.ctx.http.held, job.from.ip()),
         timer: Timer::default(),
         busy_at: now,
         quiet: false,
         draining: false,
         late: job.registered.is_draining(),
         spoke: !job.early.is_empty(),
+        silent: Both::default(),
         ended: Both::default(),
         told: Both::default(),
         leaving: None,
@@ -102,9 +107,11 @@ struct Filtered<'a> {
     busy_at: Instant,
     quiet: bool,
     draining: bool,
-    /// The connection began when the proxy was already told to end.
+    /// The connection said its first byte when the proxy was already told to end, if it has.
     late: bool,
     spoke: bool,
+    /// Who had nothing to say in this call of the task, which is woken when that changes: it is not asked again.
+    silent: Both,
     /// Who has ended its direction.
     ended: Both,
     /// Whom we have told that ours has ended.
@@ -114,19 +121,6 @@ struct Filtered<'a> {
     /// The app's connection broke.
     app_failed: bool,
     early: Vec<u8>,
-}
-
-/// What has happened, as the filter hears it.
-#[derive(Clone, Copy)]
-enum Event<'a> {
-    Client(&'a [u8]),
-    ClientEnded,
-    App(&'a [u8]),
-    AppEnded,
-    Reevaluate,
-    ReevaluateOn,
-    Drain,
-    Wake,
 }
 
 /// The end of the connection stands as an error: it stops whatever is under way.
@@ -146,6 +140,7 @@ impl Filtered<'_> {
             // Its last words may explain it: an answer before a reset. What then looks like its end is none: the
             // kernel tells a reset only once.
             self.app_failed = true;
+            self.silent = Both::default();
             while io.client.poll_flush(cx) == Poll::Ready(Ok(()))
                 && self.read_app(cx, now, io, buffers) == Ok(true)
             {}
@@ -167,6 +162,7 @@ impl Filtered<'_> {
             return Err(End::Cut(reason));
         }
         self.authorizer.begin_turn();
+        self.silent = Both::default();
         self.outside_events(now, io, buffers)?;
         if self.protocol.is_reevaluating() {
             // Nothing moves on streams that are not yet asked for again.
@@ -174,23 +170,24 @@ impl Filtered<'_> {
             return Ok(());
         }
         for _ in 0..ROUNDS {
-            let flushed = self.flush(cx, io)?;
+            let mut flushed = self.flush(cx, io)?;
             if self.leave(now, flushed, io)? {
                 self.timer.arm(self.leaving, cx);
                 return Ok(());
             }
             let mut moved = false;
-            if flushed == (Both { client: true, app: true }) {
-                moved |= self.read_client(cx, now, io, buffers)?;
+            if flushed == BOTH && self.read_client(cx, now, io, buffers)? {
+                (moved, flushed) = (true, self.flush(cx, io)?);
             }
-            if self.flush(cx, io)?.client {
-                moved |= self.read_app(cx, now, io, buffers)?;
+            if flushed.client && self.read_app(cx, now, io, buffers)? {
+                (moved, flushed) = (true, self.flush(cx, io)?);
             }
-            if self.flush(cx, io)? == (Both { client: true, app: true }) && self.protocol.wants_turn() {
+            if flushed == BOTH && self.protocol.wants_turn() {
                 moved |= self.tell_both(Event::Client(&[]), now, io, buffers)?;
             }
             self.after_ends(cx, io)?;
-            if !self.held.now(self.protocol.held() + self.authorizer.held(), cx) {
+            let holding = self.protocol.holding().and(self.authorizer.held());
+            if !self.held.now(holding, cx) {
                 self.ctx.metrics.count_limit("http_held_bytes");
                 return Err(End::Cut(Reason::Overloaded));
             }
@@ -206,7 +203,7 @@ impl Filtered<'_> {
                 return Ok(());
             }
         }
-        cx.waker().wake_by_ref();
+        let_others(cx);
         Ok(())
     }
 
@@ -225,10 +222,9 @@ impl Filtered<'_> {
         } else if self.protocol.is_reevaluating() {
             self.tell_both(Event::ReevaluateOn, now, io, buffers)?;
         }
-        self.drain(now, io, buffers)?;
         if self.timer.has_come(now) {
             if self.protocol.deadline().is_some_and(|deadline| deadline <= now) {
-                if matches!(self.protocol, Protocol::Undecided { .. }) {
+                if matches!(self.protocol, Protocol::Undecided { .. }) && !self.late {
                     self.ctx.metrics.count_limit("http_first_byte");
                 }
                 self.tell_both(Event::Wake, now, io, buffers)?;
@@ -247,8 +243,8 @@ impl Filtered<'_> {
     }
 
     /// Begins the drain of the connection when the proxy is told to end, but not in the middle of a head: its client
-    /// could not know. One that began in the drain has its first request served: the app is still there. Says whether
-    /// it has just begun.
+    /// could not know. Nor before all has been read that has come: it would be lost. One that began in the drain has its
+    /// first request served: the app is still there. Says whether it has just begun.
     fn drain<C: Side, A: Side, O: Observer>(
         &mut self,
         now: Instant,
@@ -257,6 +253,9 @@ impl Filtered<'_> {
     ) -> Step<bool> {
         if self.draining || !self.registered.is_draining() || self.protocol.is_in_head() {
             return Ok(false);
+        }
+        if !self.late && self.protocol.hurry(now + PARTING) {
+            self.late = true;
         }
         if self.late && !self.protocol.has_begun(self.authorizer.has_decided) {
             return Ok(false);
@@ -328,12 +327,12 @@ impl Filtered<'_> {
         io: &mut Io<'_, C, A, O>,
         buffers: &mut Buffers,
     ) -> Step<bool> {
-        if self.ended.client || !self.protocol.wants_client() {
+        if self.ended.client || self.silent.client || !self.protocol.wants_client() {
             return Ok(false);
         }
         let Io { client, app, observer } = io;
         let (mut failed, mut back) = (Ok(()), std::mem::take(&mut buffers.back));
-        let read = client.poll_forward(cx, &mut |bytes, fin| {
+        let read = client.poll_forward(cx, app.may_take(), &mut |bytes, fin| {
             if failed.is_ok() {
                 let mut to_client = |bytes: &[u8], fin: bool| {
                     back.keep(bytes, fin);
@@ -355,7 +354,10 @@ impl Filtered<'_> {
         failed?;
         sent.map_err(|failure| End::Failed(Which::First, failure))?;
         match read {
-            Poll::Pending => Ok(false),
+            Poll::Pending => {
+                self.silent.client = true;
+                Ok(false)
+            }
             Poll::Ready(Ok(_)) => Ok(true),
             Poll::Ready(Err(failure)) => Err(End::Failed(Which::First, failure)),
         }
@@ -369,12 +371,12 @@ impl Filtered<'_> {
         io: &mut Io<'_, C, A, O>,
         buffers: &mut Buffers,
     ) -> Step<bool> {
-        if self.ended.app || !self.protocol.wants_app() {
+        if self.ended.app || self.silent.app || !self.protocol.wants_app() {
             return Ok(false);
         }
         let Io { client, app, observer } = io;
         let (mut failed, mut back) = (Ok(()), std::mem::take(&mut buffers.back));
-        let read = app.poll_forward(cx, &mut |bytes, fin| {
+        let read = app.poll_forward(cx, client.may_take(), &mut |bytes, fin| {
             if failed.is_ok() {
                 let mut to_client = |bytes: &[u8], fin: bool| client.send(bytes, fin);
                 let mut to_app = |bytes: &[u8], fin: bool| {
@@ -396,7 +398,10 @@ impl Filtered<'_> {
         }
         failed?;
         match read {
-            Poll::Pending => Ok(false),
+            Poll::Pending => {
+                self.silent.app = true;
+                Ok(false)
+            }
             Poll::Ready(Err(failure)) => Err(End::Failed(Which::Second, failure)),
             // An app that ends takes nothing more, and need not.
             Poll::Ready(Ok(_)) if self.ended.app => Ok(true),
@@ -433,16 +438,7 @@ impl Filtered<'_> {
         let turn = Turn { now, authorizer: &mut self.authorizer, out: output };
         let (protocol, limits) = (&mut self.protocol, &self.ctx.http.limits);
         let deliver = &mut |input: &[u8], output: &mut _| delivery.deliver(input, output);
-        match event {
-            Event::Client(bytes) => protocol.client_data(bytes, limits, turn, deliver),
-            Event::ClientEnded => protocol.client_eof(turn, deliver),
-            Event::App(bytes) => protocol.app_data(bytes, turn, deliver),
-            Event::AppEnded => protocol.app_eof(turn, deliver),
-            Event::Reevaluate => protocol.reevaluate(turn, deliver),
-            Event::ReevaluateOn => protocol.go_on_reevaluating(turn, deliver),
-            Event::Drain => protocol.drain(turn, deliver),
-            Event::Wake => protocol.wake(turn, deliver),
-        }
+        protocol.hear(event, limits, turn, deliver);
         let result = delivery.result();
         self.authorizer.protocol = self.protocol.word();
         result
@@ -485,15 +481,4 @@ impl Filtered<'_> {
         }
         Ok(())
     }
-}
-
-/// What one read says: bytes, an end, or both.
-fn events<'a>(
-    bytes: &'a [u8],
-    fin: bool,
-    data: impl FnOnce(&'a [u8]) -> Event<'a>,
-    end: Event<'a>,
-) -> impl Iterator<Item = Event<'a>> {
-    let data = (!bytes.is_empty()).then(|| data(bytes));
-    data.into_iter().chain(fin.then_some(end))
 }

@@ -15,7 +15,7 @@ use std::time::Instant;
 /// Requests of one connection that are remembered for a moment: more than any connection has in flight.
 const REMEMBERED: usize = 1024;
 /// Buffers for heads that a busy connection keeps, and how large they may be.
-const SPARE: usize = 4;
+const SPARE: usize = 16;
 const SPARE_BYTES: usize = 512;
 
 /// On whose connection.
@@ -59,8 +59,10 @@ impl Text {
             (head.user_agent, FIELD),
             (head.request_id, WORD),
         ];
-        for (end, (part, limit)) in self.ends.iter_mut().zip(parts) {
-            self.bytes.extend_from_slice(part.get(..limit).unwrap_or(part));
+        let parts = parts.map(|(part, limit)| part.get(..limit).unwrap_or(part));
+        self.bytes.reserve(parts.iter().map(|part| part.len()).sum());
+        for (end, part) in self.ends.iter_mut().zip(parts) {
+            self.bytes.extend_from_slice(part);
             *end = u16::try_from(self.bytes.len()).unwrap_or(u16::MAX);
         }
     }
@@ -117,6 +119,11 @@ impl InFlight {
         }
     }
 
+    /// We refused it.
+    pub(super) fn is_refused(&self) -> bool {
+        self.refused
+    }
+
     /// How it failed, when it is over in order.
     fn flags(&self) -> &'static str {
         match self.reset {
@@ -164,6 +171,8 @@ pub(super) struct Refused<'a> {
 #[derive(Debug, Default)]
 pub(super) struct Requests {
     live: VecDeque<InFlight>,
+    /// Where one was last found: what comes next is mostly of the same one, or of that which took its place.
+    found: usize,
     spare: Vec<Vec<u8>>,
     held: usize,
     handles: Handles,
@@ -195,19 +204,38 @@ impl Requests {
         if self.live.len() >= REMEMBERED {
             self.held -= self.live.pop_front().map_or(0, |oldest| oldest.text.bytes.capacity());
         }
+        if self.live.capacity() == 0 {
+            // In HTTP/1 there is mostly one; room for more is made when they come.
+            self.live.reserve_exact(1);
+        }
+        if self.live.back().is_none_or(|newest| newest.id < request.id) {
+            self.live.push_back(request);
+            return self.live.back_mut();
+        }
         let place = self.live.partition_point(|of| of.id < request.id);
         self.live.insert(place, request);
         self.live.get_mut(place)
     }
 
     fn place(&self, id: RequestId) -> Option<usize> {
-        self.live.binary_search_by_key(&id, |request| request.id).ok()
+        let is_at = |place: usize| self.live.get(place).is_some_and(|request| request.id == id);
+        let newest = self.live.len().checked_sub(1)?;
+        match self.found {
+            found if is_at(found) => Some(found),
+            _ if is_at(newest) => Some(newest),
+            _ => self.live.binary_search_by_key(&id, |request| request.id).ok(),
+        }
+    }
+
+    /// The request of this id, if it is under way.
+    pub(super) fn find(&mut self, id: RequestId) -> Option<&mut InFlight> {
+        self.found = self.place(id)?;
+        self.live.get_mut(self.found)
     }
 
     /// The request of this id, if it is under way and was not refused.
     pub(super) fn get(&mut self, id: RequestId) -> Option<&mut InFlight> {
-        let place = self.place(id)?;
-        self.live.get_mut(place).filter(|request| !request.refused)
+        self.find(id).filter(|request| !request.refused)
     }
 
     /// Whether we have refused it.
@@ -245,7 +273,9 @@ impl Requests {
 
     /// A request is over.
     pub(super) fn finish(&mut self, whose: Whose<'_>, id: RequestId, now: Instant) {
-        let Some(request) = self.place(id).and_then(|place| self.live.remove(place)) else { return };
+        let Some(place) = self.place(id) else { return };
+        let Some(request) = self.live.remove(place) else { return };
+        self.found = place;
         if !request.refused {
             self.handles.record(whose.telemetry, &request.told(whose, now, request.flags()));
         }
@@ -279,6 +309,7 @@ impl Requests {
         let bytes = request.text.bytes;
         self.held -= bytes.capacity();
         if self.spare.len() < SPARE && (1..=SPARE_BYTES).contains(&bytes.capacity()) {
+            self.spare.reserve_exact(1);
             self.spare.push(bytes);
         }
     }

@@ -49,7 +49,7 @@ pub async fn serve_local(
     let record = ConnectionRecord::inbound(&ctx.metrics.telemetry, &registered, from);
     let metrics = ctx.metrics.connection(Direction::Inbound, Transport::Local).with_record(record);
     drop(opening);
-    let (mut client, mut app) = (client, TcpSide::new(app));
+    let (mut client, mut app) = (client, TcpSide::new(app, ctx.kept.share()));
     if registered.is_http() {
         let job = Job { ctx, registered: &registered, from, early };
         return Box::pin(filter_local(job, (client, app), &metrics)).await;

@@ -1,8 +1,11 @@
 //! Connections to the pod. In go those that the redirect brings to port 15006; out they go to the app on its own
 //! address and port, from tunnels or in plaintext as the port's mode has it, or they are reset, counted and named.
 
+mod doubted;
+mod handshakes;
 mod local;
 mod opening;
+mod peers;
 mod plaintext;
 mod streams;
 mod watch;
@@ -14,16 +17,18 @@ use crate::accept::{Accepted, OriginalDestination, accept, redirected};
 use crate::capacity::{Capacity, Place};
 use crate::context::{Context, HEALTH_PORT, InboundPolicy, METRICS_PORT};
 use crate::evidence::Outcome;
-use crate::gate::Gate;
 use crate::live::{Denial, Pass, Peer, Registered, Subject, judge_new, report};
 use crate::path_metrics::{Direction, OpenGauge};
+use crate::presence::Presence;
 use crate::refusal;
 use crate::socket;
+use cinch_places::{AtLimit, Places};
 use cinch_policy::Mode;
 use cinch_reason::Reason;
+use handshakes::Handshakes;
+use peers::Peers;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::AtomicUsize;
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::task::TaskTracker;
 
@@ -33,10 +38,12 @@ const OWN_PORTS: [u16; 3] = [15000, 15001, 15006];
 /// The inbound side.
 pub struct Inbound {
     ctx: Arc<Context>,
-    gate: Arc<Gate>,
-    original: OriginalDestination,
+    handshakes: Arc<Handshakes>,
+    presence: Arc<Presence>,
     tasks: TaskTracker,
-    idle: AtomicUsize,
+    /// Those of idle tunnels, by their hosts.
+    idle: Places,
+    peers: Peers,
 }
 
 /// A connection on its way to an app of the pod; a RST to its client unless it gets there. Boxed, because every call
@@ -47,6 +54,8 @@ struct Arrival {
     to: SocketAddr,
     /// What was already read from it.
     prefix: Vec<u8>,
+    /// It is silent, and tunnels have come from its address lately.
+    doubted: bool,
     /// Counts it as on its way.
     opening: OpenGauge,
 }
@@ -60,17 +69,26 @@ pub async fn serve(listener: TcpListener, ctx: Arc<Context>) {
 
 /// As [`serve`], with another source of original destinations.
 pub async fn serve_with(listener: TcpListener, ctx: Arc<Context>, original: OriginalDestination) {
-    socket::prepare_listener(&listener);
     let limits = &ctx.limits;
+    socket::prepare_listener(&listener, limits.peer_timeout);
     let inbound = Arc::new(Inbound {
-        gate: Gate::new(limits.handshakes, limits.handshakes_per_source, limits.handshakes_waiting),
-        original,
+        handshakes: Handshakes::new(limits.handshakes_inbound, limits.handshakes_waiting),
+        presence: Presence::new(limits.peer_timeout),
         tasks: TaskTracker::new(),
-        idle: AtomicUsize::new(0),
+        // One host may have all as long as nobody else wants any.
+        idle: Places::new(cinch_places::Limits {
+            most: limits.idle_tunnels,
+            of_one_source: limits.idle_tunnels,
+            at_limit: AtLimit::Refuse,
+        }),
+        peers: Peers::new(limits.tunnel_age),
         ctx: ctx.clone(),
     });
-    let capacity = Capacity::new(limits.connections, limits.connections_per_source);
-    let accepting = accept(listener, capacity, &ctx, |accepted| {
+    let watching = tokio::spawn(inbound.presence.clone().keep_watch());
+    // Were there no place for a probe while others hold theirs, the kubelet would kill the app.
+    let capacity = Capacity::new(limits.connections, limits.connections_per_source)
+        .sparing(&[METRICS_PORT, HEALTH_PORT]);
+    let accepting = accept(listener, capacity, original, &ctx, |accepted| {
         let inbound = inbound.clone();
         inbound.tasks.clone().spawn(async move { inbound.take(accepted).await });
     });
@@ -84,16 +102,16 @@ pub async fn serve_with(listener: TcpListener, ctx: Arc<Context>, original: Orig
         () = inbound.tasks.wait() => {}
         () = ctx.end.cancelled() => {}
     }
+    watching.abort();
 }
 
 impl Inbound {
-    async fn take(&self, Accepted { stream, from, place, opening }: Accepted) {
-        let Ok(to) = (self.original)(&stream) else {
+    async fn take(&self, Accepted { stream, from, to, place, opening }: Accepted) {
+        let Some(to) = to else {
             self.ctx.metrics.count_refused(Direction::Inbound, Reason::RedirectMissing);
             socket::abort(stream);
             return;
         };
-        let to = SocketAddr::new(to.ip().to_canonical(), to.port());
         if let Err(why) = self.check_destination(from, to) {
             self.refuse(stream, from, to, Reason::DestinationRefused, why);
             return;
@@ -105,7 +123,11 @@ impl Inbound {
             return;
         }
         socket::reset_on_drop(&stream, true);
-        self.dispatch(Box::new(Arrival { stream, from, to, prefix: Vec::new(), opening }), place).await;
+        self.dispatch(
+            Box::new(Arrival { stream, from, to, prefix: Vec::new(), doubted: false, opening }),
+            place,
+        )
+        .await;
     }
 
     fn check_destination(&self, from: SocketAddr, to: SocketAddr) -> Result<(), &'static str> {

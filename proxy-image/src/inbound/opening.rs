@@ -50,13 +50,19 @@ impl Inbound {
 
     /// PERMISSIVE: a tunnel, plaintext, or a client that waits for the app's first word.
     pub(super) async fn permissive(&self, mut arrival: Box<Arrival>) {
-        match listen(&mut arrival, self.ctx.limits.silence).await {
+        let limits = &self.ctx.limits;
+        let is_peer = self.peers.knows(arrival.from.ip());
+        let silence = if is_peer { limits.silence_of_peers.max(limits.silence) } else { limits.silence };
+        match listen(&mut arrival, silence).await {
             Heard::Tunnel => self.tunnel(arrival).await,
             Heard::Other => self.plaintext(arrival).await,
             Heard::Broken => self.nothing_came(*arrival),
             // A scan, or an app client that ends its direction and then reads.
             Heard::Ended => self.plaintext(arrival).await,
-            Heard::Nothing => self.silent(arrival).await,
+            Heard::Nothing => {
+                arrival.doubted = is_peer;
+                self.silent(arrival).await;
+            }
         }
     }
 

@@ -1,5 +1,6 @@
 //! Plaintext that the port's mode lets in: judged, connected, copied, witnessed.
 
+use super::doubted::Doubted;
 use super::{Arrival, Inbound, Watch};
 use crate::copy::{End, Side, TcpSide, relay};
 use crate::evidence::{Accepted, Outcome};
@@ -12,6 +13,7 @@ use crate::sniff::{self, First};
 use crate::socket;
 use crate::telemetry::ConnectionRecord;
 use cinch_reason::Reason;
+use std::net::SocketAddr;
 use tokio::net::TcpStream;
 
 impl Inbound {
@@ -54,20 +56,22 @@ impl Inbound {
         mut accepted: Accepted,
         registered: Registered,
     ) {
-        let Arrival { stream, from, to, prefix, opening } = *arrival;
+        let Arrival { stream, from, prefix, doubted, opening, .. } = *arrival;
         socket::reset_on_drop(&stream, false);
         drop(opening);
         let record = ConnectionRecord::inbound(&self.ctx.metrics.telemetry, &registered, from);
         let metrics = metrics.with_record(record);
-        let (mut client, mut app) = (TcpSide::new(stream), TcpSide::new(app));
+        let kept = &self.ctx.kept;
+        let (client, mut app) = (TcpSide::new(stream, kept.share()), TcpSide::new(app, kept.share()));
         if registered.is_http() {
             let job = Job { ctx: &self.ctx, registered: &registered, from, early: prefix };
             // Boxed, so that connections that are not read are no larger for it.
             return Box::pin(self.filter_plaintext(job, (client, app), &metrics, accepted)).await;
         }
-        let mut spoke = !prefix.is_empty();
+        let spoke = !prefix.is_empty();
+        let doubted = doubted && !spoke;
         // A cut that came while we connected must not let these bytes through.
-        if !prefix.is_empty() && registered.denial().is_none() {
+        if spoke && registered.denial().is_none() {
             accepted.served();
             metrics.count_received(prefix.len());
             if app.send(&prefix, false).is_err() {
@@ -76,24 +80,54 @@ impl Inbound {
             }
         }
         drop(prefix);
+        let mut client = Doubted::new(client, doubted);
         let mut watch = Watch::new(&metrics).judged(&registered).witnessed(&mut accepted);
-        match relay(&mut client, &mut app, &mut watch).await {
+        if doubted {
+            watch = watch.doubting(self.ctx.limits.handshake_timeout);
+        }
+        let end = relay(&mut client, &mut app, &mut watch).await;
+        let app_spoke = watch.still_doubts();
+        let (is_tunnel, client) = (client.is_tunnel(), client.into_inner());
+        if is_tunnel {
+            // Its proxy tries again, and is then waited for.
+            self.ctx.metrics.count_limit("silence_of_peers");
+            accepted.became_tunnel();
+            client.abort();
+            return app.abort();
+        }
+        if app_spoke {
+            accepted.served();
+        }
+        match end {
             End::Finished => {}
             End::Failed(..) => {
                 client.abort();
                 app.abort();
             }
             End::Cut(reason) => {
-                let reason = if reason == Reason::StrictPlaintext { Reason::PlaintextCut } else { reason };
-                refusal::cut(&self.ctx.metrics, reason, registered.denial(), from, to);
-                // A client that has said nothing may be a tunnel's: it counts as plaintext only if its first words,
-                // which may have come in this moment, are something else.
-                spoke |= client.read_now().is_ok_and(|words| sniff::classify(&words) == First::Other);
-                accepted.cut(spoke);
-                client.abort();
-                app.abort();
+                self.cut_plaintext((client, app), reason, &registered, accepted, (from, spoke));
             }
         }
+    }
+
+    /// Ends what mode or policy no longer allow. `spoke`: the client has said something.
+    fn cut_plaintext(
+        &self,
+        (mut client, app): (TcpSide, TcpSide),
+        reason: Reason,
+        registered: &Registered,
+        accepted: Accepted,
+        (from, spoke): (SocketAddr, bool),
+    ) {
+        let reason = if reason == Reason::StrictPlaintext { Reason::PlaintextCut } else { reason };
+        let to = registered.subject().destination;
+        refusal::cut(&self.ctx.metrics, reason, registered.denial(), from, to);
+        // A client that has said nothing may be a tunnel's: it counts as plaintext only if its first words, which may
+        // have come in this moment, are something else.
+        let spoke = spoke || client.read_now().is_ok_and(|words| sniff::classify(&words) == First::Other);
+        accepted.cut(spoke);
+        client.abort();
+        app.abort();
     }
 
     /// As [`Inbound::copy_plaintext`], request by request.
@@ -104,7 +138,7 @@ impl Inbound {
         metrics: &ConnectionMetrics,
         mut accepted: Accepted,
     ) {
-        let (registered, from, to) = (job.registered, job.from, job.registered.subject().destination);
+        let (registered, from) = (job.registered, job.from);
         let mut watch = Watch::new(metrics).judged(registered).witnessed(&mut accepted);
         let ended = http_filter::relay(&mut client, &mut app, job, &mut watch).await;
         match ended.end {
@@ -119,13 +153,7 @@ impl Inbound {
                 app.abort();
             }
             End::Cut(reason) => {
-                let reason = if reason == Reason::StrictPlaintext { Reason::PlaintextCut } else { reason };
-                refusal::cut(&self.ctx.metrics, reason, registered.denial(), from, to);
-                let spoke = ended.spoke
-                    || client.read_now().is_ok_and(|words| sniff::classify(&words) == First::Other);
-                accepted.cut(spoke);
-                client.abort();
-                app.abort();
+                self.cut_plaintext((client, app), reason, registered, accepted, (from, ended.spoke));
             }
         }
     }

@@ -12,13 +12,13 @@ use crate::refusal;
 use crate::socket::{self, First};
 use crate::telemetry::ConnectionRecord;
 use crate::tunnel_io::{self, Bounds, HandshakeError, Tunnel, TunnelError};
+use cinch_places::Place;
 use cinch_reason::Reason;
 use cinch_tunnel::{RefuseCode, ResetCode};
 use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
@@ -49,34 +49,47 @@ enum Next {
 impl Inbound {
     /// A connection that began with a tunnel's ClientHello.
     pub(super) async fn tunnel(&self, arrival: Box<Arrival>) {
-        let Arrival { stream, from, to, prefix, opening } = *arrival;
+        let Arrival { stream, from, to, prefix, opening, .. } = *arrival;
         socket::reset_on_drop(&stream, false);
         let credentials = self.ctx.credentials.borrow().clone();
         let Some(credentials) = credentials else {
             return self.refuse(stream, from, to, Reason::ControlUnreachable, "no certificate has come yet");
         };
         let limits = &self.ctx.limits;
-        let Some(pass) = Box::pin(self.gate.enter(from.ip(), limits.handshake_timeout)).await else {
-            self.ctx.metrics.count_limit("handshakes");
+        let Some(pass) = Box::pin(self.handshakes.enter(from.ip(), limits.handshake_timeout)).await else {
+            self.ctx.metrics.count_limit("handshakes_inbound");
             return self.refuse(stream, from, to, Reason::Overloaded, "handshakes");
         };
+        socket::prepare_tunnel(&stream, limits.peer_timeout);
         let gauge = self.ctx.metrics.tunnel_open(Direction::Inbound);
         let bounds = Bounds { handshake: limits.handshake_timeout, age: limits.tunnel_age };
         // Boxed, so that what only the handshake needs is gone with it.
-        let shaken = Box::pin(tunnel_io::accept(stream, prefix, &credentials, bounds, gauge)).await;
+        let shaken = Box::pin(async {
+            tokio::select! {
+                biased;
+                shaken = tunnel_io::accept(stream, prefix, &credentials, bounds, gauge) => shaken,
+                () = pass.lost() => Err(HandshakeError::Displaced),
+            }
+        })
+        .await;
         drop((pass, opening));
         match shaken {
             Ok(mut tunnel) => {
                 self.ctx.metrics.count_handshake(Direction::Inbound, Outcome::Ok);
+                tunnel.attend(&self.presence);
+                self.peers.note(from.ip());
                 tunnel.hold_proof(&self.ctx.proofs, &credentials.bundle);
+                tunnel.count_kept(&self.ctx.kept);
                 let late = self.ctx.drain.is_cancelled();
                 self.streams(tunnel, Ends { from, to, late }, credentials).await;
             }
             Err(error) => {
                 let metrics = &self.ctx.metrics;
                 metrics.count_handshake(Direction::Inbound, Outcome::Failed);
-                if matches!(error, HandshakeError::Timeout) {
-                    metrics.count_limit("handshake_timeout");
+                match error {
+                    HandshakeError::Timeout => metrics.count_limit("handshake_timeout"),
+                    HandshakeError::Displaced => metrics.count_limit("handshakes_inbound"),
+                    HandshakeError::Failed(_) | HandshakeError::Refused(..) => {}
                 }
                 refusal::refused(metrics, Direction::Inbound, error.reason(), (from, to), &error.to_string());
             }
@@ -89,8 +102,8 @@ impl Inbound {
         // must not keep others out.
         let (mut wait, mut place) = (self.ctx.limits.handshake_timeout, None);
         loop {
-            let next =
-                self.next(&mut tunnel, wait, &mut current, (credentials.bundle_version, ends.late)).await;
+            let said = (credentials.bundle_version, ends.late);
+            let next = self.next((&mut tunnel, place.as_ref()), wait, &mut current, said).await;
             drop(place.take());
             match next {
                 Next::Stream => {
@@ -109,7 +122,8 @@ impl Inbound {
                 Next::Failed(error) => return self.failed(tunnel, &ends, &error),
             }
             wait = self.ctx.limits.server_idle;
-            place = Idle::enter(&self.idle, self.ctx.limits.idle_tunnels);
+            // Where there is none left, it comes from the host that has most of them: its longest idle tunnel goes.
+            place = self.idle.take(ends.from.ip());
             if place.is_none() {
                 self.ctx.metrics.count_limit("idle_tunnels");
                 return self.leave(tunnel).await;
@@ -119,12 +133,18 @@ impl Inbound {
 
     async fn next(
         &self,
-        tunnel: &mut Tunnel,
+        (tunnel, place): (&mut Tunnel, Option<&Place>),
         wait: Duration,
         credentials: &mut watch::Receiver<Option<Arc<Credentials>>>,
         (bundle_version, late): (u64, bool),
     ) -> Next {
         let left = tunnel.expires().saturating_duration_since(Instant::now());
+        let lost = async {
+            match place {
+                Some(place) => place.lost().await,
+                None => std::future::pending().await,
+            }
+        };
         tokio::select! {
             biased;
             opened = poll_fn(|cx| tunnel.poll_open(cx)) => match opened {
@@ -133,6 +153,10 @@ impl Inbound {
                 Err(error) => Next::Failed(error),
             },
             () = tokio::time::sleep(wait.min(left)) => Next::Leave,
+            () = lost => {
+                self.ctx.metrics.count_limit("idle_tunnels");
+                Next::Leave
+            }
             () = self.ctx.drain.cancelled(), if !late => Next::Leave,
             () = another_bundle(credentials, bundle_version) => Next::Leave,
         }
@@ -173,7 +197,10 @@ impl Inbound {
         let connected = socket::connect_app(ends.to, first, self.ctx.limits.connect_timeout).await;
         drop(opening);
         match connected {
-            Ok(app) => self.copy_stream(tunnel, ends, TcpSide::new(app), &registered).await,
+            Ok(app) => {
+                let app = TcpSide::new(app, self.ctx.kept.share_of_records());
+                self.copy_stream(tunnel, ends, app, &registered).await
+            }
             Err(error) => {
                 let code = match error.kind() {
                     io::ErrorKind::ConnectionRefused => RefuseCode::NoListener,
@@ -262,21 +289,5 @@ async fn another_bundle(credentials: &mut watch::Receiver<Option<Arc<Credentials
         |held: &Option<Arc<Credentials>>| held.as_ref().is_some_and(|held| held.bundle_version != version);
     if credentials.wait_for(other).await.is_err() {
         std::future::pending::<()>().await;
-    }
-}
-
-/// A place among the idle tunnels.
-struct Idle<'a>(&'a AtomicUsize);
-
-impl<'a> Idle<'a> {
-    fn enter(idle: &'a AtomicUsize, limit: usize) -> Option<Idle<'a>> {
-        let place = Idle(idle);
-        (idle.fetch_add(1, Ordering::Relaxed) < limit).then_some(place)
-    }
-}
-
-impl Drop for Idle<'_> {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }

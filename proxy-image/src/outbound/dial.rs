@@ -6,6 +6,7 @@ use crate::gate::{Gate, Turn};
 use crate::limits::note_connect;
 use crate::path_metrics::{Direction, Outcome};
 use crate::pool::{Key, Pool};
+use crate::presence::Presence;
 use crate::refusal;
 use crate::socket;
 use crate::tunnel_io::{self, Answer, Bounds, HandshakeError, Tunnel, TunnelError};
@@ -54,6 +55,7 @@ pub(super) struct Dialler {
     ctx: Arc<Context>,
     pool: Arc<Pool>,
     gate: Arc<Gate>,
+    presence: Arc<Presence>,
     configs: Mutex<Configs>,
 }
 
@@ -68,6 +70,7 @@ impl Dialler {
                 limits.handshakes_per_source,
                 limits.connections.saturating_mul(4),
             ),
+            presence: Presence::new(limits.peer_timeout),
             configs: Mutex::default(),
             ctx: ctx.clone(),
         }
@@ -78,15 +81,19 @@ impl Dialler {
     }
 
     /// Closes idle tunnels that are past their time, of other credentials than the current ones, or lead to an endpoint
-    /// that is gone.
+    /// that is gone; and looks whether the peers of all tunnels are there.
     pub(super) fn keep_swept(&self) -> impl Future<Output = ()> + Send + 'static {
         let (credentials, discovery) = (self.ctx.credentials.clone(), self.ctx.discovery.clone());
-        self.pool.clone().keep_swept(move |key| {
+        let sweeping = self.pool.clone().keep_swept(move |key| {
             let current = credentials.borrow().as_ref().is_some_and(|held| {
                 (held.generation, held.bundle_version) == (key.generation, key.bundle_version)
             });
             current && discovery.leads_to(key.address)
-        })
+        });
+        let watching = self.presence.clone().keep_watch();
+        async move {
+            tokio::join!(sweeping, watching);
+        }
     }
 
     /// An idle tunnel to `address`, or a new one when there is none or it shall be `fresh`.
@@ -124,10 +131,11 @@ impl Dialler {
         let (limits, metrics) = (&self.ctx.limits, &self.ctx.metrics);
         // Before there is a place for the handshake: an endpoint that swallows packets must not keep places from
         // those that answer.
-        let stream = socket::connect(key.address, limits.connect_timeout)
+        let stream = socket::connect(key.address, limits.connect_timeout, limits.peer_timeout)
             .await
             .inspect_err(|error| note_connect(metrics, error))
             .map_err(|_| Trouble::Unreachable(Reason::NoListener))?;
+        socket::prepare_tunnel(&stream, limits.peer_timeout);
         let Some(pass) = turn.enter(limits.handshake_timeout).await else {
             metrics.count_limit("handshakes");
             // Of this address too many are frozen; another one may not be.
@@ -144,7 +152,9 @@ impl Dialler {
             metrics.count_limit("handshake_timeout");
         }
         let mut tunnel = shaken.map_err(|error| trouble(&error, key))?;
+        tunnel.attend(&self.presence);
         tunnel.hold_proof(&self.ctx.proofs, &credentials.bundle);
+        tunnel.count_kept(&self.ctx.kept);
         Ok(tunnel)
     }
 
@@ -184,11 +194,15 @@ impl Dialler {
                 if let TunnelError::Protocol(_) | TunnelError::Tls(_) = error {
                     self.ctx.metrics.count_protocol_error(Direction::Outbound);
                 }
+                if error.is_vanished() {
+                    self.pool.forget(&key);
+                }
                 tunnel.abort();
                 Err(Trouble::Refused(Reason::TunnelBroken))
             }
             Err(_) => {
                 self.ctx.metrics.count_limit("open_timeout");
+                self.pool.forget(&key);
                 tunnel.abort();
                 Err(Trouble::Refused(Reason::Overloaded))
             }

@@ -22,6 +22,7 @@ use cinch_reason::Reason;
 use cinch_redirect::{AGENT_TEST_ADDRESS, AGENT_TEST_ADDRESS_V6};
 use cinch_tunnel::ResetCode;
 use dial::{Dialler, Opened, Trouble};
+use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -44,7 +45,6 @@ struct Outbound {
     loads: Arc<Loads>,
     affinity: Affinity,
     dialler: Dialler,
-    original: OriginalDestination,
     /// Where we listen; 0 where that is not known.
     port: u16,
     tasks: TaskTracker,
@@ -83,7 +83,6 @@ pub async fn serve_with(listener: TcpListener, ctx: Arc<Context>, original: Orig
         loads: Arc::default(),
         affinity: Affinity::new(ctx.limits.destinations),
         dialler: Dialler::new(&ctx),
-        original,
         port: listener.local_addr().map_or(0, |local| local.port()),
         tasks: TaskTracker::new(),
         ctx: ctx.clone(),
@@ -91,7 +90,7 @@ pub async fn serve_with(listener: TcpListener, ctx: Arc<Context>, original: Orig
     let sweeping = tokio::spawn(outbound.dialler.keep_swept());
     // The apps of the pod have one address.
     let capacity = Capacity::new(ctx.limits.connections, ctx.limits.connections);
-    accept(listener, capacity, &ctx, |accepted| {
+    accept(listener, capacity, original, &ctx, |accepted| {
         let outbound = outbound.clone();
         outbound.tasks.clone().spawn(async move { outbound.take(accepted).await });
     })
@@ -138,12 +137,11 @@ impl Outbound {
         let _ = stream.shutdown().await;
     }
 
-    async fn take(&self, Accepted { stream, from, place, opening }: Accepted) {
-        let Ok(to) = (self.original)(&stream) else {
+    async fn take(&self, Accepted { stream, from, to, place, opening }: Accepted) {
+        let Some(to) = to else {
             self.ctx.metrics.count_refused(Direction::Outbound, Reason::RedirectMissing);
             return socket::abort(stream);
         };
-        let to = SocketAddr::new(to.ip().to_canonical(), to.port());
         if to.ip() == IpAddr::V4(cinch_redirect::SELF_TEST_ADDRESS) {
             self.ctx.evidence.note_outbound_proof();
             return;
@@ -153,7 +151,7 @@ impl Outbound {
         }
         // Who dials the listener himself is told that he meant the listener.
         let local = to.port() == self.port && stream.local_addr().is_ok_and(|local| local == to);
-        let app = TcpSide::new(stream);
+        let app = TcpSide::new(stream, self.ctx.kept.share_of_records());
         let departure = Box::new(Departure { app, from, to, early: Vec::new(), opening });
         if local || to.ip().is_unspecified() || to.ip().is_multicast() {
             return self.refuse(*departure, Reason::DestinationRefused, "not a redirected connection");
@@ -211,7 +209,7 @@ impl Outbound {
             tried.add(endpoint.address);
             let _load = self.loads.enter(endpoint.address);
             if is_plain(endpoint) {
-                match Box::pin(socket::connect(endpoint.address, self.ctx.limits.connect_timeout)).await {
+                match Box::pin(self.connect(endpoint.address)).await {
                     Ok(network) => {
                         self.keep_to(endpoint, to, within);
                         Box::pin(self.copy_plain(departure, network, endpoint.address)).await;
@@ -283,9 +281,14 @@ impl Outbound {
         self.dialler.answered(key, tunnel).await
     }
 
+    async fn connect(&self, to: SocketAddr) -> io::Result<TcpStream> {
+        let limits = &self.ctx.limits;
+        socket::connect(to, limits.connect_timeout, limits.peer_timeout).await
+    }
+
     /// In plaintext, as the app asked for it.
     async fn plain(&self, departure: Box<Departure>, to: SocketAddr) {
-        match socket::connect(to, self.ctx.limits.connect_timeout).await {
+        match self.connect(to).await {
             Ok(network) => self.copy_plain(departure, network, to).await,
             Err(error) => {
                 limits::note_connect(&self.ctx.metrics, &error);
@@ -302,7 +305,7 @@ impl Outbound {
         let metrics = self.ctx.metrics.connection(Direction::Outbound, Transport::Plaintext);
         let metrics = metrics.with_record(Some(record));
         drop(opening);
-        let mut network = TcpSide::new(network);
+        let mut network = TcpSide::new(network, self.ctx.kept.share());
         // Early words were read for a tunnel that did not come about; they were given to nobody.
         if !early.is_empty() {
             metrics.count_sent(early.len());
@@ -335,7 +338,9 @@ impl Outbound {
             End::Finished => return self.dialler.pool().put(key, tunnel),
             End::Failed(Which::First, Failure::Broken) => {
                 app.abort();
-                self.broken(&mut tunnel, from, to);
+                if self.broken(&mut tunnel, from, to).is_vanished() {
+                    self.dialler.pool().forget(&key);
+                }
                 return tunnel.abort();
             }
             End::Failed(Which::First, Failure::Reset) => None,
@@ -349,12 +354,13 @@ impl Outbound {
         Box::pin(self.dialler.settle(key, tunnel, owed)).await;
     }
 
-    fn broken(&self, tunnel: &mut Tunnel, from: SocketAddr, to: SocketAddr) {
+    fn broken(&self, tunnel: &mut Tunnel, from: SocketAddr, to: SocketAddr) -> TunnelError {
         let fault = tunnel.take_fault();
         if let TunnelError::Protocol(_) | TunnelError::Tls(_) = fault {
             self.ctx.metrics.count_protocol_error(Direction::Outbound);
         }
         refusal::cut_outbound(&self.ctx.metrics, Reason::TunnelBroken, from, to);
+        fault
     }
 
     fn refuse(&self, departure: Departure, reason: Reason, detail: &str) {

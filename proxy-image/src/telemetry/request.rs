@@ -39,35 +39,36 @@ impl Handles {
         let security = security(entry.ends.is_mutual);
         let kind =
             AnswerKind { protocol, security, code: Some(entry.code), grpc: entry.grpc, flags: entry.flags };
-        self.answer(telemetry, peer, kind).requests.fetch_add(1, Ordering::Relaxed);
-        let measures = self.measure(telemetry, peer, MeasureKind { protocol, security });
-        measures.duration.observe(microseconds(entry.duration));
-        measures.request_bytes.observe(entry.received);
-        measures.response_bytes.observe(entry.sent);
+        if let Some(answers) = self.answer(telemetry, peer, kind) {
+            answers.requests.fetch_add(1, Ordering::Relaxed);
+        }
+        if let Some(measures) = self.measure(telemetry, peer, MeasureKind { protocol, security }) {
+            measures.duration.observe(microseconds(entry.duration));
+            measures.request_bytes.observe(entry.received);
+            measures.response_bytes.observe(entry.sent);
+        }
         telemetry.log().tell(entry, told.is_sampled);
     }
 
-    fn answer(&mut self, telemetry: &Telemetry, peer: &str, kind: AnswerKind) -> Arc<AnswerSeries> {
-        if let Some((_, series)) = self.answers.iter().find(|(of, _)| *of == kind) {
-            return series.clone();
-        }
-        if self.answers.len() >= KEPT {
-            self.answers.remove(0);
-        }
-        let series = telemetry.0.answers.get(peer, kind);
-        self.answers.push((kind, series.clone()));
-        series
+    /// Always one. It is lent, because a count of its users would cost as much as what it counts.
+    fn answer(&mut self, telemetry: &Telemetry, peer: &str, kind: AnswerKind) -> Option<&AnswerSeries> {
+        let known = self.answers.iter().position(|(of, _)| *of == kind);
+        let place = known.unwrap_or_else(|| {
+            if self.answers.len() >= KEPT {
+                self.answers.remove(0);
+            }
+            self.answers.push((kind, telemetry.0.answers.get(peer, kind)));
+            self.answers.len() - 1
+        });
+        self.answers.get(place).map(|(_, series)| &**series)
     }
 
-    fn measure(&mut self, telemetry: &Telemetry, peer: &str, kind: MeasureKind) -> Arc<MeasureSeries> {
-        match &self.measures {
-            Some((of, series)) if *of == kind => series.clone(),
-            _ => {
-                let series = telemetry.0.measures.get(peer, kind);
-                self.measures = Some((kind, series.clone()));
-                series
-            }
+    /// Always one, as of [`Handles::answer`].
+    fn measure(&mut self, telemetry: &Telemetry, peer: &str, kind: MeasureKind) -> Option<&MeasureSeries> {
+        if self.measures.as_ref().is_none_or(|(of, _)| *of != kind) {
+            self.measures = Some((kind, telemetry.0.measures.get(peer, kind)));
         }
+        self.measures.as_ref().map(|(_, series)| &**series)
     }
 }
 

@@ -12,19 +12,29 @@ use tokio::io::{AsyncRead, ReadBuf};
 use tokio::net::TcpStream;
 
 /// A connection whose records rustls seals and opens.
-pub(super) struct ByRustls(Connection);
+pub(super) struct ByRustls {
+    tls: Connection,
+    /// About so many bytes are sealed and not yet sent.
+    kept: usize,
+}
 
 impl ByRustls {
     pub(super) fn new(mut tls: Connection) -> ByRustls {
         // We write only what a single read gave us, so the bound is that of the read.
         tls.set_buffer_limit(None);
-        ByRustls(tls)
+        ByRustls { tls, kept: 0 }
+    }
+
+    /// Bytes that the socket did not take.
+    pub(super) fn kept(&self) -> usize {
+        self.kept
     }
 
     /// Seals `parts` as one record.
     pub(super) fn seal(&mut self, parts: &[&[u8]]) -> Result<(), TunnelError> {
         let slices: Vec<IoSlice<'_>> = parts.iter().map(|part| IoSlice::new(part)).collect();
-        let written = self.0.writer().write_vectored(&slices).map_err(TunnelError::Broken)?;
+        let written = self.tls.writer().write_vectored(&slices).map_err(TunnelError::Broken)?;
+        self.kept += written + cinch_record::OVERHEAD;
         if written != parts.iter().map(|part| part.len()).sum::<usize>() {
             return Err(TunnelError::Broken(io::ErrorKind::WriteZero.into()));
         }
@@ -32,7 +42,7 @@ impl ByRustls {
     }
 
     pub(super) fn close_notify(&mut self) {
-        self.0.send_close_notify();
+        self.tls.send_close_notify();
     }
 
     pub(super) fn poll_send(
@@ -40,22 +50,25 @@ impl ByRustls {
         tcp: &TcpStream,
         cx: &mut Context<'_>,
     ) -> Poll<Result<(), TunnelError>> {
-        while self.0.wants_write() {
-            match self.0.write_tls(&mut Socket(tcp)) {
-                Ok(_) => {}
+        while self.tls.wants_write() {
+            match self.tls.write_tls(&mut Socket(tcp)) {
+                Ok(sent) => self.kept = self.kept.saturating_sub(sent),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     ready!(tcp.poll_write_ready(cx)).map_err(TunnelError::Broken)?;
                 }
                 Err(error) => return Poll::Ready(Err(TunnelError::Broken(error))),
             }
         }
+        self.kept = 0;
         Poll::Ready(Ok(()))
     }
 
+    /// `most`: bytes of sealed records.
     pub(super) fn poll_receive(
         &mut self,
         tcp: &mut TcpStream,
         cx: &mut Context<'_>,
+        most: usize,
         hear: &mut Hear<'_>,
     ) -> Poll<Result<(), TunnelError>> {
         // The handshake may have read past its own end.
@@ -63,7 +76,8 @@ impl ByRustls {
             return Poll::Ready(Ok(()));
         }
         with_scratch(|scratch| {
-            let mut buffer = ReadBuf::new(scratch);
+            let most = most.min(scratch.len());
+            let mut buffer = ReadBuf::new(scratch.get_mut(..most).unwrap_or_default());
             ready!(Pin::new(tcp).poll_read(cx, &mut buffer)).map_err(TunnelError::Broken)?;
             let mut input = buffer.filled();
             if input.is_empty() {
@@ -71,8 +85,8 @@ impl ByRustls {
             }
             while !input.is_empty() {
                 let before = input.len();
-                self.0.read_tls(&mut input).map_err(TunnelError::Broken)?;
-                let processed = self.0.process_new_packets();
+                self.tls.read_tls(&mut input).map_err(TunnelError::Broken)?;
+                let processed = self.tls.process_new_packets();
                 // What came before the fault counts: deliver it, then report the fault.
                 let taken = self.take_in(hear);
                 processed.map_err(fault)?;
@@ -89,7 +103,7 @@ impl ByRustls {
     fn take_in(&mut self, hear: &mut Hear<'_>) -> Result<bool, TunnelError> {
         let mut any = false;
         loop {
-            let length = match self.0.reader().into_first_chunk() {
+            let length = match self.tls.reader().into_first_chunk() {
                 Ok([]) => return Err(TunnelError::Closed),
                 Ok(chunk) => {
                     hear(chunk)?;
@@ -98,7 +112,7 @@ impl ByRustls {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(any),
                 Err(error) => return Err(TunnelError::Broken(error)),
             };
-            self.0.reader().consume(length);
+            self.tls.reader().consume(length);
             any = true;
         }
     }

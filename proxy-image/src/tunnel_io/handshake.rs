@@ -10,7 +10,6 @@ use super::{State, Tunnel};
 use crate::context::Credentials;
 use crate::copy::with_scratch;
 use crate::path_metrics::OpenGauge;
-use crate::socket;
 use cinch_identity::{
     IdentityError, SpiffeId, Usage, handshake_reason, peer_id, peer_not_after, require_alpn, server_name,
 };
@@ -35,6 +34,9 @@ pub enum HandshakeError {
     /// It took too long.
     #[error("the handshake took too long")]
     Timeout,
+    /// The peer kept us waiting, and others need the place.
+    #[error("the peer kept the handshake waiting while too many others were under way")]
+    Displaced,
     /// The connection broke, or the peer refused us.
     #[error("the handshake failed: {0}")]
     Failed(io::Error),
@@ -48,6 +50,7 @@ impl HandshakeError {
     #[must_use]
     pub fn reason(&self) -> Reason {
         match self {
+            HandshakeError::Displaced => Reason::Overloaded,
             HandshakeError::Timeout | HandshakeError::Failed(_) => Reason::TunnelBroken,
             HandshakeError::Refused(reason, _) => *reason,
         }
@@ -98,7 +101,6 @@ pub async fn accept(
     bounds: Bounds,
     gauge: OpenGauge,
 ) -> Result<Tunnel, HandshakeError> {
-    socket::prepare_tunnel(&stream);
     let config = credentials.tunnel_server.clone();
     let (tcp, proved) = if config.enable_secret_extraction {
         within(bounds, shake(stream, Handshake::server(config)?, prefix)).await?
@@ -124,7 +126,6 @@ pub async fn dial(
     bounds: Bounds,
     gauge: OpenGauge,
 ) -> Result<Tunnel, HandshakeError> {
-    socket::prepare_tunnel(&stream);
     let (tcp, proved) = if config.enable_secret_extraction {
         let handshake = Handshake::client(config, server_name())?;
         within(bounds, shake(stream, handshake, Vec::new())).await?
@@ -227,6 +228,7 @@ fn finish(
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     let valid = Duration::from_secs(peer.until.min(credentials.svid.not_after())).saturating_sub(now);
     Tunnel(Box::new(State {
+        attended: None,
         tcp,
         wire,
         session: Session::new(side),
@@ -237,7 +239,8 @@ fn finish(
         certificate_ends: Instant::now() + valid,
         heard: Heard::default(),
         held: Held::No,
-        failed: None,
+        share: None,
+        closed: false,
         fault: None,
         _gauge: gauge,
     }))

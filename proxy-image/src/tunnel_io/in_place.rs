@@ -59,6 +59,11 @@ impl InPlace {
         Ok(self.records.seal(parts, &mut self.kept)?)
     }
 
+    /// Memory that is held for what the socket did not take.
+    pub(super) fn kept(&self) -> usize {
+        if self.sent == self.kept.len() { 0 } else { self.kept.capacity() }
+    }
+
     /// Nothing more than what is sealed of one read fits before it is pushed.
     pub(super) fn is_full(&self) -> bool {
         self.kept.len() - self.sent >= SEALED
@@ -123,10 +128,12 @@ impl InPlace {
         }
     }
 
+    /// `most`: bytes of sealed records, what waits of one among them.
     pub(super) fn poll_receive(
         &mut self,
         tcp: &mut TcpStream,
         cx: &mut Context<'_>,
+        most: usize,
         hear: &mut Hear<'_>,
     ) -> Poll<Result<(), TunnelError>> {
         match self.end {
@@ -144,7 +151,8 @@ impl InPlace {
         }
         with_scratch(|scratch| {
             let (front, room) = scratch.split_at_mut(self.waiting.len());
-            let mut buffer = ReadBuf::new(room);
+            let most = most.saturating_sub(self.waiting.len()).max(1).min(room.len());
+            let mut buffer = ReadBuf::new(room.get_mut(..most).unwrap_or_default());
             ready!(Pin::new(&mut *tcp).poll_read(cx, &mut buffer)).map_err(TunnelError::Broken)?;
             let come = buffer.filled().len();
             if come == 0 {

@@ -13,7 +13,9 @@ mod wire;
 pub use handshake::{Bounds, HandshakeError, accept, dial};
 
 use crate::copy::{Failure, Sink};
+use crate::kept::{Kept, Share};
 use crate::path_metrics::OpenGauge;
+use crate::presence::{Attended, Presence};
 use crate::proofs::{Proof, Proofs};
 use crate::socket;
 use cinch_identity::{SpiffeId, TrustBundle, Usage};
@@ -50,6 +52,16 @@ pub enum TunnelError {
     Misuse(#[from] Misuse),
 }
 
+impl TunnelError {
+    /// Nobody is at the other end any more, as far as the kernel can tell: its other tunnels lead to nobody either.
+    #[must_use]
+    pub fn is_vanished(&self) -> bool {
+        use io::ErrorKind::{HostUnreachable, NetworkUnreachable, TimedOut};
+        let TunnelError::Broken(error) = self else { return false };
+        matches!(error.kind(), TimedOut | HostUnreachable | NetworkUnreachable)
+    }
+}
+
 impl From<RecordError> for TunnelError {
     fn from(error: RecordError) -> Self {
         match error {
@@ -74,6 +86,8 @@ pub enum Answer {
 pub struct Tunnel(Box<State>);
 
 struct State {
+    /// Before its socket, and so dropped before it.
+    attended: Option<Attended>,
     tcp: TcpStream,
     wire: Wire,
     session: Session,
@@ -85,10 +99,12 @@ struct State {
     certificate_ends: Instant,
     heard: Heard,
     held: Held,
-    /// Found with the last words of the peer; told by the next read.
-    failed: Option<TunnelError>,
-    /// Why the relay could not go on.
-    fault: Option<TunnelError>,
+    /// Where it is counted what the socket did not take.
+    share: Option<Share>,
+    /// The peer has closed it with its last words; the next read tells.
+    closed: bool,
+    /// Why the relay could not go on. Boxed, because most never have any.
+    fault: Option<Box<TunnelError>>,
     _gauge: OpenGauge,
 }
 
@@ -103,6 +119,16 @@ impl Tunnel {
     pub fn hold_proof(&mut self, proofs: &Arc<Proofs>, bundle: &TrustBundle) {
         let (chain, usage) = &mut self.0.shown;
         self.0.proof = proofs.hold(std::mem::take(chain), *usage, bundle);
+    }
+
+    /// From now on its peer is waited for while it has no room.
+    pub fn attend(&mut self, presence: &Arc<Presence>) {
+        self.0.attended = Some(presence.attend(&self.0.tcp));
+    }
+
+    /// From now on what it keeps is counted in `kept`.
+    pub fn count_kept(&mut self, kept: &Arc<Kept>) {
+        self.0.share = Some(kept.share());
     }
 
     /// The trust bundle still vouches for the peer.
@@ -126,10 +152,7 @@ impl Tunnel {
     /// No stream is under way and another one may begin.
     #[must_use]
     pub fn is_reusable(&self) -> bool {
-        self.0.failed.is_none()
-            && self.0.session.is_reusable()
-            && self.is_trusted()
-            && Instant::now() < self.0.expires
+        !self.0.closed && self.0.session.is_reusable() && self.is_trusted() && Instant::now() < self.0.expires
     }
 
     /// The peer said DRAIN, or we did.
@@ -312,11 +335,11 @@ impl Tunnel {
     /// Why the copy through it could not go on.
     #[must_use]
     pub fn take_fault(&mut self) -> TunnelError {
-        self.0.fault.take().unwrap_or(TunnelError::Closed)
+        self.0.fault.take().map_or(TunnelError::Closed, |fault| *fault)
     }
 
     fn broken(&mut self, error: TunnelError) -> Failure {
-        self.0.fault = Some(error);
+        self.0.fault = Some(Box::new(error));
         Failure::Broken
     }
 
@@ -329,13 +352,24 @@ impl Tunnel {
 
     /// Closes without a word, with a RST.
     pub fn abort(self) {
-        socket::abort(self.0.tcp);
+        let State { attended, tcp, .. } = *self.0;
+        drop(attended);
+        socket::abort(tcp);
     }
 
     /// Sends all that is waiting.
     fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), TunnelError>> {
         let State { tcp, wire, .. } = &mut *self.0;
-        wire.poll_send(tcp, cx)
+        let sent = wire.poll_send(tcp, cx);
+        self.tell_kept();
+        sent
+    }
+
+    fn tell_kept(&mut self) {
+        let State { share, wire, .. } = &mut *self.0;
+        if let Some(share) = share {
+            share.now(wire.kept());
+        }
     }
 
     /// Seals `bytes` as frames, each of them in one record.
@@ -348,20 +382,23 @@ impl Tunnel {
             let head = self.0.session.data(chunk.len(), fin && last)?;
             self.0.wire.send(&self.0.tcp, [&head, chunk], last)?;
             if last {
+                self.tell_kept();
                 return Ok(());
             }
             rest = after;
         }
     }
 
-    /// Reads once what has come and takes it in. While the stream is copied, its data goes to `sink`.
+    /// Reads once what has come and takes it in. While the stream is copied, its data goes to the sink of `copy`, about
+    /// so many bytes as it says.
     fn poll_receive(
         &mut self,
         cx: &mut Context<'_>,
-        mut sink: Option<&mut Sink<'_>>,
+        copy: Option<(usize, &mut Sink<'_>)>,
     ) -> Poll<Result<(), TunnelError>> {
-        if let Some(error) = self.0.failed.take() {
-            return Poll::Ready(Err(error));
+        let (most, mut sink) = copy.map_or((usize::MAX, None), |(most, sink)| (most, Some(sink)));
+        if std::mem::take(&mut self.0.closed) {
+            return Poll::Ready(Err(TunnelError::Closed));
         }
         let State { tcp, wire, session, heard, .. } = &mut *self.0;
         let mut hear = |mut input: &[u8]| {
@@ -370,10 +407,10 @@ impl Tunnel {
             }
             Ok(())
         };
-        let received = ready!(wire.poll_receive(tcp, cx, &mut hear));
-        if let Err(error @ TunnelError::Closed) = received {
+        let received = ready!(wire.poll_receive(tcp, cx, most, &mut hear));
+        if let Err(TunnelError::Closed) = received {
             // A close that comes with the last words must not swallow them: the next read reports it.
-            self.0.failed = Some(error);
+            self.0.closed = true;
             return Poll::Ready(Ok(()));
         }
         Poll::Ready(received)

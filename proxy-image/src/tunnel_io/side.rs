@@ -1,7 +1,8 @@
 //! A tunnel as one side of a copy.
 
-use super::Tunnel;
+use super::{State, Tunnel};
 use crate::copy::{Failure, Moved, Side, Sink};
+use crate::socket;
 use cinch_reason::Reason;
 use std::pin::pin;
 use std::task::{Context, Poll, ready};
@@ -26,7 +27,12 @@ impl Held {
 }
 
 impl Side for Tunnel {
-    fn poll_forward(&mut self, cx: &mut Context<'_>, sink: &mut Sink<'_>) -> Poll<Result<Moved, Failure>> {
+    fn poll_forward(
+        &mut self,
+        cx: &mut Context<'_>,
+        most: usize,
+        sink: &mut Sink<'_>,
+    ) -> Poll<Result<Moved, Failure>> {
         self.0.heard.copying = true;
         if self.0.heard.open.is_none() && (!self.0.heard.data.is_empty() || self.0.heard.fin) {
             let moved = Moved { bytes: self.0.heard.data.len(), fin: self.0.heard.fin };
@@ -38,18 +44,21 @@ impl Side for Tunnel {
             return Poll::Ready(Err(Failure::Reset));
         }
         let mut moved = Moved::default();
-        let received = ready!(self.poll_receive(
-            cx,
-            Some(&mut |bytes, fin| {
-                moved.bytes += bytes.len();
-                moved.fin |= fin;
-                sink(bytes, fin);
-            })
-        ));
+        let mut take = |bytes: &[u8], fin| {
+            moved.bytes += bytes.len();
+            moved.fin |= fin;
+            sink(bytes, fin);
+        };
+        let received = ready!(self.poll_receive(cx, Some((most, &mut take))));
         Poll::Ready(match received {
             Ok(()) => Ok(moved),
             Err(error) => Err(self.broken(error)),
         })
+    }
+
+    fn may_take(&self) -> usize {
+        let State { share, tcp, .. } = &*self.0;
+        share.as_ref().map_or(usize::MAX, |share| share.may_read(|| socket::room(tcp)))
     }
 
     fn poll_cut(&mut self, cx: &mut Context<'_>) -> Option<Reason> {

@@ -12,6 +12,8 @@ use tokio::net::TcpStream;
 pub(super) type Hear<'a> = dyn FnMut(&[u8]) -> Result<(), TunnelError> + 'a;
 
 /// Who seals and opens.
+// The large one is nearly always it, and stands in the tunnel's own box.
+#[allow(clippy::large_enum_variant)]
 pub(super) enum Layer {
     InPlace(InPlace),
     // Boxed: it is several times as large, and in every tunnel's task.
@@ -73,6 +75,14 @@ impl Wire {
         self.seal(&[&owed])
     }
 
+    /// What the socket did not take.
+    pub(super) fn kept(&self) -> usize {
+        match &self.layer {
+            Layer::InPlace(wire) => wire.kept(),
+            Layer::Rustls(wire) => wire.kept(),
+        }
+    }
+
     /// Seals the last record of all.
     pub(super) fn close_notify(&mut self) {
         // A connection that can't even seal is broken, and its peer will find out.
@@ -96,16 +106,18 @@ impl Wire {
         }
     }
 
-    /// Reads once what has come and gives it to `hear`. A close is reported after what came before it.
+    /// Reads once what has come, about `most` bytes of it, and gives it to `hear`. A close is reported after what came
+    /// before it.
     pub(super) fn poll_receive(
         &mut self,
         tcp: &mut TcpStream,
         cx: &mut Context<'_>,
+        most: usize,
         hear: &mut Hear<'_>,
     ) -> Poll<Result<(), TunnelError>> {
         match &mut self.layer {
-            Layer::InPlace(wire) => wire.poll_receive(tcp, cx, hear),
-            Layer::Rustls(wire) => wire.poll_receive(tcp, cx, hear),
+            Layer::InPlace(wire) => wire.poll_receive(tcp, cx, most, hear),
+            Layer::Rustls(wire) => wire.poll_receive(tcp, cx, most, hear),
         }
     }
 }

@@ -1,23 +1,46 @@
 //! The apps behind the attacked proxy: HTTP/1 on 8080, HTTP/2 on 8082, an echo on 9090. `/big` is an answer without
-//! an end.
+//! an end, and so is all that 7070 says.
 
 use bytes::Bytes;
 use http::Response;
 use std::future::Future;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 
 pub const HTTP: u16 = 8080;
 pub const HTTP2: u16 = 8082;
 pub const ECHO: u16 = 9090;
 
-/// Serves all three; call it in the server's namespace.
+pub const TORRENT: u16 = 7070;
+
+/// Serves all of them; call it in the server's namespace.
 pub async fn serve() {
+    // On a thread of their own, in the same namespace: honest clients of the others shall not wait for them here.
+    std::thread::spawn(|| crate::attackers::runtime().block_on(torrents()));
     tokio::join!(listen(HTTP, web), listen(HTTP2, web2), listen(ECHO, echo));
 }
 
 async fn listen<F: Future<Output = ()> + Send + 'static>(port: u16, work: fn(TcpStream) -> F) {
-    let listener = TcpListener::bind(("0.0.0.0", port)).await.unwrap();
+    serve_each(TcpListener::bind(("0.0.0.0", port)).await.unwrap(), work).await;
+}
+
+/// The kernel keeps little for each, because there are thousands.
+async fn torrents() {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.set_send_buffer_size(16 * 1024).unwrap();
+    socket.set_reuseaddr(true).unwrap();
+    socket.bind(([0, 0, 0, 0], TORRENT).into()).unwrap();
+    serve_each(socket.listen(4096).unwrap(), torrent).await;
+}
+
+async fn torrent(mut stream: TcpStream) {
+    while stream.write_all(&[7; 16 * 1024]).await.is_ok() {}
+}
+
+async fn serve_each<F: Future<Output = ()> + Send + 'static>(
+    listener: TcpListener,
+    work: fn(TcpStream) -> F,
+) {
     loop {
         if let Ok((stream, _)) = listener.accept().await {
             tokio::spawn(work(stream));

@@ -1,6 +1,7 @@
 //! Floods, slow peers and hungry peers against a proxy in a network namespace of its own, with honest traffic going
 //! on meanwhile: none of it fails, the proxy's memory stays under a bound, and each limit that refuses is counted.
-//! Prints the figures under each attack and without one (`--nocapture`). In [`endings`]: how proxies end.
+//! Prints the figures under each attack and without one (`--nocapture`). In [`endings`]: how proxies end; in
+//! [`slow_readers`]: thousands that never read.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
@@ -14,6 +15,7 @@ mod honest;
 mod http2;
 mod packets;
 mod scene;
+mod slow_readers;
 
 use attackers::Attack;
 use honest::Honest;

@@ -23,7 +23,7 @@ const STRANGER_IP: &str = "10.12.0.1";
 pub const ATTACKED_IP: &str = "10.12.0.2";
 const WAIT: Duration = Duration::from_secs(10);
 
-/// One HTTP rule for the two HTTP ports; the third port is STRICT and not read.
+/// One HTTP rule for the two HTTP ports; the others are not read, and the echo's is STRICT.
 const POLICIES: &str = r#"
 apiVersion: security.istio.io/v1
 kind: PeerAuthentication
@@ -37,7 +37,7 @@ spec:
   selector: {matchLabels: {app: server}}
   rules:
   - to: [{operation: {methods: [GET], ports: ["8080", "8082"]}}]
-  - to: [{operation: {ports: ["9090"]}}]
+  - to: [{operation: {ports: ["7070", "9090"]}}]
 "#;
 
 /// Times as short as a test wants them, and few connections, so that a test can make more of them.
@@ -185,6 +185,11 @@ pub struct Scene {
 
 impl Scene {
     pub fn start() -> Self {
+        Self::with(SETTINGS)
+    }
+
+    /// The attacked proxy has these settings.
+    pub fn with(settings: &str) -> Self {
         let (client, server, stranger) = (Namespace::new(), Namespace::new(), Namespace::new());
         link(&client, &server, ("eth0", "eth0"), (CLIENT_IP, SERVER_IP));
         link(&stranger, &server, ("eth0", "eth1"), (STRANGER_IP, ATTACKED_IP));
@@ -195,7 +200,7 @@ impl Scene {
             "{{address: {SERVER_IP}, identity: \"spiffe://cluster.local/ns/default/sa/server\", meshed: true}}"
         );
         let client_config = files.config("client", "", &peer, "{}");
-        let server_config = files.config("server", "policies.yaml", "", SETTINGS);
+        let server_config = files.config("server", "policies.yaml", "", settings);
         let (certificate, key) = files.leaf("mallory");
         let material = Material { certificate, key, bundle: files.issuer.pem() };
         Self {

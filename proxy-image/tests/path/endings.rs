@@ -4,6 +4,7 @@ use crate::mesh::*;
 use crate::modes::{pod, tunnel};
 use cinch_policy::Mode;
 use cinch_proxy::copy::{Failure, Side, TcpSide};
+use cinch_proxy::kept::Kept;
 use cinch_proxy::path_metrics::{Direction, PathMetrics};
 use cinch_proxy::tunnel_io::{self, Answer, Bounds, Tunnel, TunnelError};
 use std::future::poll_fn;
@@ -41,7 +42,7 @@ async fn flush(tunnel: &mut Tunnel) {
 async fn say_all(tunnel: &mut Tunnel, size: usize) {
     tunnel.begin(b"").unwrap();
     assert_eq!(within(tunnel.answer()).await.unwrap(), Answer::Opened);
-    while !within(poll_fn(|cx| tunnel.poll_forward(cx, &mut |_, _| {}))).await.unwrap().fin {}
+    while !within(poll_fn(|cx| tunnel.poll_forward(cx, usize::MAX, &mut |_, _| {}))).await.unwrap().fin {}
     tunnel.send(&vec![7; size], true).unwrap();
     within(flush(tunnel)).await;
 }
@@ -72,7 +73,7 @@ async fn the_next_stream_waits_outside_until_the_last_is_over() {
     server.opened().unwrap();
     server.send(&[], true).unwrap();
     flush(&mut server).await;
-    while !within(poll_fn(|cx| server.poll_forward(cx, &mut |_, _| {}))).await.unwrap().fin {}
+    while !within(poll_fn(|cx| server.poll_forward(cx, usize::MAX, &mut |_, _| {}))).await.unwrap().fin {}
     // The last byte is on its way to the app.
     let waiting = poll_fn(|cx| server.poll_after_fin(cx));
     assert!(tokio::time::timeout(Duration::from_secs(3), waiting).await.is_err());
@@ -124,7 +125,7 @@ async fn idle_tunnels_keep_no_new_one_out() {
         assert_eq!(within(tunnel.answer()).await.unwrap(), Answer::Opened);
         tunnel.send(&[], true).unwrap();
         flush(&mut tunnel).await;
-        while !within(poll_fn(|cx| tunnel.poll_forward(cx, &mut |_, _| {}))).await.unwrap().fin {}
+        while !within(poll_fn(|cx| tunnel.poll_forward(cx, usize::MAX, &mut |_, _| {}))).await.unwrap().fin {}
         held.push(tunnel);
     }
     // All but the first are told that there is no place for idle ones.
@@ -214,12 +215,13 @@ async fn an_answer_before_a_reset_is_heard_though_the_runtime_has_not_heard_of_i
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let stream = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
     let mut app = Some(listener.accept().unwrap().0);
-    let mut side = TcpSide::new(stream);
+    let kept = Kept::new(0, &std::sync::Arc::default());
+    let mut side = TcpSide::new(stream, kept.share());
     let mut heard = Vec::new();
     // In one turn of the runtime, which so never looks.
     poll_fn(|cx| {
         side.send(b"an upload", false).unwrap();
-        assert!(side.poll_forward(cx, &mut |_, _| ()).is_pending());
+        assert!(side.poll_forward(cx, usize::MAX, &mut |_, _| ()).is_pending());
         let mut app = app.take().unwrap();
         std::io::Write::write_all(&mut app, b"413").unwrap();
         // It has not read the upload: that is a reset.
@@ -229,7 +231,7 @@ async fn an_answer_before_a_reset_is_heard_though_the_runtime_has_not_heard_of_i
             assert!(!fin, "a reset is no end");
             heard.extend_from_slice(bytes);
         };
-        while let Poll::Ready(Ok(_)) = side.poll_forward(cx, &mut hear) {}
+        while let Poll::Ready(Ok(_)) = side.poll_forward(cx, usize::MAX, &mut hear) {}
         Poll::Ready(())
     })
     .await;

@@ -229,6 +229,30 @@ async fn the_next_request_is_judged_by_the_policy_of_now() {
 }
 
 #[tokio::test]
+async fn a_request_that_has_passed_is_judged_anew_by_another_policy_and_by_fields_that_one_asks_for() {
+    let no_guests = json!({"action": "DENY", "rules": [{"when": [{"key": "request.headers[x-role]", "values": ["guest"]}]}]});
+    for over in BOTH {
+        let (mesh, heard) = start(allow_public()).await;
+        let mut client = connect(&mesh, over).await;
+        for _ in 0..4 {
+            assert_eq!(client.ask("GET /public").await.status, 200, "{over:?}");
+        }
+        for other in ["DELETE /public", "GET /publics", "GET /public/../private"] {
+            assert_eq!(client.ask(other).await.status, 403, "{over:?} {other}");
+        }
+        put(&mesh.api, 3, &[("shop/http", allow_public()), ("shop/no-guests", no_guests.clone())]).await;
+        for _ in 0..3 {
+            assert_eq!(client.ask("GET /public").await.status, 200, "{over:?}");
+            client.send("GET /public HTTP/1.1\r\nHost: shop\r\nX-Role: guest\r\n\r\n").await;
+            assert_eq!(client.answer().await.status, 403, "{over:?}");
+        }
+        put(&mesh.api, 4, &[("shop/http", to("ALLOW", &["/other"]))]).await;
+        assert_eq!(client.ask("GET /public").await.status, 403, "{over:?}");
+        assert_eq!(lines(&heard).len(), 7, "{over:?}");
+    }
+}
+
+#[tokio::test]
 async fn audits_and_dry_runs_hear_of_requests_and_refuse_none() {
     let mesh = Mesh::start(Mode::Permissive).await;
     let heard = web(&mesh.api).await;

@@ -225,6 +225,34 @@ async fn a_head_that_comes_in_two_reads_is_served_in_the_drain() {
 }
 
 #[tokio::test]
+async fn a_request_that_meets_the_drain_of_an_idle_connection_is_served() {
+    let (mesh, heard) = start().await;
+    let mut kept = Vec::new();
+    for over in BOTH {
+        for uses in 0..2 {
+            let mut client = connect(&mesh, over).await;
+            for _ in 0..uses {
+                assert_eq!(client.ask("GET /a").await.status, 200);
+            }
+            kept.push((client, format!("{over:?}, {uses} before")));
+        }
+    }
+    // Those that were never used are known to the proxy too by now.
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    // It lies in the socket when the drain is told, and the proxy has not heard of it.
+    for (client, _) in &mut kept {
+        client.send("GET /b HTTP/1.1\r\nHost: shop\r\n\r\n").await;
+    }
+    mesh.api.ctx.drain.cancel();
+    for (client, case) in &mut kept {
+        let answer = client.answer().await;
+        assert_eq!((answer.status, field(&answer.head, "connection")), (200, Some("close")), "{case}");
+        assert_eq!(client.rest().await, (Vec::new(), None), "{case}");
+    }
+    assert_eq!(heard.lock().unwrap().len(), 2 + kept.len());
+}
+
+#[tokio::test]
 async fn the_drain_ends_idle_connections_and_lets_requests_finish() {
     let (mesh, heard) = start().await;
     let (mut idle, mut busy) = (connect(&mesh, Over::Tunnel).await, connect(&mesh, Over::Plaintext).await);

@@ -16,6 +16,7 @@ mod http;
 mod http2;
 mod http_bytes;
 mod http_tokens;
+mod late;
 // What only other tests use.
 #[allow(dead_code)]
 mod mesh;
@@ -24,6 +25,7 @@ mod outbound;
 mod policies;
 mod records;
 mod reuse;
+mod slow;
 mod states;
 mod telemetry;
 mod trust;

@@ -12,6 +12,7 @@ use cinch_proxy::context::{
 };
 use cinch_proxy::evidence::Evidence;
 use cinch_proxy::http_filter::Shared;
+use cinch_proxy::kept::Kept;
 use cinch_proxy::limits::Limits;
 use cinch_proxy::live::Live;
 use cinch_proxy::path_metrics::PathMetrics;
@@ -235,7 +236,9 @@ fn says(address: &Arc<Mutex<SocketAddr>>) -> OriginalDestination {
 }
 
 pub fn limits() -> Limits {
-    Limits { handshake_timeout: Duration::from_millis(500), ..Limits::default() }
+    // Tunnels and plaintext come from one address here.
+    let usual = Limits::default();
+    Limits { handshake_timeout: Duration::from_millis(500), silence_of_peers: usual.silence, ..usual }
 }
 
 impl Pod {
@@ -263,6 +266,7 @@ impl Pod {
             live,
             discovery: told.clone(),
             evidence: Arc::new(Evidence::new(limits.evidence_sources)),
+            kept: Kept::new(limits.kept_bytes, &metrics),
             http: Shared::new(&limits, &metrics),
             metrics,
             own_addresses,

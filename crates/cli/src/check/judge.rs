@@ -16,8 +16,14 @@ pub struct Facts {
     pub version: String,
     /// The parts that are Deployments.
     pub parts: Vec<Part>,
-    /// Who sets the redirect of new pods.
-    pub redirect: Redirect,
+    /// Which operator does the work.
+    pub leader: Leader,
+    /// Webhook configurations by which API servers can't call the webhook.
+    pub uncalled: Vec<&'static str>,
+    /// Admission policies of Cinch that are not in force: not there, without their binding, or bound otherwise.
+    pub not_in_force: Vec<&'static str>,
+    /// Who sets the redirect of new pods; `None` where the user may not read it.
+    pub redirect: Option<Redirect>,
     /// The ConfigMap that says so.
     pub settings: &'static str,
     /// Whether the API server knows the agent's CSI driver.
@@ -37,6 +43,17 @@ pub struct Part {
     pub ready: i32,
     /// All replicas.
     pub all: i32,
+}
+
+/// The operator that leads.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Leader {
+    /// None does.
+    Nobody,
+    /// This pod holds the lease and is not there or not ready.
+    NotReady(String),
+    /// This pod does.
+    Ready(String),
 }
 
 /// A node, as far as the redirect cares.
@@ -119,7 +136,14 @@ impl fmt::Display for Line {
 pub fn judge(facts: &Facts) -> Vec<Line> {
     let mut lines = vec![kubernetes(&facts.version)];
     lines.extend(facts.parts.iter().map(part));
-    match facts.redirect {
+    lines.push(leader(&facts.leader));
+    lines.push(webhooks(&facts.uncalled));
+    lines.push(policies(&facts.not_in_force));
+    if facts.redirect.is_none() {
+        let what = format!("you may not read ConfigMap {}", facts.settings);
+        lines.push(Line::new(Mark::Note, what, "what follows is for redirects that node agents set"));
+    }
+    match facts.redirect.unwrap_or_default() {
         Redirect::Agent => {
             lines.push(driver(facts.driver));
             lines.extend(facts.nodes.iter().map(node));
@@ -156,10 +180,39 @@ fn kubernetes(version: &str) -> Line {
 fn part(part: &Part) -> Line {
     let Part { name, ready, all } = part;
     let what = format!("{name}: {ready} of {all} ready");
-    if *ready > 0 {
-        return Line::good(what);
+    let mark = match ready {
+        0 => Mark::Bad,
+        some if some < all => Mark::Note,
+        _ => return Line::good(what),
+    };
+    Line::new(mark, what, format!("look at the pods and the log of Deployment {name}"))
+}
+
+fn leader(leader: &Leader) -> Line {
+    let hint = "until one does, no new pod of an enrolled namespace starts: look at the log of Deployment cinch-operator";
+    match leader {
+        Leader::Ready(pod) => Line::good(format!("{pod} leads")),
+        Leader::NotReady(pod) => {
+            Line::new(Mark::Bad, format!("{pod} holds the lease of the operators and is not ready"), hint)
+        }
+        Leader::Nobody => Line::new(Mark::Bad, "no operator leads", hint),
     }
-    Line::new(Mark::Bad, what, format!("look at the pods and the log of Deployment {name}"))
+}
+
+fn webhooks(uncalled: &[&str]) -> Line {
+    if uncalled.is_empty() {
+        return Line::good("API servers can call the webhook");
+    }
+    let what = format!("API servers can not call the webhook: no caBundle in {}", uncalled.join(", "));
+    Line::new(Mark::Bad, what, "the operator that leads writes it: look at its log")
+}
+
+fn policies(not_in_force: &[&str]) -> Line {
+    if not_in_force.is_empty() {
+        return Line::good("admission policies in force");
+    }
+    let what = format!("admission policies not in force: {}", not_in_force.join(", "));
+    Line::new(Mark::Bad, what, "what they refuse is accepted; install the chart anew")
 }
 
 fn driver(is_there: bool) -> Line {
@@ -237,7 +290,10 @@ mod tests {
         Facts {
             version: "1.37".to_owned(),
             parts,
-            redirect: Redirect::Agent,
+            leader: Leader::Ready("cinch-operator-6b5f-x2k7p".to_owned()),
+            uncalled: Vec::new(),
+            not_in_force: Vec::new(),
+            redirect: Some(Redirect::Agent),
             settings: "cinch-settings",
             driver: true,
             nodes,
@@ -256,6 +312,9 @@ mod tests {
         let expected = "\
 ✓ Kubernetes 1.37
 ✓ cinch-operator: 2 of 2 ready
+✓ cinch-operator-6b5f-x2k7p leads
+✓ API servers can call the webhook
+✓ admission policies in force
 ✓ CSIDriver node.cinch.dev
 ✓ node node1: agent ready (kernel 6.1.0-26-amd64, containerd://2.0.1)
 ";
@@ -300,9 +359,37 @@ mod tests {
     }
 
     #[test]
+    fn without_a_leader_or_a_way_to_the_webhook_the_check_fails() {
+        let gone = Leader::NotReady("cinch-operator-6b5f-x2k7p".to_owned());
+        for (leader, words) in [(Leader::Nobody, "✗ no operator leads"), (gone, "x2k7p holds the lease")] {
+            let facts = Facts { leader, uncalled: vec!["cinch-injector"], ..facts(vec![healthy("node1")]) };
+            let (text, failed) = told(&facts);
+            assert_eq!(failed, 2, "{text}");
+            assert!(text.contains(words) && text.contains("no caBundle in cinch-injector"), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_half_there_or_not_to_be_seen_is_no_tick() {
+        let mut facts = facts(Vec::new());
+        facts.parts = vec![Part { name: "cinch-webhook", ready: 1, all: 2 }];
+        facts.redirect = None;
+        let (text, failed) = told(&facts);
+        assert_eq!(failed, 0, "{text}");
+        for part in ["! cinch-webhook: 1 of 2", "! you may not read ConfigMap cinch-settings"] {
+            assert!(text.contains(part), "{part} is missing in {text}");
+        }
+        facts.not_in_force = vec!["cinch-pods", "cinch-exec"];
+        let (text, failed) = told(&facts);
+        assert_eq!(failed, 1, "{text}");
+        assert!(text.contains("✗ admission policies not in force: cinch-pods, cinch-exec"), "{text}");
+    }
+
+    #[test]
     fn with_init_only_pods_that_still_need_an_agent_are_missed_one() {
         let mut node = NodeFacts { agent: AgentState::Absent, registered: false, ..healthy("node1") };
-        let with_init = |node: &NodeFacts| Facts { redirect: Redirect::Init, ..facts(vec![node.clone()]) };
+        let with_init =
+            |node: &NodeFacts| Facts { redirect: Some(Redirect::Init), ..facts(vec![node.clone()]) };
         assert_eq!(told(&with_init(&node)).1, 0);
         node.holding = 2;
         let (text, failed) = told(&with_init(&node));

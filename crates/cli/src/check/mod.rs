@@ -1,7 +1,9 @@
 //! `check`: whether every part of Cinch is ready, and which nodes can have meshed pods. In: the API server's view, and
 //! the words of node agents that are not ready. Out: a line for each check, with a hint where it fails.
 
+mod control;
 mod judge;
+mod policies;
 
 use crate::cluster::{Cluster, SETTINGS};
 use crate::survey::{AGENTS, holds_volume};
@@ -65,6 +67,9 @@ async fn facts(cluster: &Cluster) -> Result<Facts> {
     Ok(Facts {
         version: format!("{}.{}", version.major, version.minor.trim_end_matches('+')),
         parts: vec![part(cluster, OPERATOR).await?, part(cluster, WEBHOOK).await?],
+        leader: control::leader(cluster).await?,
+        uncalled: control::uncalled(cluster).await?,
+        not_in_force: policies::not_in_force(cluster).await?,
         redirect: cluster.redirect().await?,
         settings: SETTINGS.0,
         driver: drivers.get_opt(AGENT_DRIVER).await?.is_some(),
@@ -94,11 +99,10 @@ async fn agents(cluster: &Cluster) -> Result<BTreeMap<String, AgentState>> {
 }
 
 async fn state(cluster: &Cluster, pod: &Pod) -> AgentState {
-    let status = pod.status.clone().unwrap_or_default();
-    let conditions = status.conditions.unwrap_or_default();
-    if conditions.iter().any(|condition| condition.type_ == "Ready" && condition.status == "True") {
+    if control::is_ready(pod) {
         return AgentState::Ready;
     }
+    let status = pod.status.clone().unwrap_or_default();
     let waiting = status.container_statuses.unwrap_or_default().into_iter().find_map(|container| {
         let state = container.state.unwrap_or_default();
         let waiting = state.waiting.map(|waiting| waiting.reason.unwrap_or_default());

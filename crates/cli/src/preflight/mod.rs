@@ -5,13 +5,13 @@
 mod network;
 mod template;
 
-use crate::survey::{PodFacts, Survey, Workload};
+use crate::survey::{PodFacts, Survey, Unseen, Workload};
 use cinch_api::names::{INJECTION_LABEL, INJECTION_REQUIRED, MESH_ENABLED, MESH_LABEL};
-use cinch_injection::{AccountChoice, AccountState, Owner, OwnerKind, choose_account};
+use cinch_injection::template::Verdict;
+use cinch_injection::{AccountChoice, AccountState, Owner, OwnerKind, choose_account, privileges};
 use cinch_reason::Reason;
 use std::collections::BTreeSet;
 use std::fmt;
-use template::Verdict;
 
 /// What to say before enrolment.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -67,7 +67,7 @@ pub fn preflight(survey: &Survey, restarting: Restarting) -> Preflight {
         } else if unmeshed && workload.restarts && workload.manual.is_none() {
             result.to_restart.push(workload.owner.clone());
         }
-        for detail in template::privileges(&workload.template) {
+        for detail in privileges(&workload.template) {
             let later = "once the namespace is STRICT, its pods are refused";
             let message = Reason::CouldUndoRedirect.message_with(&detail);
             result.warnings.push(format!("{}: {later}: {message}", workload.owner));
@@ -82,7 +82,24 @@ pub fn preflight(survey: &Survey, restarting: Restarting) -> Preflight {
     }
     result.warnings.extend(network::cut(survey, &left_out));
     result.warnings.extend(nodes_without_agent(survey));
+    result.warnings.extend(survey.unseen.iter().map(|unseen| unknown(*unseen).to_owned()));
     result
+}
+
+/// What can't be said because the user may not look.
+fn unknown(unseen: Unseen) -> &'static str {
+    match unseen {
+        Unseen::Bindings => {
+            "you may not read all role bindings: if permissions hang on the service account default, workloads keep it"
+        }
+        Unseen::Agents => {
+            "you may not look at the node agents: on a node without one, pods with the sidecar do not start"
+        }
+        Unseen::Settings => {
+            "you may not read the settings of Cinch: if an init container sets redirects there, namespaces that enforce \
+             Pod Security baseline or restricted can not be meshed"
+        }
+    }
 }
 
 /// Whether the user asked for restarts.
@@ -140,9 +157,11 @@ fn account(survey: &Survey, workload: &Workload) -> String {
         return asked.to_owned();
     }
     let state = |name: &str| survey.accounts.get(name).cloned().unwrap_or(AccountState::Missing);
+    let is_unsure = survey.unseen.contains(&Unseen::Bindings);
+    let unsure = if is_unsure { ", if nothing hangs on default" } else { "" };
     match choose_account(&workload.owner, state) {
-        AccountChoice::Ready(name) => name,
-        AccountChoice::Missing(name) => format!("{name} (new)"),
+        AccountChoice::Ready(name) => format!("{name}{unsure}"),
+        AccountChoice::Missing(name) => format!("{name} (new){unsure}"),
         AccountChoice::None => asked.to_owned(),
     }
 }

@@ -94,6 +94,24 @@ fn nodes_on_which_the_sidecar_would_wait_are_named() {
 }
 
 #[test]
+fn what_may_not_be_looked_at_is_not_said_to_be_well() {
+    for (unseen, words) in [
+        (Unseen::Bindings, "role bindings"),
+        (Unseen::Agents, "node agents"),
+        (Unseen::Settings, "settings of Cinch"),
+    ] {
+        let mut survey = survey();
+        survey.unseen.insert(unseen);
+        let said = preflight(&survey, Restarting::Now);
+        assert!(said.warnings[0].contains(words) && said.stops.is_empty(), "{said}");
+        let text = said.to_string();
+        assert!(!text.contains("nothing stands against it"), "{text}");
+        let account = &said.changes[0].account;
+        assert_eq!(account.contains("if nothing hangs on default"), unseen == Unseen::Bindings, "{account}");
+    }
+}
+
+#[test]
 fn what_stands_against_the_namespace_as_a_whole_stops() {
     for (label, value, word) in [
         ("pod-security.kubernetes.io/enforce", "restricted", "PodSecurityForbidsInit"),

@@ -191,7 +191,9 @@ impl Connection {
     }
 
     fn forwarded(&mut self, id: RequestId, facts: Facts, bytes: &[u8]) {
-        self.last |= facts.last;
+        // While the connection drains, the answer to this one says that it is the last.
+        self.last |= facts.last || self.draining;
+        self.parting = None;
         self.queue.push_forwarded(id, facts, bytes);
         self.client = match facts.framing {
             Framing::Length(length) => Client::Length(length),

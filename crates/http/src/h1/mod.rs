@@ -21,7 +21,11 @@ use cinch_reason::Reason;
 use queue::{Entry, Queue};
 use scan::Held;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
+
+/// So long a draining connection that nothing is under way on waits for the request that may be on its way: its client
+/// can't know of the drain, and many don't try a request again that met the end of a connection.
+const PARTING: Duration = Duration::from_secs(1);
 
 /// One connection of HTTP/1.x.
 #[derive(Debug)]
@@ -40,6 +44,8 @@ pub struct Connection {
     last: bool,
     /// The proxy wants to end: the last answer says so.
     draining: bool,
+    /// Draining, and nothing is under way: until then one more request may come.
+    parting: Option<Instant>,
     /// Requests wait because our own answers must be sent first, or others have their turn.
     stalled: bool,
     /// Bytes that may still be discarded.
@@ -102,6 +108,7 @@ impl Connection {
             fin_to_app: false,
             last: false,
             draining: false,
+            parting: None,
             stalled: false,
             discard: limits.discard_bytes,
             head_since: None,
@@ -112,12 +119,23 @@ impl Connection {
         }
     }
 
-    /// Takes no further request: what is under way ends as it would, with `Connection: close` in the last answer if
-    /// that has not begun, then the connection closes. Upgraded ones stay.
+    /// Ends the connection so that no request is lost: with an answer that says so (`Connection: close`), after which
+    /// no request is taken. That is the last one of those that are under way, if it has not begun; else the answer to
+    /// one more request, if it comes within a second. Upgraded connections stay.
     pub fn drain(&mut self, turn: &mut Turn<'_>) {
         if self.end.is_none() {
-            (self.last, self.draining) = (true, true);
+            self.draining = true;
+            self.last |= self.awaits_answer();
             self.settle(turn);
+        }
+    }
+
+    /// The last answer of those that are under way has not begun.
+    fn awaits_answer(&self) -> bool {
+        match self.queue.len() {
+            0 => false,
+            1 => self.app == app::App::Head && !self.front_is_answered(),
+            _ => true,
         }
     }
 
@@ -151,8 +169,12 @@ impl Connection {
         if self.app.is_tunnel() && self.from_client.eof && self.from_app.eof {
             self.answer_finished(turn);
         }
-        if self.last && self.queue.is_empty() && !self.client.is_mid_body() && !self.app.is_tunnel() {
-            self.close(turn);
+        if self.queue.is_empty() && !self.client.is_mid_body() && !self.app.is_tunnel() {
+            if self.last {
+                self.close(turn);
+            } else if self.draining {
+                self.parting.get_or_insert(turn.now + PARTING);
+            }
         }
         let waits = self.client.awaits_section() && !self.from_client.held.is_empty() && !self.is_blocked();
         if !waits {
@@ -166,9 +188,10 @@ impl Connection {
     /// Sends our own answers whose turn it is.
     fn send_answers(&mut self, turn: &mut Turn<'_>) {
         while let Some(Entry::Refused(refused)) = self.queue.front() {
-            turn.out
-                .to_client
-                .build(|out| answer::write(&refused.refusal, refused.after, refused.is_head, out));
+            let is_last = self.draining && self.queue.len() == 1;
+            let after = if is_last { After::Close } else { refused.after };
+            self.last |= is_last;
+            turn.out.to_client.build(|out| answer::write(&refused.refusal, after, refused.is_head, out));
             turn.authorizer.answered(refused.id, refused.refusal.status.code());
             turn.authorizer.finished(refused.id);
             self.queue.pop();
@@ -304,6 +327,9 @@ impl Filter for Connection {
                 turn,
             );
             self.settle(turn);
+        } else if due(self.parting_deadline()) {
+            self.close(turn);
+            self.settle(turn);
         } else if due(self.idle_deadline()) {
             if self.client.is_mid_body() {
                 self.refuse_client(
@@ -321,10 +347,8 @@ impl Filter for Connection {
         if self.end.is_some() {
             return None;
         }
-        self.linger.or_else(|| match (self.head_deadline(), self.idle_deadline()) {
-            (Some(head), Some(idle)) => Some(head.min(idle)),
-            (head, idle) => head.or(idle),
-        })
+        let others = [self.head_deadline(), self.parting_deadline(), self.idle_deadline()];
+        self.linger.or_else(|| others.into_iter().flatten().min())
     }
 
     fn wants_client(&self) -> bool {
@@ -350,6 +374,10 @@ impl Filter for Connection {
         self.from_client.held.len() + self.from_app.held.len() + self.queue.bytes()
     }
 
+    fn held_unfinished(&self) -> usize {
+        self.from_client.held.len()
+    }
+
     fn shrink(&mut self) {
         self.queue.shrink();
     }
@@ -362,6 +390,11 @@ impl Filter for Connection {
 impl Connection {
     fn head_deadline(&self) -> Option<Instant> {
         self.head_since.map(|since| since + self.limits.head_timeout)
+    }
+
+    /// A head that has begun to come has its own time.
+    fn parting_deadline(&self) -> Option<Instant> {
+        self.parting.filter(|_| self.linger.is_none() && self.head_since.is_none())
     }
 
     /// Long polls, streams of events and upgraded connections may be quiet as long as they like.

@@ -62,6 +62,10 @@ impl Queue {
     pub(super) fn push_forwarded(&mut self, id: RequestId, facts: Facts, head: &[u8]) {
         self.heads.extend_from_slice(head);
         let Facts { is_head, websocket, expects, .. } = facts;
+        if self.entries.capacity() == 0 {
+            // Mostly there is one; pipelined ones get their room when they come.
+            self.entries.reserve_exact(1);
+        }
         let entry = Forwarded { id, is_head, websocket, expects, answered: false, head: head.len() };
         self.entries.push_back(Entry::Forwarded(entry));
     }

@@ -1,7 +1,7 @@
 //! Our own answers: a head and nothing else, so that no window of the client is ever overdrawn.
 
 use super::frame::{EndStream, block};
-use super::hpack::{Encoder, Field};
+use super::hpack::Encoder;
 use crate::{Refusal, Status};
 
 /// Static entries of the names that we write ourselves.
@@ -25,9 +25,7 @@ pub(super) fn write(
     let status = if grpc == Form::Grpc { 200 } else { refusal.status.code() };
     block(stream, EndStream::Yes, out, |out| {
         encoder.begin(out);
-        let mut field = |name: &str, value: &[u8], hint| {
-            encoder.field(Field { name: name.as_bytes(), value, hint, sensitive: false }, out);
-        };
+        let mut field = |name: &str, value: &[u8], hint| encoder.field(name, value, hint, out);
         let digits = [status / 100 % 10, status / 10 % 10, status % 10].map(|digit| b'0' + digit as u8);
         field(":status", &digits, hint::STATUS);
         if grpc == Form::Grpc {

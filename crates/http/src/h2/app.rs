@@ -141,7 +141,7 @@ impl FromApp<'_, '_, '_> {
         self.turn.out.to_client.build(|out| {
             frame::block(block.stream, EndStream::of(block.end_stream), out, |out| {
                 encoder.begin(out);
-                fields.iter().for_each(|field| encoder.field(field, out));
+                out.extend_from_slice(fields.coded());
             });
         });
         if let Some(answer) = answer.filter(|answer| !answer.is_interim()) {

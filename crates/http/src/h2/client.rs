@@ -1,10 +1,11 @@
 //! What the client says: requests, which are shown to the authorizer, and what belongs to them.
 
 use super::answer::{self, Form};
+use super::class::Name;
 use super::core::{APP, CLIENT, Core, MAX_HEADS, id, pass, undecoded};
 use super::frame::{self, EndStream, Fault, FrameHead, code, flag, kind, word};
 use super::head::{self, Bad, Request};
-use super::hpack::{Field, Fields};
+use super::hpack::Fields;
 use super::reader::{Block, Data, Sink};
 use super::settings::{self, Reader};
 use super::streams::{Stream, Way};
@@ -189,28 +190,27 @@ impl FromClient<'_, '_, '_> {
     fn forward(&mut self, block: &Block<'_>, request: &Request<'_>, fields: &Fields) {
         let encoder = &mut self.core.to_app;
         let Output { to_app, patch, .. } = &mut *self.turn.out;
-        let target = patch.target().unwrap_or(request.target);
-        let pseudo = [
-            (":method", request.method, hint::METHOD),
-            (":scheme", request.scheme, hint::SCHEME),
-            (":path", target, hint::PATH),
-            (":authority", request.authority, hint::AUTHORITY),
-        ];
+        let target = patch.target();
+        let as_sent = request.is_plain && target.is_none();
         let unpatched = patch.is_empty();
-        let stays = |field: &Field<'_>| {
-            head::is_forwarded(*field) && (unpatched || !patch.removes(head::text(field.name)))
-        };
         to_app.build(|out| {
             frame::block(block.stream, EndStream::of(block.end_stream), out, |out| {
                 encoder.begin(out);
-                for (name, value, hint) in pseudo {
-                    encoder.field(own(name, value.as_bytes(), hint), out);
+                if !as_sent {
+                    encoder.field(":method", request.method.as_bytes(), hint::METHOD, out);
+                    encoder.field(":scheme", request.scheme.as_bytes(), hint::SCHEME, out);
+                    encoder.field(":path", target.unwrap_or(request.target).as_bytes(), hint::PATH, out);
+                    encoder.field(":authority", request.authority.as_bytes(), hint::AUTHORITY, out);
                 }
-                for field in head::regular(fields).filter(stays) {
-                    encoder.field(field, out);
-                }
+                fields.write(
+                    |class, name| match class {
+                        Name::Pseudo => as_sent,
+                        class => head::is_forwarded(class) && (unpatched || !patch.removes(name())),
+                    },
+                    out,
+                );
                 for (name, value) in patch.added() {
-                    encoder.field(own(name, value, 0), out);
+                    encoder.field(name, value, 0, out);
                 }
             });
         });
@@ -265,7 +265,7 @@ impl FromClient<'_, '_, '_> {
         self.turn.out.to_app.build(|out| {
             frame::block(block.stream, EndStream::Yes, out, |out| {
                 encoder.begin(out);
-                fields.iter().for_each(|field| encoder.field(field, out));
+                out.extend_from_slice(fields.coded());
             });
         });
         self.request_ended(block.stream);
@@ -365,10 +365,6 @@ impl FromClient<'_, '_, '_> {
         let flags = head.flags & flag::ACK;
         self.turn.out.to_app.build(|out| frame::write(head.kind, flags, head.stream, payload, out));
     }
-}
-
-fn own<'a>(name: &'a str, value: &'a [u8], hint: u8) -> Field<'a> {
-    Field { name: name.as_bytes(), value, hint, sensitive: false }
 }
 
 /// The code of RST_STREAM.

@@ -17,6 +17,9 @@ const OWN_BYTES: usize = 64 * 1024;
 /// The heads of all live streams together; further streams are refused.
 pub(super) const MAX_HEADS: usize = 1024 * 1024;
 
+/// Pieces of DATA below this are copied: what is sent at once then stands in one place, and need not be joined.
+const SHORT: usize = 1024;
+
 /// Windows are given back in steps of this, and whatever is left at the end of a read.
 const REFUND: u32 = 16 * 1024;
 
@@ -216,12 +219,15 @@ pub(super) fn id(stream: u32) -> RequestId {
     RequestId(u64::from(stream))
 }
 
-/// Passes a piece of DATA on: untouched as a range of the input, else with a head of its own.
+/// Passes a piece of DATA on: untouched, and unless it is short as a range of the input; else with a head of its own.
 pub(super) fn pass(data: &Data<'_>, out: &mut Outgoing) {
     if let Some(whole) = data.whole
         && let Some(at) = whole.at
     {
-        return out.input(at..at + whole.bytes.len());
+        return match whole.bytes.len() {
+            ..SHORT => out.own(whole.bytes),
+            length => out.input(at..at + length),
+        };
     }
     let end = if data.end_stream { frame::flag::END_STREAM } else { 0 };
     let padded = if data.padded { frame::flag::PADDED } else { 0 };

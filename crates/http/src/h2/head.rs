@@ -1,11 +1,13 @@
 //! The head of a request as RFC 9113, section 8, demands it: fields in, what the filter must know of them out.
 
+use super::class::Name;
 use super::hpack::{Field, Fields};
-use crate::fields::{Known, folded, is_identity, is_odd, known};
-use crate::{Authorizer, Header, Refusal, RequestHead, Status, Version, is_field_value, is_framing};
+use crate::fields::{folded, is_identity};
+use crate::{Authorizer, Header, Refusal, RequestHead, Status, Version, is_framing};
 
-/// The most fields of an ordinary request: a small table on the stack is cheaper than a large one.
-const FEW: usize = 32;
+/// Fields of most calls, and of nearly all requests: a small table on the stack is cheaper than a large one.
+const FEW: usize = 12;
+const SOME: usize = 32;
 
 /// The largest number that every implementation of JSON or JavaScript reads exactly.
 const MAX_LENGTH: u64 = 1 << 53;
@@ -30,6 +32,8 @@ pub(super) struct Request<'f> {
     pub(super) length: Option<u64>,
     /// It is a call of gRPC, and so must be its answer.
     pub(super) grpc: bool,
+    /// Its pseudo-fields are those that the app gets.
+    pub(super) is_plain: bool,
     cookies: usize,
 }
 
@@ -41,7 +45,7 @@ pub(super) fn request<'f>(fields: &'f Fields, authorizer: &dyn Authorizer) -> Re
     let pseudo = Pseudo::read(fields)?;
     let mut seen = Seen::default();
     for field in fields.iter().skip(pseudo.count) {
-        seen.field(field, authorizer)?;
+        seen.field(&field, authorizer)?;
     }
     if let Some(odd) = seen.odd {
         return Err(Bad::Refused(Refusal::bad_request(odd)));
@@ -59,12 +63,14 @@ pub(super) fn request<'f>(fields: &'f Fields, authorizer: &dyn Authorizer) -> Re
         _ => return Err(Bad::Malformed("the :scheme is not that of HTTP")),
     };
     let target = target(method, pseudo.path.ok_or(Bad::Malformed("there is no :path"))?)?;
+    let is_plain = pseudo.authority.is_some();
     let authority = authority(pseudo.authority, seen.host)?;
     Ok(Request {
         method,
         scheme,
         target,
         authority,
+        is_plain,
         length: seen.length,
         grpc: seen.grpc,
         cookies: seen.cookies,
@@ -82,14 +88,21 @@ impl Request<'_> {
         if self.cookies > 1 {
             join(fields, joined);
         }
-        let mut few = [("", &b""[..]); FEW];
-        let mut many = Vec::new();
-        let room: &mut [Header<'_>] = if fields.len() < FEW {
-            &mut few
-        } else {
-            many.resize(fields.len() + 1, ("", &b""[..]));
-            &mut many
-        };
+        match fields.len() {
+            0..FEW => self.show_in(&mut [("", &b""[..]); FEW], fields, joined, then),
+            FEW..SOME => self.show_in(&mut [("", &b""[..]); SOME], fields, joined, then),
+            many => self.show_in(&mut vec![("", &b""[..]); many + 1], fields, joined, then),
+        }
+    }
+
+    /// As [`Request::show`], with `room` for the fields and joined cookies.
+    fn show_in<'s, R>(
+        &'s self,
+        room: &mut [Header<'s>],
+        fields: &'s Fields,
+        cookies: &'s [u8],
+        then: impl FnOnce(&RequestHead<'_>) -> R,
+    ) -> R {
         let mut count = 0;
         let mut cookie = false;
         let mut add = |name, value| {
@@ -100,14 +113,13 @@ impl Request<'_> {
         };
         // Policies may read it as a field, as they do in HTTP/1; it stands in the room of :authority.
         add("host", self.authority.as_bytes());
-        for field in regular(fields).filter(|field| is_forwarded(*field)) {
-            let name = text(field.name);
-            if name == "cookie" && self.cookies > 1 {
+        for field in fields.regular().filter(|field| is_forwarded(field.class.name)) {
+            if field.class.name == Name::Cookie && self.cookies > 1 {
                 if !std::mem::replace(&mut cookie, true) {
-                    add(name, joined.as_slice());
+                    add(field.text(), cookies);
                 }
             } else {
-                add(name, field.value);
+                add(field.text(), field.value);
             }
         }
         then(&RequestHead {
@@ -121,28 +133,21 @@ impl Request<'_> {
     }
 }
 
-/// The fields behind the pseudo-fields.
-pub(super) fn regular(fields: &Fields) -> impl Iterator<Item = Field<'_>> {
-    fields.iter().filter(|field| field.name.first() != Some(&b':'))
-}
-
 /// Whether an app may see a field of a request: not those that only we may set, nor `host`, which `:authority`
-/// stands for, nor what asks HTTP/1 for an upgrade.
-pub(super) fn is_forwarded(field: Field<'_>) -> bool {
-    // All names of them begin with these letters; most others are told by them.
-    !matches!(field.name.first(), Some(b'c' | b'h' | b'x'))
-        || !matches!(known(text(field.name)), Known::Identity | Known::Host | Known::Http2Settings)
+/// stands for, nor what asks HTTP/1 for an upgrade. Pseudo-fields are none.
+pub(super) fn is_forwarded(name: Name) -> bool {
+    !matches!(name, Name::Pseudo | Name::Identity | Name::Host | Name::Http2Settings)
 }
 
-/// A checked name as text.
-pub(super) fn text(name: &[u8]) -> &str {
-    std::str::from_utf8(name).unwrap_or_default()
+/// Checked text.
+fn text(bytes: &[u8]) -> &str {
+    std::str::from_utf8(bytes).unwrap_or_default()
 }
 
 /// Cookies come in pieces (RFC 9113, section 8.2.3); a policy reads them as one.
 fn join(fields: &Fields, joined: &mut Vec<u8>) {
     joined.clear();
-    for field in fields.iter().filter(|field| field.name == b"cookie") {
+    for field in fields.iter().filter(|field| field.class.name == Name::Cookie) {
         if !joined.is_empty() {
             joined.extend_from_slice(b"; ");
         }
@@ -164,15 +169,16 @@ struct Pseudo<'f> {
 impl<'f> Pseudo<'f> {
     fn read(fields: &'f Fields) -> Result<Pseudo<'f>, Bad> {
         let mut pseudo = Pseudo::default();
-        for field in fields.iter().take_while(|field| field.name.first() == Some(&b':')) {
+        for field in fields.iter().take_while(|field| field.class.name == Name::Pseudo) {
             pseudo.count += 1;
             let value = field.value;
-            let twice = match field.name {
-                b":method" => pseudo.method.replace(method(value)?).is_some(),
-                b":scheme" => pseudo.scheme.replace(value).is_some(),
-                b":path" => pseudo.path.replace(value).is_some(),
-                b":authority" => pseudo.authority.replace(value).is_some(),
-                b":protocol" => std::mem::replace(&mut pseudo.protocol, true),
+            // Nearly always by the place in the static table.
+            let twice = match (field.hint, field.name) {
+                (2 | 3, _) | (0, b":method") => pseudo.method.replace(method(value)?).is_some(),
+                (6 | 7, _) | (0, b":scheme") => pseudo.scheme.replace(value).is_some(),
+                (4 | 5, _) | (0, b":path") => pseudo.path.replace(value).is_some(),
+                (1, _) | (0, b":authority") => pseudo.authority.replace(value).is_some(),
+                (0, b":protocol") => std::mem::replace(&mut pseudo.protocol, true),
                 _ => return Err(Bad::Malformed("there is an unknown pseudo-field")),
             };
             if twice {
@@ -184,6 +190,11 @@ impl<'f> Pseudo<'f> {
 }
 
 fn method(value: &[u8]) -> Result<&str, Bad> {
+    match value {
+        b"GET" => return Ok("GET"),
+        b"POST" => return Ok("POST"),
+        _ => {}
+    }
     let method = std::str::from_utf8(value).ok().filter(|method| crate::is_field_name(method));
     method.ok_or(Bad::Malformed("the :method is no token"))
 }
@@ -199,77 +210,43 @@ struct Seen<'f> {
 }
 
 impl<'f> Seen<'f> {
-    fn field(&mut self, field: Field<'f>, authorizer: &dyn Authorizer) -> Result<(), Bad> {
-        let name = check(field).map_err(Bad::Malformed)?;
-        match known(name) {
-            Known::Host if self.host.replace(field.value).is_some() => {
+    fn field(&mut self, field: &Field<'f>, authorizer: &dyn Authorizer) -> Result<(), Bad> {
+        check(field).map_err(Bad::Malformed)?;
+        match field.class.name {
+            Name::Host if self.host.replace(field.value).is_some() => {
                 return Err(Bad::Malformed("there are several host fields"));
             }
-            Known::ContentLength if self.length.replace(length(field.value)?).is_some() => {
+            Name::ContentLength if self.length.replace(length(field.value)?).is_some() => {
                 return Err(Bad::Malformed("there are several content-length fields"));
             }
-            Known::Other if is_odd(name) && is_taken_for_another(name, authorizer) => {
+            Name::Odd if is_taken_for_another(field.text(), authorizer) => {
                 self.odd = Some("the name of a field could be taken for another one");
             }
-            Known::Other if name == "cookie" => self.cookies += 1,
-            Known::Other if name == "content-type" => {
-                self.grpc = field.value.starts_with(b"application/grpc")
-            }
+            Name::Cookie => self.cookies += 1,
+            Name::ContentType => self.grpc = field.value.starts_with(b"application/grpc"),
             _ => {}
         }
         Ok(())
     }
 }
 
-/// Checks a field by itself (RFC 9113, sections 8.2.1 and 8.2.2); returns its name.
-pub(super) fn check(field: Field<'_>) -> Result<&str, &'static str> {
-    let name = text(field.name);
-    if name.is_empty() || !field.name.iter().all(|byte| is_name_byte(*byte)) {
-        return Err(match field.name.first() {
-            Some(b':') => "there is a pseudo-field behind others",
-            _ => "the name of a field is malformed",
-        });
+/// Checks a field by itself (RFC 9113, sections 8.2.1 and 8.2.2).
+pub(super) fn check(field: &Field<'_>) -> Result<(), &'static str> {
+    match field.class.name {
+        Name::Pseudo => Err("there is a pseudo-field behind others"),
+        Name::Malformed => Err("the name of a field is malformed"),
+        _ if !field.class.is_value => Err("the value of a field is malformed"),
+        Name::OfConnection => Err("there is a field that belongs to a connection of HTTP/1"),
+        Name::Te if field.value != b"trailers" => Err("the te field holds more than trailers"),
+        _ => Ok(()),
     }
-    if !is_field_value(field.value) {
-        return Err("the value of a field is malformed");
-    }
-    match known(name) {
-        Known::Connection
-        | Known::KeepAlive
-        | Known::ProxyConnection
-        | Known::TransferEncoding
-        | Known::Upgrade => Err("there is a field that belongs to a connection of HTTP/1"),
-        Known::Te if field.value != b"trailers" => Err("the te field holds more than trailers"),
-        _ => Ok(name),
-    }
-}
-
-/// A token without capitals.
-fn is_name_byte(byte: u8) -> bool {
-    const NAME: [bool; 256] = {
-        let mut table = [false; 256];
-        let mut byte = 0_u8;
-        while byte < 128 {
-            let mark = matches!(
-                byte,
-                b'!' | b'#'..=b'\'' | b'*' | b'+' | b'-' | b'.' | b'^'..=b'`' | b'|' | b'~'
-            );
-            #[allow(clippy::indexing_slicing, reason = "evaluated by the compiler")]
-            {
-                table[byte as usize] = byte.is_ascii_lowercase() || byte.is_ascii_digit() || mark;
-            }
-            byte += 1;
-        }
-        table
-    };
-    NAME.get(usize::from(byte)).copied().unwrap_or_default()
 }
 
 /// Checks the trailers of a request: none may frame, route, identify, or be read by a policy.
 pub(super) fn trailers(fields: &Fields, authorizer: &dyn Authorizer) -> Result<(), &'static str> {
     for field in fields.iter() {
-        let name = check(field)?;
-        if is_taken_for_another(name, authorizer) {
+        check(&field)?;
+        if is_taken_for_another(field.text(), authorizer) {
             return Err("the trailers hold a field that may not stand there");
         }
     }
@@ -297,7 +274,7 @@ fn target<'f>(method: &str, path: &'f [u8]) -> Result<&'f str, Bad> {
     if path != b"*" && path.first() != Some(&b'/') {
         return Err(Bad::Malformed("the :path does not begin with a slash"));
     }
-    if !path.iter().all(u8::is_ascii_graphic) {
+    if !path.iter().fold(true, |all, byte| all & byte.is_ascii_graphic()) {
         return Err(Bad::Malformed("the :path holds spaces, controls, or bytes beyond ASCII"));
     }
     Ok(text(path))

@@ -13,6 +13,7 @@
 mod answer;
 mod app;
 mod budget;
+mod class;
 mod client;
 mod core;
 mod frame;
@@ -334,6 +335,10 @@ impl Filter for Connection {
     fn held(&self) -> usize {
         let core = self.core.streams.held() + self.core.waiting.capacity() + self.core.cookies.capacity();
         core + self.core.from_client.held() + self.core.from_app.held() + self.client.held() + self.app.held()
+    }
+
+    fn held_unfinished(&self) -> usize {
+        self.client.unfinished()
     }
 
     fn shrink(&mut self) {

@@ -174,6 +174,11 @@ impl Reader {
         self.pending.capacity() + self.block.capacity() + self.held.capacity()
     }
 
+    /// Of what is held, bytes of frames and blocks that have not come whole, or wait.
+    pub(super) fn unfinished(&self) -> usize {
+        self.pending.len() + self.open.map_or(0, |_| self.block.len()) + self.held.len()
+    }
+
     pub(super) fn shrink(&mut self) {
         self.pending.shrink_to_fit();
         self.block.shrink_to_fit();

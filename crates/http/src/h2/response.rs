@@ -1,5 +1,6 @@
 //! The head of an answer as RFC 9113, section 8.3.2, demands it.
 
+use super::class::Name;
 use super::head;
 use super::hpack::Fields;
 
@@ -41,7 +42,8 @@ pub(super) fn answer(fields: &Fields) -> Result<Answer, &'static str> {
     }
     let mut length = None;
     for field in all {
-        if head::check(field)? == "content-length" {
+        head::check(&field)?;
+        if field.class.name == Name::ContentLength {
             let value = head::length(field.value).map_err(|_| "an answer with a bad content-length")?;
             if length.replace(value).is_some() {
                 return Err("an answer with several content-length fields");
@@ -56,7 +58,7 @@ pub(super) fn answer(fields: &Fields) -> Result<Answer, &'static str> {
 /// # Errors
 /// Why they are malformed.
 pub(super) fn trailers(fields: &Fields) -> Result<(), &'static str> {
-    fields.iter().try_for_each(|field| head::check(field).map(|_| ()))
+    fields.iter().try_for_each(|field| head::check(&field))
 }
 
 /// The status with which a call of gRPC ends; `fields` are trailers, or the head of an answer that is nothing else.

@@ -45,7 +45,11 @@ impl Stream {
 pub(super) struct Streams {
     /// By their ids, which only rise.
     live: VecDeque<Stream>,
+    /// Where a stream was last found: what comes next is mostly of the same one, or of that which took its place.
+    found: usize,
     spare: Vec<Fields>,
+    /// Bytes that the fields of both hold.
+    held: usize,
     /// The highest id that the client has used, whether it was forwarded or not.
     pub(super) highest: u32,
     /// Bytes of the heads in `live`.
@@ -62,7 +66,9 @@ impl Streams {
     pub(super) fn new(resets_after: u32) -> Streams {
         Streams {
             live: VecDeque::new(),
+            found: 0,
             spare: Vec::new(),
+            held: 0,
             highest: 0,
             bytes: 0,
             begun: 0,
@@ -85,8 +91,21 @@ impl Streams {
     }
 
     pub(super) fn get(&mut self, id: u32) -> Option<&mut Stream> {
-        let place = self.live.binary_search_by_key(&id, |stream| stream.id).ok()?;
-        self.live.get_mut(place)
+        self.found = self.place(id)?;
+        self.live.get_mut(self.found)
+    }
+
+    fn place(&self, id: u32) -> Option<usize> {
+        let is_at = |place: usize| self.live.get(place).is_some_and(|stream| stream.id == id);
+        if is_at(self.found) {
+            return Some(self.found);
+        }
+        match self.live.back() {
+            Some(newest) if newest.id > id => {}
+            Some(newest) if newest.id == id => return Some(self.live.len() - 1),
+            _ => return None,
+        }
+        self.live.binary_search_by_key(&id, |stream| stream.id).ok()
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = &Stream> {
@@ -96,6 +115,7 @@ impl Streams {
     /// Adds a stream, whose id is above all others.
     pub(super) fn insert(&mut self, stream: Stream) {
         self.bytes += stream.fields.size();
+        self.held += stream.fields.capacity();
         self.begun += 1;
         if self.begun >= self.resets_after.saturating_mul(2) {
             self.begun /= 2;
@@ -106,9 +126,11 @@ impl Streams {
 
     /// Takes a stream out; whether it was live.
     pub(super) fn remove(&mut self, id: u32) -> bool {
-        let Ok(place) = self.live.binary_search_by_key(&id, |stream| stream.id) else { return false };
+        let Some(place) = self.place(id) else { return false };
         let Some(stream) = self.live.remove(place) else { return false };
+        self.found = place;
         self.bytes = self.bytes.saturating_sub(stream.fields.size());
+        self.held = self.held.saturating_sub(stream.fields.capacity());
         self.recycle(stream.fields);
         true
     }
@@ -120,12 +142,15 @@ impl Streams {
 
     /// Empty fields, of an ended stream where there is one.
     pub(super) fn fields(&mut self) -> Fields {
-        self.spare.pop().unwrap_or_default()
+        let fields = self.spare.pop().unwrap_or_default();
+        self.held = self.held.saturating_sub(fields.capacity());
+        fields
     }
 
     pub(super) fn recycle(&mut self, mut fields: Fields) {
         if self.spare.len() < SPARE && fields.capacity() <= SPARE_BYTES {
             fields.clear();
+            self.held += fields.capacity();
             self.spare.push(fields);
         }
     }
@@ -138,13 +163,13 @@ impl Streams {
 
     /// Bytes held.
     pub(super) fn held(&self) -> usize {
-        let heads = self.live.iter().map(|stream| stream.fields.capacity());
-        let spare = self.spare.iter().map(Fields::capacity);
-        heads.chain(spare).sum::<usize>() + self.live.capacity() * size_of::<Stream>()
+        self.held + self.live.capacity() * size_of::<Stream>()
     }
 
     pub(super) fn shrink(&mut self) {
-        self.spare = Vec::new();
+        for fields in std::mem::take(&mut self.spare) {
+            self.held = self.held.saturating_sub(fields.capacity());
+        }
         self.live.shrink_to_fit();
     }
 }
@@ -152,10 +177,12 @@ impl Streams {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::h2::hpack::Decoder;
 
     fn stream(id: u32) -> Stream {
         let mut fields = Fields::default();
-        fields.push(b":path", b"/", 4);
+        // `:path: /`
+        Decoder::new(4096, 1).decode(&[0x84], &mut fields).unwrap();
         Stream { id, request: Way::Open(None), answer: Way::Begun, head: false, window: 0, fields }
     }
 
@@ -176,6 +203,36 @@ mod tests {
             streams.remove(id);
         }
         assert_eq!((streams.len(), streams.bytes()), (0, 0));
+    }
+
+    /// What [`Streams::held`] says, counted anew.
+    fn counted(streams: &Streams) -> usize {
+        let heads = streams.live.iter().map(|stream| stream.fields.capacity());
+        let spare = streams.spare.iter().map(Fields::capacity);
+        heads.chain(spare).sum::<usize>() + streams.live.capacity() * size_of::<Stream>()
+    }
+
+    #[test]
+    fn streams_are_found_in_any_order_and_what_they_hold_is_counted() {
+        let mut streams = Streams::new(500);
+        for round in 0..200_u32 {
+            let mut fields = streams.fields();
+            Decoder::new(1 << 16, 9).decode(&vec![0x84; 1 + round as usize % 9], &mut fields).unwrap();
+            let id = 2 * round + 1;
+            streams.insert(Stream { fields, ..stream(id) });
+            for asked in [id, id / 2, id + 1, id + 2, 0, id.saturating_sub(6), id] {
+                let live = streams.live.iter().any(|stream| stream.id == asked);
+                assert_eq!(streams.get(asked).map(|stream| stream.id), live.then_some(asked), "{round}");
+            }
+            if round % 3 > 0 {
+                let id = round / 3 * 2 + 1;
+                assert_eq!(streams.remove(id), round % 3 == 1, "{id}");
+            }
+            assert_eq!(streams.held(), counted(&streams), "{round}");
+        }
+        streams.shrink();
+        assert_eq!(streams.held(), counted(&streams));
+        assert!(streams.spare.is_empty() && streams.len() > 100);
     }
 
     #[test]

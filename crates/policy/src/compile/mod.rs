@@ -126,6 +126,13 @@ impl WorkloadPolicies {
         self.headers.contains(name)
     }
 
+    /// Whether a condition asks for any header. Where none does, of a request only method, path and host count, and its
+    /// token.
+    #[must_use]
+    pub fn asks_headers(&self) -> bool {
+        !self.headers.is_empty()
+    }
+
     fn add(&mut self, object: &AuthorizationPolicy, mesh: &MeshConfig, gathered: &mut AllGathered) {
         let namespace = &object.name().namespace;
         let compiled = object.spec().cloned().map_err(Clone::clone).and_then(|spec| {

@@ -66,6 +66,8 @@ pub struct Authenticated<'r> {
     pub forwarding: Forwarding<'r>,
     /// Signatures that were looked at; 0 where the token was known.
     pub signatures: u32,
+    /// Bytes of tokens that were taken apart; 0 where they were known.
+    pub parsed: usize,
 }
 
 /// What one rule says of a request.
@@ -92,10 +94,10 @@ pub fn authenticate<'r>(
 ) -> Result<Authenticated<'r>, TokenRefusal> {
     let mut forwarding = Forwarding { stripped: &rules.stripped, ..Forwarding::default() };
     if is_preflight(view) {
-        return Ok(Authenticated { token: None, forwarding, signatures: 0 });
+        return Ok(Authenticated { token: None, forwarding, signatures: 0, parsed: 0 });
     }
     let mut examination =
-        Examination { keys, cache, now, read: Vec::new(), unknown_key: None, signatures: 0 };
+        Examination { keys, cache, now, read: Vec::new(), unknown_key: None, signatures: 0, parsed: 0 };
     let mut refusal: Option<(&TokenRule, TokenFault)> = None;
     for rule in &rules.rules {
         match examination.judge(rule, view, &rules.stripped) {
@@ -111,8 +113,8 @@ pub fn authenticate<'r>(
                     space_delimited: rule.space_delimited.clone(),
                     policy: rule.policy.clone(),
                 };
-                let signatures = examination.signatures;
-                return Ok(Authenticated { token: Some(token), forwarding, signatures });
+                let Examination { signatures, parsed, .. } = examination;
+                return Ok(Authenticated { token: Some(token), forwarding, signatures, parsed });
             }
             Verdict::Refused(fault) => {
                 if refusal.as_ref().is_none_or(|(_, known)| fault.rank() > known.rank()) {
@@ -121,12 +123,10 @@ pub fn authenticate<'r>(
             }
         }
     }
+    let Examination { signatures, parsed, unknown_key, .. } = examination;
     match refusal {
-        None => Ok(Authenticated { token: None, forwarding, signatures: examination.signatures }),
-        Some((rule, fault)) => {
-            let refusal = rule.refuse(fault, examination.unknown_key);
-            Err(TokenRefusal { signatures: examination.signatures, ..refusal })
-        }
+        None => Ok(Authenticated { token: None, forwarding, signatures, parsed }),
+        Some((rule, fault)) => Err(TokenRefusal { signatures, parsed, ..rule.refuse(fault, unknown_key) }),
     }
 }
 
@@ -140,6 +140,8 @@ struct Examination<'e> {
     unknown_key: Option<Box<str>>,
     /// Signatures that were looked at.
     signatures: u32,
+    /// Bytes of tokens that were taken apart.
+    parsed: usize,
 }
 
 /// A token whose claims fit its rule.
@@ -235,6 +237,7 @@ impl Examination<'_> {
         if let Some((_, known)) = self.read.iter().find(|(of, _)| of == token) {
             return known.clone();
         }
+        self.parsed += token.len();
         let parsed = Parsed::read(token).map(Arc::new);
         self.read.push((token.to_owned(), parsed.clone()));
         parsed
@@ -262,11 +265,14 @@ impl TokenRule {
     }
 
     fn refuse(&self, fault: TokenFault, key_id: Option<Box<str>>) -> TokenRefusal {
+        let key_id = key_id.filter(|_| fault == TokenFault::UnknownKey);
+        // A token that names no key asks for none.
         let refetch = match (&self.keys, &fault) {
-            (Keys::Fetched { name, .. }, TokenFault::UnknownKey | TokenFault::NoKeys) => Some(name.clone()),
+            (Keys::Fetched { name, .. }, TokenFault::NoKeys) => Some(name.clone()),
+            (Keys::Fetched { name, .. }, _) if key_id.is_some() => Some(name.clone()),
             _ => None,
         };
-        let key_id = key_id.filter(|_| fault == TokenFault::UnknownKey);
-        TokenRefusal { fault, policy: self.policy.clone(), rule: self.index, refetch, key_id, signatures: 0 }
+        let (policy, rule) = (self.policy.clone(), self.index);
+        TokenRefusal { fault, policy, rule, refetch, key_id, signatures: 0, parsed: 0 }
     }
 }

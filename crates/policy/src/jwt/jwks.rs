@@ -17,8 +17,9 @@ const MAX_DOCUMENT: usize = 256 * 1024;
 const MAX_KEYS: usize = 100;
 /// Signatures that one token may cost: keys of its `kid`, and keys without one.
 const MAX_TRIES: u32 = 16;
-/// And one without `kid`, which fits every key. Sets that expect such tokens have one key, or two while it changes.
-const MAX_TRIES_WITHOUT_ID: u32 = 4;
+/// Of these, for a token without `kid`, with keys that have one. It fits every key, but is meant for those without: who
+/// names keys names them in tokens.
+const MAX_TRIES_OF_NAMED: u32 = 4;
 /// Bytes of a modulus: the sizes that aws-lc verifies with (2048 to 8192 bits).
 const MODULUS: std::ops::RangeInclusive<usize> = 256..=1024;
 
@@ -172,7 +173,8 @@ impl Jwks {
     }
 
     /// Verifies the signature with the keys whose ID and algorithms fit; a key without an ID fits any. Counts the
-    /// `signatures` that it looks at.
+    /// `signatures` that it looks at. Where there are more keys than may be tried, and none of those holds, the key of
+    /// the token is not known.
     pub(super) fn verify(&self, token: &Parsed, signatures: &mut u32) -> Result<(), TokenFault> {
         let of_id = |key: &&Key| match (&key.id, &token.key_id) {
             (Some(id), Some(wanted)) => **id == **wanted,
@@ -180,22 +182,28 @@ impl Jwks {
         };
         let Some(algorithm) = token.algorithm else { return Err(TokenFault::Algorithm) };
         let mut fault = TokenFault::UnknownKey;
-        let mut tries = if token.key_id.is_some() { MAX_TRIES } else { MAX_TRIES_WITHOUT_ID };
+        let (mut tries, mut of_named, mut is_left) = (MAX_TRIES, MAX_TRIES_OF_NAMED, false);
         for key in self.keys.iter().filter(of_id) {
             if fault == TokenFault::UnknownKey {
                 fault = TokenFault::Algorithm;
             }
-            if !key.algorithms.contains(&algorithm) || tries == 0 {
+            if !key.algorithms.contains(&algorithm) {
+                continue;
+            }
+            let is_guess = token.key_id.is_none() && key.id.is_some();
+            if tries == 0 || is_guess && of_named == 0 {
+                is_left = true;
                 continue;
             }
             tries -= 1;
+            of_named -= u32::from(is_guess);
             *signatures += 1;
             fault = TokenFault::Signature;
             if key.verifies(algorithm, token) {
                 return Ok(());
             }
         }
-        Err(fault)
+        Err(if is_left { TokenFault::UnknownKey } else { fault })
     }
 }
 

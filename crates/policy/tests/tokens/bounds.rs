@@ -30,8 +30,33 @@ fn a_token_without_key_id_costs_few_signatures() {
     all.push(last.jwk());
     let scene = Scene::new(&[("ns/one", "- issuer: https://issuer.example")]).keys(ISSUER, set(&all));
     let token = last.token_with(&json!({"alg": "EdDSA"}), "EdDSA", &claims(json!({})));
-    assert_eq!(scene.signatures(std::slice::from_ref(&token)), 4);
-    assert_eq!(scene.bearer(&token), Err(TokenFault::Signature), "beyond the tries");
+    for _ in 0..2 {
+        assert_eq!(scene.signatures(std::slice::from_ref(&token)), 4, "and nothing is remembered of it");
+    }
+    assert_eq!(
+        scene.bearer(&token),
+        Err(TokenFault::UnknownKey),
+        "beyond the tries it is not known to be forged"
+    );
+}
+
+#[test]
+fn a_token_without_key_id_is_tried_with_sixteen_keys_that_have_none_either() {
+    let issuers: Vec<_> = (0..20).map(|_| Issuer::ed25519("k")).collect();
+    let nameless = issuers.iter().map(|issuer| {
+        let mut jwk = issuer.jwk();
+        jwk.as_object_mut().unwrap().remove("kid");
+        jwk
+    });
+    let all: Vec<_> = nameless.collect();
+    let scene = Scene::new(&[("ns/one", "- issuer: https://issuer.example")]).keys(ISSUER, set(&all));
+    let of =
+        |number: usize| issuers[number].token_with(&json!({"alg": "EdDSA"}), "EdDSA", &claims(json!({})));
+    assert_eq!(scene.signatures(&[of(4)]), 5);
+    assert!(scene.bearer(&of(4)).is_ok() && scene.bearer(&of(15)).is_ok());
+    assert_eq!(scene.bearer(&of(16)), Err(TokenFault::UnknownKey));
+    let foreign = Issuer::ed25519("k").token_with(&json!({"alg": "EdDSA"}), "EdDSA", &claims(json!({})));
+    assert_eq!(scene.signatures(&[foreign]), 16);
 }
 
 #[test]

@@ -4,7 +4,7 @@
 
 use cinch_promotion::{
     Action, Bypass, Counts, Departure, Facts, Injection, Memory, Millis, Namespace, Outcome, Plaintext, Pod,
-    PodClass, Policy, RedirectGone, Report, Slot, Source, SourceName, Spec, State, short, step,
+    PodClass, Policy, RedirectGone, Report, Slot, Source, SourceName, Spec, State, Word, short, step,
 };
 use std::collections::BTreeMap;
 
@@ -63,6 +63,8 @@ impl World {
             now: START,
             spec: Spec {
                 generation: 1,
+                word: Word::Unwritten,
+                has_agents: false,
                 policy: Policy::Automatic,
                 quiet: 15 * SECOND,
                 probation: 20 * SECOND,

@@ -29,7 +29,8 @@ pub type Case = (&'static str, &'static [&'static str], Change, Answer);
 
 /// Where the sidecar is in a pod whose redirect the node agent sets.
 const PROXY: &str = "/spec/initContainers/0";
-const APP: &str = "/spec/containers/0";
+/// Where the app is.
+pub const APP: &str = "/spec/containers/0";
 
 /// Sets a key of the object at `parent`.
 pub fn set(pod: &mut Value, parent: &str, key: &str, value: Value) {
@@ -38,11 +39,13 @@ pub fn set(pod: &mut Value, parent: &str, key: &str, value: Value) {
     }
 }
 
-fn list<'a>(pod: &'a mut Value, path: &str) -> Option<&'a mut Vec<Value>> {
+/// The list at `path`.
+pub fn list<'a>(pod: &'a mut Value, path: &str) -> Option<&'a mut Vec<Value>> {
     pod.pointer_mut(path).and_then(Value::as_array_mut)
 }
 
-fn push(pod: &mut Value, path: &str, item: Value) {
+/// Adds to the list at `path`.
+pub fn push(pod: &mut Value, path: &str, item: Value) {
     if let Some(list) = list(pod, path) {
         list.push(item);
     }
@@ -57,7 +60,8 @@ pub fn remove(object: &mut Value, parent: &str, keys: &[&str]) {
     }
 }
 
-fn without_sidecar(pod: &mut Value) {
+/// The app alone, as nobody has injected anything.
+pub fn without_sidecar(pod: &mut Value) {
     remove(pod, "/spec", &["initContainers", "volumes"]);
     set(pod, "/spec", "containers", json!([{"name": "app", "image": "app"}]));
 }
@@ -155,7 +159,9 @@ pub const PRESENCE: &[Case] = &[
     ),
     ("the agent's socket elsewhere", MUST, socket_elsewhere, Refused("SidecarMissing")),
     ("not told to ask the agent", MUST, |p| without_variable(p, "CINCH_REDIRECT"), Refused("SidecarMissing")),
-    ("of a webhook that still puts cinch-init in front", ALL, of_an_older_webhook, Stored),
+    // Its exemption by user is less than the agents give, so it is no way in without the webhook.
+    ("with cinch-init in front", MUST, of_an_older_webhook, Refused("SidecarMissing")),
+    ("with cinch-init in front, where it is not required", &[OPEN], of_an_older_webhook, Stored),
     ("told to ask the agent, with cinch-init in front", MUST, cinch_init_in_front, Refused("SidecarMissing")),
     (
         "behind another",

@@ -2,6 +2,7 @@
 //! let through. The base of every case is the pod that the webhook itself made, so its shape is tried too.
 
 mod cases;
+mod ways_out;
 
 use crate::process::Output;
 use crate::see::{See, text};
@@ -11,6 +12,7 @@ use cases::Answer::{self, Refused, Stored, Warned};
 use cases::{ALL, LOCKED, OPEN, OTHERS, PRESENCE, REQUIRED, SHAPE, WITH_INIT};
 pub use cases::{remove, set};
 use serde_json::{Value, json};
+use ways_out::{BEYOND, OUTSIDE, PATHS};
 
 /// The operator as the API server knows it.
 const OPERATOR: &str = "--as=system:serviceaccount:cinch-system:cinch-operator";
@@ -117,17 +119,18 @@ pub fn rules(see: &See<'_>, canonical: &Value) -> Result<String> {
             LOCKED,
             json!({"cinch.dev/mesh": "enabled", "cinch.dev/injection": "required", "cinch.dev/mode": "STRICT"}),
         ),
+        (OUTSIDE, json!({})),
     ] {
         let namespace =
             json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}});
         see.apply(&namespace.to_string())?;
     }
-    for namespace in ALL {
+    for namespace in ALL.iter().chain(&[OUTSIDE]) {
         see.kubectl(&["wait", "serviceaccount/default", "-n", namespace, "--for=create", "--timeout=30s"])?;
     }
     let (mut tried, mut api) = (0, see.cluster.api()?);
     let with_init = text(canonical, "/spec/initContainers/0/name") == "cinch-init";
-    let all = [PRESENCE, SHAPE, OTHERS].into_iter().flatten();
+    let all = [PRESENCE, SHAPE, OTHERS, PATHS, BEYOND].into_iter().flatten();
     for (name, namespaces, change, answer) in all.filter(|case| !with_init || !cases::is_of_agents(case.0)) {
         for namespace in *namespaces {
             let mut pod = canonical.clone();
@@ -146,6 +149,8 @@ pub fn rules(see: &See<'_>, canonical: &Value) -> Result<String> {
         let mut required = canonical.clone();
         set(&mut required, "/metadata", "namespace", json!(REQUIRED));
         tried += rules_with_init(see, &required)?;
+    } else {
+        tried += ways_out::left_behind(see, canonical)?;
     }
     for (name, namespace, patch, answer) in operator_patches() {
         let patch = patch.to_string();
@@ -156,7 +161,7 @@ pub fn rules(see: &See<'_>, canonical: &Value) -> Result<String> {
     }
     tried += births(see)? + templates(see)?;
     types_are_sound(see)?;
-    see.kubectl(&["delete", "namespace", OPEN, REQUIRED, LOCKED, "--timeout=90s"])?;
+    see.kubectl(&["delete", "namespace", OPEN, REQUIRED, LOCKED, OUTSIDE, "--timeout=90s"])?;
     terminal::show(&format!("{tried} cases of the admission policies came out as they should"));
     Ok(format!("{tried} cases of admission; locked namespaces can be deleted"))
 }

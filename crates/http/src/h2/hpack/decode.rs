@@ -1,7 +1,10 @@
 //! The decoder of one direction.
 
-use super::table::{DynamicTable, OVERHEAD, STATIC};
+use super::encode::whole;
+use super::fields::Place;
+use super::table::{DynamicTable, STATIC};
 use super::{Fields, HpackError, huffman, integer};
+use crate::h2::class::{Class, Name};
 
 /// The table size that peers may use: what RFC 9113 begins with. We never offer another.
 const TABLE_SIZE: usize = 4096;
@@ -16,6 +19,15 @@ pub(crate) struct Decoder {
     table: DynamicTable,
     max_size: usize,
     max_fields: usize,
+}
+
+/// The name of a literal, written.
+struct Written {
+    hint: u8,
+    /// Where it begins in the field's coded form, if it stands there.
+    at: usize,
+    length: usize,
+    name: Name,
 }
 
 impl Decoder {
@@ -71,8 +83,14 @@ impl Decoder {
 
     fn indexed<'i>(&mut self, input: &'i [u8], out: &mut Fields) -> Result<&'i [u8], HpackError> {
         let (index, rest) = integer::decode(input, 7)?;
-        let (name, value, hint) = entry(&self.table, index)?;
-        out.push(name, value, hint);
+        match index {
+            0 => return Err(HpackError::Index),
+            1..=STATIC_LENGTH => out.push_static(index as u8),
+            _ => {
+                let (place, coded) = self.table.get(index - STATIC_LENGTH - 1)?;
+                out.push(place, coded);
+            }
+        }
         Ok(rest)
     }
 
@@ -84,49 +102,107 @@ impl Decoder {
         out: &mut Fields,
     ) -> Result<&'i [u8], HpackError> {
         let sensitive = prefix == 4 && input.first().is_some_and(|first| first & 0x10 != 0);
-        let (index, mut rest) = integer::decode(input, prefix)?;
-        let room = self.max_size.saturating_sub(out.len() * OVERHEAD);
-        let start = out.text().len();
-        let hint = if index == 0 {
-            rest = string(rest, out.text(), room)?;
-            0
-        } else {
-            let (name, _, hint) = entry(&self.table, index)?;
-            out.text().extend_from_slice(name);
-            hint
-        };
-        let name = out.text().len() - start;
-        rest = string(rest, out.text(), room)?;
-        out.close(start, name, hint, sensitive);
+        let (index, rest) = integer::decode(input, prefix)?;
+        let room = self.max_size.saturating_sub(out.size());
+        let text = out.text();
+        let start = text.len();
+        let (name, rest) = self.name(index, rest, sensitive, (&mut *text, room))?;
+        let (value, rest) = string(rest, text, room.saturating_sub(name.length))?;
+        let end = text.len();
+        let bytes = text.get(end.saturating_sub(value)..).unwrap_or_default();
+        match whole(name.hint, bytes).filter(|_| !sensitive) {
+            Some(entry) => out.replace_by_static(start, entry),
+            None => {
+                let class = Class::of(name.name, bytes);
+                out.close(Place {
+                    // Blocks are at most 64 KiB, so nothing is cut here.
+                    start: start as u32,
+                    coded: (end - start) as u32,
+                    name: name.length as u32,
+                    value: value as u32,
+                    name_at: name.at as u8,
+                    hint: name.hint,
+                    whole: false,
+                    class,
+                });
+            }
+        }
         if prefix == 6
-            && let Some(field) = out.last()
+            && let Some((place, coded)) = out.last()
         {
-            self.table.insert(field.name, field.value, hint);
+            self.table.insert(place, coded);
         }
         Ok(rest)
     }
-}
 
-/// The entry at `index` of both tables.
-fn entry(table: &DynamicTable, index: usize) -> Result<(&[u8], &[u8], u8), HpackError> {
-    let place = index.checked_sub(1).ok_or(HpackError::Index)?;
-    match STATIC.get(place) {
-        Some((name, value)) => Ok((name.as_bytes(), value.as_bytes(), index as u8)),
-        None => table.get(place - STATIC.len()),
+    /// Writes the beginning of a literal, its name included, which is the entry `index` or what `input` begins with.
+    /// Returns what it wrote, and what follows in the input.
+    fn name<'i>(
+        &self,
+        index: usize,
+        input: &'i [u8],
+        sensitive: bool,
+        (text, room): (&mut Vec<u8>, usize),
+    ) -> Result<(Written, &'i [u8]), HpackError> {
+        let flags = if sensitive { 0x10 } else { 0 };
+        let start = text.len();
+        if index == 0 {
+            text.push(flags);
+            let (length, rest) = string(input, text, room)?;
+            let at = text.len().saturating_sub(length);
+            let name = Name::of(text.get(at..).unwrap_or_default());
+            return Ok((Written { hint: 0, at: at - start, length, name }, rest));
+        }
+        let mut hint = index as u8;
+        if index > STATIC_LENGTH {
+            let (place, coded) = self.table.get(index - STATIC_LENGTH - 1)?;
+            hint = place.hint;
+            if hint == 0 {
+                let field = Place { start: 0, ..place }.field(coded).ok_or(HpackError::Index)?;
+                text.push(flags);
+                integer::encode(field.name.len(), 7, 0, text);
+                let at = text.len() - start;
+                text.extend_from_slice(field.name);
+                return Ok((Written { hint, at, length: field.name.len(), name: place.class.name }, input));
+            }
+        }
+        let (name, _) = STATIC.get(usize::from(hint) - 1).ok_or(HpackError::Index)?;
+        integer::encode(usize::from(hint), 4, flags, text);
+        Ok((Written { hint, at: 0, length: name.len(), name: Name::of_static(hint) }, input))
     }
 }
 
-/// Appends a string literal to `out`, which may grow to `room` bytes; returns what follows it.
-fn string<'i>(input: &'i [u8], out: &mut Vec<u8>, room: usize) -> Result<&'i [u8], HpackError> {
+const STATIC_LENGTH: usize = STATIC.len();
+
+/// Appends the string literal that `input` begins with to `out`, as our encoder writes it; its text may have `room`
+/// bytes. Returns how many it has, and what follows.
+fn string<'i>(input: &'i [u8], out: &mut Vec<u8>, room: usize) -> Result<(usize, &'i [u8]), HpackError> {
     let coded = input.first().is_some_and(|first| first & 0x80 != 0);
     let (length, rest) = integer::decode(input, 7)?;
     let (text, rest) = rest.split_at_checked(length).ok_or(HpackError::Truncated)?;
-    if coded {
-        huffman::decode(text, out, room)?;
-    } else if out.len() + text.len() > room {
-        return Err(HpackError::TooLarge);
-    } else {
+    if !coded {
+        if text.len() > room {
+            return Err(HpackError::TooLarge);
+        }
+        integer::encode(text.len(), 7, 0, out);
         out.extend_from_slice(text);
+        return Ok((text.len(), rest));
     }
-    Ok(rest)
+    let start = out.len();
+    // Room for the length, which is known at the end, and mostly fits into a byte.
+    out.push(0);
+    huffman::decode(text, out, room.saturating_add(start + 1))?;
+    let length = out.len() - start - 1;
+    if let (0..127, Some(head)) = (length, out.get_mut(start)) {
+        *head = length as u8;
+        return Ok((length, rest));
+    }
+    let end = out.len();
+    integer::encode(length, 7, 0, out);
+    let head = out.len() - end;
+    if let Some(all) = out.get_mut(start..) {
+        all.rotate_right(head);
+    }
+    out.remove(start + head);
+    Ok((length, rest))
 }

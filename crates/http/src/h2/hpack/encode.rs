@@ -1,7 +1,7 @@
 //! The encoder of one direction: literals and entries of the static table only.
 
+use super::integer;
 use super::table::STATIC;
-use super::{Field, integer};
 
 /// Writes the blocks of one direction.
 #[derive(Debug, Default)]
@@ -20,24 +20,24 @@ impl Encoder {
         }
     }
 
-    /// Appends a field.
-    pub(crate) fn field(&self, field: Field<'_>, out: &mut Vec<u8>) {
-        if let Some(index) = whole(field) {
+    /// Appends a field of our own; `hint` is an entry of the static table that has the same name, or 0. What a peer
+    /// sent is there already as it would be written here ([`Fields::coded`](super::Fields::coded)).
+    pub(crate) fn field(&self, name: &str, value: &[u8], hint: u8, out: &mut Vec<u8>) {
+        if let Some(index) = whole(hint, value) {
             out.push(0x80 | index);
             return;
         }
-        let flags = if field.sensitive { 0x10 } else { 0 };
-        integer::encode(usize::from(field.hint), 4, flags, out);
-        if field.hint == 0 {
-            text(field.name, out);
+        integer::encode(usize::from(hint), 4, 0, out);
+        if hint == 0 {
+            text(name.as_bytes(), out);
         }
-        text(field.value, out);
+        text(value, out);
     }
 }
 
 /// The static entry that is the whole field. `hint` is one of the same name, perhaps not the first of them.
-fn whole(field: Field<'_>) -> Option<u8> {
-    let candidates = match field.hint {
+pub(super) fn whole(hint: u8, value: &[u8]) -> Option<u8> {
+    let candidates = match hint {
         2 | 3 => 2..=3,
         4 | 5 => 4..=5,
         6 | 7 => 6..=7,
@@ -45,10 +45,9 @@ fn whole(field: Field<'_>) -> Option<u8> {
         16 => 16..=16,
         _ => return None,
     };
-    let is_whole = |index: &u8| {
-        STATIC.get(usize::from(*index) - 1).is_some_and(|(_, value)| value.as_bytes() == field.value)
-    };
-    if field.sensitive { None } else { candidates.into_iter().find(is_whole) }
+    let is_whole =
+        |index: &u8| STATIC.get(usize::from(*index) - 1).is_some_and(|(_, of)| of.as_bytes() == value);
+    candidates.into_iter().find(is_whole)
 }
 
 fn text(text: &[u8], out: &mut Vec<u8>) {

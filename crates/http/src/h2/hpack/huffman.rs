@@ -70,14 +70,22 @@ const fn build() -> Code {
 
 /// Appends the text that `coded` stands for to `out`, which may grow to `room` bytes.
 pub(super) fn decode(coded: &[u8], out: &mut Vec<u8>, room: usize) -> Result<(), HpackError> {
-    let mut input = coded.iter();
+    let mut input = coded;
     // The bits not yet used, left-aligned, and how many they are.
     let (mut bits, mut held) = (0u64, 0u32);
     loop {
-        while held <= 56 {
-            let Some(byte) = input.next() else { break };
-            bits |= u64::from(*byte) << (56 - held);
-            held += 8;
+        if held <= 32 {
+            // Four bytes at a time; the last ones each by itself.
+            if let Some((four, rest)) = input.split_first_chunk::<4>() {
+                bits |= u64::from(u32::from_be_bytes(*four)) << (32 - held);
+                held += 32;
+                input = rest;
+            } else {
+                for byte in std::mem::take(&mut input) {
+                    bits |= u64::from(*byte) << (56 - held);
+                    held += 8;
+                }
+            }
         }
         if held == 0 {
             return Ok(());

@@ -2,7 +2,8 @@
 //!
 //! The decoder keeps the table that the peer's encoder fills; the encoder keeps none: its first block of a
 //! connection tells the peer so, and all its fields are literals or entries of the static table. A block can
-//! therefore be dropped, changed or made up on either side without the tables ever disagreeing.
+//! therefore be dropped, changed or made up on either side without the tables ever disagreeing. What is decoded is kept
+//! as the encoder would write it: most fields pass as they are.
 
 mod decode;
 mod encode;

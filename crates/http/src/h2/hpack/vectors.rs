@@ -1,6 +1,6 @@
 //! The examples of RFC 7541, appendix C, and blocks that must be refused.
 
-use super::{Decoder, Encoder, Field, Fields, HpackError};
+use super::{Decoder, Encoder, Fields, HpackError};
 
 fn hex(text: &str) -> Vec<u8> {
     let digits: Vec<u8> = text.bytes().filter(|byte| !byte.is_ascii_whitespace()).collect();
@@ -190,25 +190,71 @@ fn what_the_encoder_writes_is_read_the_same_and_needs_no_table() {
         encoder.begin(&mut block);
         assert_eq!(block, if round == 0 { vec![0x20] } else { Vec::new() });
         for (name, value, hint) in fields {
-            let field =
-                Field { name: name.as_bytes(), value: value.as_bytes(), hint: *hint, sensitive: false };
-            encoder.field(field, &mut block);
+            encoder.field(name, value.as_bytes(), *hint, &mut block);
         }
         decoder.decode(&block, &mut seen).unwrap();
         let expected: Vec<_> =
             fields.iter().map(|(name, value, _)| (name.to_string(), value.to_string())).collect();
         assert_eq!(texts(&seen), expected);
         assert_eq!(decoder.table_size(), 0);
+        assert_eq!(seen.coded(), &block[usize::from(round == 0)..], "what is read is kept as it is written");
     }
 }
 
 #[test]
 fn a_field_that_must_never_be_indexed_stays_so() {
     let (mut decoder, mut fields) = (decoder(), Fields::default());
-    decoder.decode(&hex("1008 7061 7373 776f 7264 0673 6563 7265 74"), &mut fields).unwrap();
-    let field = fields.get(0).unwrap();
-    assert!(field.sensitive);
-    let mut block = Vec::new();
-    Encoder::default().field(field, &mut block);
-    assert_eq!(block, hex("1008 7061 7373 776f 7264 0673 6563 7265 74"));
+    let block = hex("1008 7061 7373 776f 7264 0673 6563 7265 74");
+    decoder.decode(&block, &mut fields).unwrap();
+    assert_eq!(fields.coded(), block);
+    // Also where a static entry says the same.
+    decoder.decode(&hex("1203 4745 54"), &mut fields).unwrap();
+    assert_eq!(fields.coded(), hex("1203 4745 54"));
+}
+
+/// What `block` says, written anew; a peer without a table must read the same of it.
+fn written(decoder: &mut Decoder, block: &[u8]) -> Vec<u8> {
+    let (mut fields, mut again) = (Fields::default(), Fields::default());
+    decoder.decode(block, &mut fields).unwrap();
+    Decoder::new(1 << 17, 256).decode(fields.coded(), &mut again).unwrap();
+    assert_eq!(texts(&fields), texts(&again));
+    let classes = |fields: &Fields| fields.iter().map(|field| field.class).collect::<Vec<_>>();
+    assert_eq!(classes(&fields), classes(&again), "a table keeps the class of what came in full");
+    let size = texts(&fields).iter().map(|(name, value)| name.len() + value.len() + 32).sum::<usize>();
+    assert_eq!((fields.size(), again.size()), (size, size));
+    fields.coded().to_vec()
+}
+
+#[test]
+fn whatever_its_representation_a_field_is_written_without_a_table() {
+    let mut decoder = decoder();
+    // New name, then that name by its index with another value, then both by index.
+    assert_eq!(written(&mut decoder, &hex("4003 785f 6101 31")), hex("0003 785f 6101 31"));
+    assert_eq!(written(&mut decoder, &hex("7e01 32")), hex("0003 785f 6101 32"));
+    assert_eq!(written(&mut decoder, &hex("1f2f 0133")), hex("1003 785f 6101 33"));
+    assert_eq!(written(&mut decoder, &hex("bebf")), hex("0003 785f 6101 32 0003 785f 6101 31"));
+    // A static name, and a whole static entry that came as a literal and went into the table.
+    assert_eq!(written(&mut decoder, &hex("5f01 61")), hex("0f10 0161"));
+    assert_eq!(written(&mut decoder, &hex("4203 4745 54be 82 93")), hex("82 82 82 93"));
+    // A static name with a value of its own, by the index of the table.
+    assert_eq!(written(&mut decoder, &hex("7f00 0162")), hex("0f10 0162"));
+}
+
+#[test]
+fn huffman_texts_of_any_length_are_written_plainly() {
+    for length in [0_usize, 1, 5, 8, 125, 126, 127, 128, 200, 254, 255, 300, 20_000] {
+        // Five bits of 0 each stand for "0"; a whole number of them fits into whole bytes, or ones fill the last.
+        let mut bits = vec![false; 5 * length];
+        while !bits.len().is_multiple_of(8) {
+            bits.push(true);
+        }
+        let coded: Vec<u8> =
+            bits.chunks(8).map(|byte| byte.iter().fold(0, |all, bit| all << 1 | u8::from(*bit))).collect();
+        let (mut block, mut plain) = (vec![0x0f, 0x10], vec![0x0f, 0x10]);
+        super::integer::encode(coded.len(), 7, 0x80, &mut block);
+        block.extend(coded);
+        super::integer::encode(length, 7, 0, &mut plain);
+        plain.extend(vec![b'0'; length]);
+        assert_eq!(written(&mut decoder(), &block), plain, "{length}");
+    }
 }

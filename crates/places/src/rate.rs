@@ -9,11 +9,11 @@ const CAPACITY: usize = 20_000;
 
 /// How often one may ask.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Pace {
+pub struct Pace {
     /// So often at once.
-    pub(crate) burst: u32,
+    pub burst: u32,
     /// One more each.
-    pub(crate) refill: Duration,
+    pub refill: Duration,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -31,14 +31,15 @@ impl Bucket {
 
 /// The buckets of all that asked lately.
 #[derive(Debug)]
-pub(crate) struct RateLimit<Key> {
+pub struct RateLimit<Key> {
     pace: Pace,
     buckets: HashMap<Key, Bucket>,
 }
 
 impl<Key: Clone + Eq + Hash> RateLimit<Key> {
     /// Nobody has asked yet.
-    pub(crate) fn new(pace: Pace) -> Self {
+    #[must_use]
+    pub fn new(pace: Pace) -> Self {
         Self { pace, buckets: HashMap::new() }
     }
 
@@ -46,7 +47,7 @@ impl<Key: Clone + Eq + Hash> RateLimit<Key> {
     ///
     /// # Errors
     /// How long to wait, when there is none.
-    pub(crate) fn take(&mut self, key: &Key, now: Instant) -> Result<(), Duration> {
+    pub fn take(&mut self, key: &Key, now: Instant) -> Result<(), Duration> {
         let pace = self.pace;
         let most = f64::from(pace.burst);
         if self.buckets.len() >= CAPACITY {
