@@ -35,6 +35,11 @@ impl Peers {
         shook.insert(address, now);
     }
 
+    /// Who came from `address` in silence was no proxy: who comes next is not waited for, until one shakes hands again.
+    pub(super) fn forget(&self, address: IpAddr) {
+        self.shook.lock().remove(&address);
+    }
+
     /// Whether one has lately.
     pub(super) fn knows(&self, address: IpAddr) -> bool {
         self.shook.lock().get(&address).is_some_and(|at| at.elapsed() < self.lately)
@@ -54,6 +59,8 @@ mod tests {
         let peers = Peers::new(Duration::from_secs(60));
         peers.note(ip(1));
         assert!(peers.knows(ip(1)) && !peers.knows(ip(2)));
+        peers.forget(ip(1));
+        assert!(!peers.knows(ip(1)));
         let forgetful = Peers::new(Duration::ZERO);
         forgetful.note(ip(1));
         assert!(!forgetful.knows(ip(1)));

@@ -95,6 +95,10 @@ impl Inbound {
             client.abort();
             return app.abort();
         }
+        if doubted {
+            // Plaintext comes from there too, perhaps often: once has been long enough to wait for.
+            self.peers.forget(from.ip());
+        }
         if app_spoke {
             accepted.served();
         }

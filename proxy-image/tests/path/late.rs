@@ -36,6 +36,15 @@ async fn visited_pod(silence_of_peers: Duration) -> (Authority, Pod) {
     (authority, pod)
 }
 
+/// The first words of a tunnel.
+fn hello(authority: &Authority) -> Vec<u8> {
+    let credentials = authority.good(WEB);
+    let mut client = rustls::ClientConnection::new(to_api(&credentials), server_name()).unwrap();
+    let mut hello = Vec::new();
+    client.write_tls(&mut hello).unwrap();
+    hello
+}
+
 async fn hear_banner(stream: &mut TcpStream) {
     let mut heard = [0; BANNER.len()];
     within(stream.read_exact(&mut heard)).await.unwrap();
@@ -56,10 +65,7 @@ async fn a_late_hello_from_where_tunnels_came_lately_is_waited_for() {
 #[tokio::test]
 async fn a_hello_that_comes_after_the_apps_first_word_is_no_plaintext() {
     let (authority, pod) = visited_pod(Duration::from_millis(20)).await;
-    let credentials = authority.good(WEB);
-    let mut client = rustls::ClientConnection::new(to_api(&credentials), server_name()).unwrap();
-    let mut hello = Vec::new();
-    client.write_tls(&mut hello).unwrap();
+    let hello = hello(&authority);
     for cut in [0, 100] {
         let mut late = TcpStream::connect(pod.inbound).await.unwrap();
         hear_banner(&mut late).await;
@@ -76,6 +82,21 @@ async fn a_hello_that_comes_after_the_apps_first_word_is_no_plaintext() {
 }
 
 #[tokio::test]
+async fn who_was_plaintext_once_is_not_waited_for_again() {
+    let (authority, pod) = visited_pod(Duration::from_millis(100)).await;
+    let mut plain = TcpStream::connect(pod.inbound).await.unwrap();
+    hear_banner(&mut plain).await;
+    drop(plain);
+    eventually("it has ended", || (pod.totals().served, pod.totals().open) == (1, 0)).await;
+    // Nobody looks at the first words of the next one: it is a stranger's.
+    let mut next = TcpStream::connect(pod.inbound).await.unwrap();
+    hear_banner(&mut next).await;
+    next.write_all(&hello(&authority)).await.unwrap();
+    eventually("it is served", || pod.totals().served == 2).await;
+    assert_eq!(pod.metric("limit_refusals_total{limit=\"silence_of_peers\"}").unwrap_or(0), 0);
+}
+
+#[tokio::test]
 async fn plaintext_from_where_tunnels_came_lately_is_told() {
     let (_authority, pod) = visited_pod(Duration::from_millis(20)).await;
     let mut speaks = TcpStream::connect(pod.inbound).await.unwrap();
@@ -89,12 +110,12 @@ async fn plaintext_from_where_tunnels_came_lately_is_told() {
     tokio::time::sleep(Duration::from_millis(20)).await;
     tls.write_all(&[2, 0, 0, 0, 0]).await.unwrap();
     eventually("nor is that a tunnel", || pod.totals().served == 2).await;
-    // Silent ones: one that leaves after it has heard the app, and one that stays.
+    // Silent ones: one that stays, and one that leaves after it has heard the app.
+    let mut stays = TcpStream::connect(pod.inbound).await.unwrap();
+    hear_banner(&mut stays).await;
+    eventually("who says nothing in its time is served, too", || pod.totals().served == 3).await;
     let mut leaves = TcpStream::connect(pod.inbound).await.unwrap();
     hear_banner(&mut leaves).await;
     drop(leaves);
-    eventually("it is told that it was served", || pod.totals().served == 3).await;
-    let mut stays = TcpStream::connect(pod.inbound).await.unwrap();
-    hear_banner(&mut stays).await;
-    eventually("who says nothing in its time is served, too", || pod.totals().served == 4).await;
+    eventually("it is told that it was served", || pod.totals().served == 4).await;
 }
