@@ -1,12 +1,12 @@
 //! The asker: puts the sidecar's question to the node agent, as any container can that finds a way to its socket. In
 //! goes that way, and what is done to be taken for the sidecar; out comes one line with the answer. It stays then, so
-//! that its pod can be looked at.
+//! that its pod can be looked at; who asks in a loop ends.
 
 #![allow(unsafe_code)]
 
 use anyhow::{Context, Result, ensure};
 use cinch_redirect::request::{Answer, Request};
-use std::ffi::{CString, c_ulong};
+use std::ffi::{CString, OsString, c_ulong};
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::AsRawFd;
@@ -36,32 +36,60 @@ pub struct Options {
     /// Ask as this user; needs root.
     #[arg(long)]
     user: Option<u32>,
+    /// Ask so often without a pause, and end then.
+    #[arg(long)]
+    times: Option<usize>,
+}
+
+/// A way to the socket that was open to whoever went it.
+struct Way {
+    directory: File,
+    name: OsString,
 }
 
 pub async fn run(options: &Options) -> Result<()> {
-    let told = match timeout(LIMIT, ask(options)).await {
+    let way = way(options);
+    for _ in 0..options.times.unwrap_or(1) {
+        println!("asked: {}", told(&way).await);
+    }
+    if options.times.is_some() {
+        return Ok(());
+    }
+    crate::terminated().await
+}
+
+async fn told(way: &Result<Way>) -> String {
+    let way = match way {
+        Ok(way) => way,
+        Err(error) => return format!("no answer: {error:#}"),
+    };
+    match timeout(LIMIT, ask(way)).await {
         Ok(Ok(Answer::Done { cgroup, level, .. })) => format!("done: {cgroup} at level {level} is exempt"),
         Ok(Ok(Answer::Refused { reason, sentence })) => format!("{reason}: {sentence}"),
         Ok(Err(error)) => format!("no answer: {error:#}"),
         Err(_) => "no answer in time".to_owned(),
-    };
-    println!("asked: {told}");
-    crate::terminated().await
+    }
 }
 
-async fn ask(options: &Options) -> Result<Answer> {
+/// Goes the way as whoever this is now, and then does what shall be done to be taken for the sidecar: to the user that
+/// asks, the way may be closed.
+fn way(options: &Options) -> Result<Way> {
     let (directory, name) = (options.socket.parent(), options.socket.file_name());
-    // As whoever this is now: to the user that asks, the way may be closed.
-    let way =
+    let directory =
         File::open(directory.context("the socket has no directory")?).context("the way to the socket")?;
+    let name = name.context("the socket has no name")?.to_owned();
     if let Some(path) = &options.forge {
         forge(path).context("the look-alike of a termination log")?;
     }
     if let Some(user) = options.user {
         become_user(user).context("the other user")?;
     }
-    let socket = Path::new("/proc/self/fd").join(way.as_raw_fd().to_string());
-    let mut stream = UnixStream::connect(socket.join(name.context("the socket has no name")?)).await?;
+    Ok(Way { directory, name })
+}
+
+async fn ask(way: &Way) -> Result<Answer> {
+    let directory = Path::new("/proc/self/fd").join(way.directory.as_raw_fd().to_string());
+    let mut stream = UnixStream::connect(directory.join(&way.name)).await?;
     stream.write_all(&Request { nonce: 0, look: false }.encode()).await?;
     let mut bytes = Vec::new();
     loop {

@@ -25,6 +25,8 @@ const SIDECAR: &str = "cinch-proxy";
 const SOCKET: &str = "/proc/1/root/var/run/cinch/agent/agent.sock";
 const TERMINATION_LOG: &str = "/dev/termination-log";
 const NFT: Duration = Duration::from_secs(10);
+/// Questions of one that asks in a loop.
+const LOOP: usize = 60;
 
 /// Whose container has another name than the sidecar's.
 const RENAMED: &str = "renamed";
@@ -227,6 +229,19 @@ impl<'s, 'a> WaysRound<'s, 'a> {
             let call: Vec<&str> = call.into_iter().chain(["--rounds", "1", "--to", &to]).collect();
             self.scene.see.kubectl(&call).with_context(|| format!("{name} gets round the sidecar"))?;
         }
+        self.loop_is_limited(pod)
+    }
+
+    /// Who asks in a loop is told that it asks too often, and nothing else is done for it.
+    fn loop_is_limited(&self, pod: &str) -> Result<()> {
+        let (user, times) = (PROXY_UID.to_string(), LOOP.to_string());
+        let ask = ["exec", "-n", &self.open, pod, "-c", PRIVILEGED, "--", "/cinch-demo-app", "ask"];
+        let how = ["--socket", SOCKET, "--user", &user, "--times", &times];
+        let told = self.scene.see.kubectl(&[&ask[..], &how].concat())?;
+        let count = |word: &str| told.lines().filter(|line| line.contains(word)).count();
+        let (limited, refused) = (count("AskedTooOften"), count("NotTheSidecar"));
+        ensure!(limited > 0 && limited + refused == LOOP, "{LOOP} questions in a loop: {told}");
+        terminal::show(&format!("{pod}, {PRIVILEGED}: of {LOOP} questions {limited} came too often"));
         Ok(())
     }
 
