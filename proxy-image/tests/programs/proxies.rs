@@ -16,6 +16,9 @@ use std::time::{Duration, Instant};
 /// The user of the proxies, whom the redirect lets pass.
 pub const USER: u32 = 1507;
 
+/// The file of the policies of all proxies; empty where a test writes none.
+pub const POLICIES: &str = "policies.yaml";
+
 /// Certificates, configurations and the program, where the proxies' user can read them.
 pub struct Files {
     directory: tempfile::TempDir,
@@ -37,6 +40,7 @@ impl Files {
         std::fs::copy(program, this.path("cinch-proxy")).unwrap();
         std::fs::set_permissions(this.path("cinch-proxy"), Permissions::from_mode(0o755)).unwrap();
         this.write("ca.pem", &this.issuer.pem());
+        this.write(POLICIES, "");
         this
     }
 
@@ -72,7 +76,7 @@ impl Files {
             &format!(
                 "workload: {{namespace: default, serviceAccount: {name}, labels: {{app: {name}}}}}\n\
                  identity: {{certificateChain: {name}.pem, privateKey: {name}.key, trustBundle: ca.pem}}\n\
-                 mesh: {{trustDomain: cluster.local}}\nsettings: {settings}\npeers: [{peers}]\n"
+                 mesh: {{trustDomain: cluster.local}}\nsettings: {settings}\npolicies: [{POLICIES}]\npeers: [{peers}]\n"
             ),
         )
     }
