@@ -72,9 +72,9 @@ pub enum Command {
         /// Pairs of pods for each way
         #[arg(long, default_value_t = 10)]
         rounds: usize,
-        /// Pods that start at once
-        #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=150))]
-        at_once: u32,
+        /// Pods that start at once, one number after the other; the last ones then run, and end
+        #[arg(long, value_delimiter = ',', default_value = "50,100", value_parser = clap::value_parser!(u32).range(1..=150))]
+        at_once: Vec<u32>,
         /// On this kept cluster instead of one of their own
         #[arg(long)]
         on: Option<String>,

@@ -11,7 +11,7 @@ use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
-const LIMIT: Duration = Duration::from_secs(10);
+const LIMIT: Duration = Duration::from_secs(60);
 
 /// Sends the token that stands on standard input (its first line) and prints the operator's answer: the
 /// reason and message of a refusal, or `Certificate` with the number of certificates. The bundle, PEM,

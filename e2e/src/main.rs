@@ -4,6 +4,7 @@ mod arguments;
 mod ask;
 mod bench;
 mod capture;
+mod closing;
 mod cluster;
 mod cluster_tests;
 mod commands;
@@ -54,7 +55,7 @@ fn run(command: Command) -> Result<bool> {
         }
         Command::Up { cluster, bare } => commands::up(&cluster.into(), bare)?,
         Command::Reload { component, name } => commands::reload(&name, component.as_deref())?,
-        Command::Figures { rounds, at_once, on } => commands::figures(rounds, at_once, on.as_deref())?,
+        Command::Figures { rounds, at_once, on } => commands::figures(rounds, &at_once, on.as_deref())?,
         Command::Down { name } => commands::take_down(name.as_deref())?,
         Command::Images { folder } => commands::write_images(&folder)?,
         Command::Generate { check } => generate::run(check)?,

@@ -17,7 +17,7 @@ use std::thread;
 use std::time::Duration;
 
 /// Longer than any pause that a healthy mesh makes.
-const LIMIT: Duration = Duration::from_secs(5);
+const LIMIT: Duration = Duration::from_secs(10);
 const MAX_ANSWER: usize = 64 * 1024;
 /// What every request holds.
 pub const MARKER: &str = "cinch-marker-probe";

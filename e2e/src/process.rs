@@ -167,7 +167,7 @@ mod tests {
 
     #[test]
     fn a_command_gets_its_input_and_returns_its_output() {
-        let output = capture(&mut Command::new("cat"), Some("hello"), Duration::from_secs(5)).unwrap();
+        let output = capture(&mut Command::new("cat"), Some("hello"), Duration::from_secs(60)).unwrap();
         assert_eq!((output.ok(), output.stdout.as_str()), (true, "hello"));
     }
 

@@ -2,6 +2,7 @@
 //! as root, the cluster tests and the story's lines on one cluster with one install. What can't run is counted as
 //! skipped, with the reason.
 
+use crate::closing::{self, Failure};
 use crate::cluster::{Cluster, Options};
 use crate::cluster_tests::Ground;
 use crate::commands::{self, is_root};
@@ -14,7 +15,10 @@ use anyhow::{Result, bail};
 /// What the names of test clusters begin with; each run has one of its own.
 const CLUSTERS: &str = "test-";
 
-/// Runs everything, prints the sums alone on the last line. Returns whether nothing failed.
+/// What came of a part: how many did what, and what failed.
+type Came = (Counts, Vec<Failure>);
+
+/// Runs everything, prints what failed and then the sums alone on the last line. Returns whether nothing failed.
 ///
 /// # Errors
 /// When cargo or a cluster can't be started at all.
@@ -25,38 +29,43 @@ pub fn run() -> Result<bool> {
     {
         terminal::say(format_args!("test: what a cluster needs can't be had: {error:#}"));
     }
-    let mut counts = unit_tests::run()?;
-    counts.add(drift());
-    counts.add(on_a_cluster());
+    let (mut counts, mut failures) = unit_tests::run()?;
+    for part in [drift, on_a_cluster] {
+        let (of_part, failed) = part();
+        counts.add(of_part);
+        failures.extend(failed);
+    }
     terminal::say(format_args!("test: {:.0} s in all", terminal::elapsed().as_secs_f64()));
+    closing::lines(&failures).iter().for_each(terminal::line);
     let Counts { passed, failed, skipped } = counts;
     terminal::line(format_args!("{passed} passed, {failed} failed, {skipped} skipped"));
     Ok(failed == 0)
 }
 
 /// Two things are compared: what is made from the code, and what is made from the chart by Helm.
-fn drift() -> Counts {
+fn drift() -> Came {
     let result = generate::run(true);
     if result.is_ok() && generate::helm().is_none() {
         terminal::say("skipped the comparison of manifests/install.yaml with the chart: no Helm binary here");
-        return Counts { passed: 1, skipped: 1, ..Counts::default() };
+        return (Counts { passed: 1, skipped: 1, ..Counts::default() }, Vec::new());
     }
     if let Err(error) = &result {
         terminal::say(format_args!("test: generated files have drifted: {error:#}"));
-        return Counts { failed: 1, ..Counts::default() };
+        let failure = Failure::new("cargo e2e generate --check", &format!("{error:#}"));
+        return (Counts { failed: 1, ..Counts::default() }, vec![failure]);
     }
-    Counts { passed: 2, ..Counts::default() }
+    (Counts { passed: 2, ..Counts::default() }, Vec::new())
 }
 
 /// The cluster tests and the story's lines.
-fn on_a_cluster() -> Counts {
+fn on_a_cluster() -> Came {
     let (tests, lines) = (cluster_tests::TESTS.len(), story::LINES.len() + story::ENDING.len());
     let skipped = (tests + lines) as u64;
     if !is_root() {
         terminal::say(format_args!(
             "skipped {tests} cluster tests and the story's {lines} lines: a cluster needs root"
         ));
-        return Counts { skipped, ..Counts::default() };
+        return (Counts { skipped, ..Counts::default() }, Vec::new());
     }
     match on_one_of_our_own(Redirect::Agent, |cluster| {
         let ground = Ground { cluster, redirect: Redirect::Agent };
@@ -67,10 +76,11 @@ fn on_a_cluster() -> Counts {
         steps.extend(story.play(story::ENDING));
         Ok(steps)
     }) {
-        Ok(steps) => Counts::of(&steps),
+        Ok(steps) => (Counts::of(&steps), Failure::of(&steps)),
         Err(error) => {
             terminal::say(format_args!("test: no cluster with Cinch: {error:#}"));
-            Counts { failed: 1, skipped, ..Counts::default() }
+            let failure = Failure::new("on the cluster", &format!("{error:#}"));
+            (Counts { failed: 1, skipped, ..Counts::default() }, vec![failure])
         }
     }
 }
@@ -116,6 +126,7 @@ pub fn run_only(only: &[String], on: Option<&str>, redirect: Redirect) -> Result
         }
         None => on_one_of_our_own(redirect, play)?,
     };
+    closing::lines(&Failure::of(&steps)).iter().for_each(terminal::line);
     let Counts { passed, failed, skipped } = Counts::of(&steps);
     terminal::say(format_args!(
         "{passed} held, {failed} did not, {skipped} skipped; these are not all tests"

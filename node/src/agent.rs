@@ -59,7 +59,10 @@ struct Success {
 /// What one pod's socket remembers between requests.
 #[derive(Debug)]
 pub struct Memory {
+    /// Requests of the sidecar's user.
     bucket: Bucket,
+    /// Those of all other users: whoever they are, they take nothing from the sidecar.
+    others: Bucket,
     /// The last outcome, so that only changes are logged at a visible level.
     last: Option<Result<Exempt, Refusal>>,
     /// When a refusal was last logged so.
@@ -73,7 +76,8 @@ pub struct Memory {
 
 impl Default for Memory {
     fn default() -> Self {
-        Self { bucket: Bucket::new(Instant::now()), last: None, told: None, in_force: None, untold: false }
+        let full = || Bucket::new(Instant::now());
+        Self { bucket: full(), others: full(), last: None, told: None, in_force: None, untold: false }
     }
 }
 
@@ -134,12 +138,17 @@ impl Agent {
         memory: &mut Memory,
     ) -> Result<Success, Refusal> {
         let unknown = |error: io::Error| Refusal::new(Reason::PeerUnknown, error.to_string());
-        // First, whoever it is: a socket that is closed with something unread in it resets the other end, which
+        let peer = stream.peer_cred().map_err(unknown)?;
+        let is_other = peer.uid() != PROXY_UID;
+        if is_other && !memory.others.take(Instant::now()) {
+            // Not even heard: the sidecar waits behind whoever says nothing. An answer may be lost with what he said.
+            return Err(Refusal::new(Reason::AskedTooOften, "nobody but the sidecar has anything to ask"));
+        }
+        // Before anything is refused: a socket that is closed with something unread in it resets the other end, which
         // would lose the answer.
         let request = read_request(stream).await;
-        let peer = stream.peer_cred().map_err(unknown)?;
         // Before anything is looked up: the sidecar has its own user, and apps may not have it.
-        if peer.uid() != PROXY_UID {
+        if is_other {
             let sentence = format!("the user {} asks; the sidecar is {PROXY_UID}", peer.uid());
             return Err(Refusal::new(Reason::NotTheSidecar, sentence));
         }
@@ -351,6 +360,22 @@ mod tests {
         let mut memory = Memory { in_force: Some(exempt), ..Memory::default() };
         assert!(memory.found(exempt, Table::Missing, look), "set again, and then not proved");
         assert!(!memory.found(exempt, Table::Current, look) && memory.untold);
+    }
+
+    #[tokio::test]
+    async fn other_users_that_ask_too_often_are_not_waited_for() {
+        let agent = Agent::new(Err("no node".to_owned()), Metrics::default());
+        let mut memory = Memory::default();
+        while memory.others.take(Instant::now()) {}
+        let (served, mut silent) = UnixStream::pair().unwrap();
+        agent.serve(served, "pod", &mut memory).await;
+        let mut answer = Vec::new();
+        silent.read_buf(&mut answer).await.unwrap();
+        let Some(Answer::Refused { reason, .. }) = Answer::decode(&answer).unwrap() else {
+            panic!("{answer:?}")
+        };
+        assert_eq!(reason, "AskedTooOften", "and not that nothing was asked");
+        assert!(memory.bucket.take(Instant::now()), "the sidecar's own is full");
     }
 
     #[tokio::test]

@@ -66,7 +66,7 @@ impl KubeletPaths {
 /// removed, also at the end: by then they may be a later agent's.
 ///
 /// # Errors
-/// When a socket can't be opened or a server fails.
+/// When a socket can't be opened at the start, or a server fails. An agent that has served tries again.
 pub async fn serve(
     paths: &KubeletPaths,
     node: &str,
@@ -82,8 +82,25 @@ pub async fn serve(
         () = wait_for_a_reason(&pods, &socket, pace) => {}
         () = end.cancelled() => return Ok(()),
     }
+    let registration = paths.registry.join(REGISTRATION_SOCKET);
+    let mut has_served = false;
     loop {
-        let taken = take_over(paths, &pods)?;
+        let taken = match take_over(paths, &pods) {
+            Ok(taken) => taken,
+            Err(error) if has_served => {
+                tracing::warn!(
+                    error = format!("{error:#}"),
+                    "the kubelet's way can not be led here; trying again"
+                );
+                tokio::select! {
+                    () = sleep(pace) => continue,
+                    () = end.cancelled() => return Ok(()),
+                }
+            }
+            Err(error) => return Err(error),
+        };
+        has_served = true;
+        let ways = [(socket.as_path(), taken.files.0), (registration.as_path(), taken.files.1)];
         let services = Server::builder()
             .add_service(IdentityServer::new(driver.clone()))
             .add_service(NodeServer::new(driver.clone()));
@@ -93,7 +110,7 @@ pub async fn serve(
             ended = answer(taken.registration, introduction, end.clone()) => {
                 return ended.context("the registration ended");
             }
-            () = until_needed_again(&pods, &socket, taken.file, pace) => {}
+            () = until_needed_again(&pods, ways, pace) => {}
         }
     }
 }
@@ -102,8 +119,8 @@ pub async fn serve(
 struct Taken {
     csi: UnixListener,
     registration: UnixListener,
-    /// Of the socket of the CSI services.
-    file: FileId,
+    /// Of the socket of the CSI services, and of that of the registration.
+    files: (FileId, FileId),
 }
 
 /// Leads the kubelet's way here. All that can fail is done before anything is replaced; then first the sockets of
@@ -111,17 +128,18 @@ struct Taken {
 fn take_over(paths: &KubeletPaths, pods: &Pods) -> Result<Taken> {
     let csi = stage(&paths.driver, CSI_SOCKET)?;
     let registration = stage(&paths.registry, REGISTRATION_SOCKET)?;
-    let file = csi.file();
+    let files = (csi.file(), registration.file());
     let adopted = pods.adopt();
     let csi = put_in_place(csi)?;
     // From here the kubelet speaks to us alone; what it had from another agent since the first look is ours too.
     let late = pods.adopt();
     tracing::info!(pods = pods.count(), adopted, late, "serving");
-    Ok(Taken { csi, registration: put_in_place(registration)?, file })
+    Ok(Taken { csi, registration: put_in_place(registration)?, files })
 }
 
 fn stage(directory: &Path, name: &str) -> Result<Staged> {
     fs::create_dir_all(directory).with_context(|| directory.display().to_string())?;
+    socket::sweep(directory, name);
     socket::stage(directory, name, MODE).with_context(|| directory.join(name).display().to_string())
 }
 
@@ -147,21 +165,29 @@ async fn wait_for_a_reason(pods: &Pods, socket: &Path, pace: Duration) {
     }
 }
 
-/// Looks for volumes of other agents as long as the kubelet's way leads here. When another has taken it that does not
-/// do the work, returns: the place is to be taken back.
-async fn until_needed_again(pods: &Pods, socket: &Path, own: FileId, pace: Duration) {
+/// Looks for volumes of other agents as long as the kubelet's `ways` lead here, to the CSI services and to the
+/// registration. When another has taken the first that does not do the work, returns: the place is to be taken back. So
+/// it does when the second alone was taken: of two that came at once, each has one then, and the kubelet would not find
+/// the services again.
+async fn until_needed_again(pods: &Pods, ways: [(&Path, FileId); 2], pace: Duration) {
+    let leads_here = |(socket, own): (&Path, FileId)| socket::file_at(socket) == Some(own);
+    let [services, registration] = ways;
     let mut patience = Patience::default();
     let mut looks = 0_u32;
     loop {
         sleep(pace).await;
-        if socket::file_at(socket) == Some(own) {
+        if leads_here(services) {
+            if !leads_here(registration) {
+                tracing::warn!("the kubelet's registration leads elsewhere and is taken back");
+                return;
+            }
             looks = (looks + 1) % ADOPTION;
             if looks == 0 && pods.adopt() > 0 {
                 tracing::info!("took over volumes that another agent had made last");
             }
             continue;
         }
-        let incumbent = ask(socket).await;
+        let incumbent = ask(services.0).await;
         if patience.is_at_end(incumbent, pods.fault().is_some()) {
             tracing::warn!(?incumbent, "another agent took over and does not serve: its place is taken back");
             return;

@@ -9,9 +9,10 @@ use cinch_node::csi::registration::registration_client::RegistrationClient;
 use cinch_node::csi::v1;
 use cinch_node::csi::v1::identity_client::IdentityClient;
 use cinch_node::csi::v1::identity_server::{Identity, IdentityServer};
+use cinch_node::serve::REGISTRATION_SOCKET;
 use cinch_node::socket::{file_at, stage};
 use futures::stream;
-use kubelet::{Kubelet, POD, Running, host, reason_at, until};
+use kubelet::{Kubelet, PACE, POD, Running, host, reason_at, until};
 use std::fs;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -175,14 +176,47 @@ async fn a_socket_that_another_agent_put_into_a_volume_is_replaced() {
 }
 
 #[tokio::test]
+async fn of_two_agents_that_came_at_once_the_one_that_serves_has_the_registration_too() {
+    let kubelet = Kubelet::new();
+    let first = Running::start(&kubelet).await;
+    let registry = kubelet.paths().registry;
+    let registration = registry.join(REGISTRATION_SOCKET);
+    // As one leaves it whose services were taken before it had opened its registration.
+    drop(stage(&registry, REGISTRATION_SOCKET, 0o600).unwrap().put_in_place().unwrap());
+    let foreign = file_at(&registration);
+    until(|| file_at(&registration) != foreign).await;
+    serves(&kubelet, &first).await;
+}
+
+#[tokio::test]
+async fn an_agent_that_has_served_does_not_end_when_it_can_not_take_its_place_back() {
+    let kubelet = Kubelet::new();
+    let first = Running::start(&kubelet).await;
+    let registry = kubelet.paths().registry;
+    let moved = registry.with_file_name("moved");
+    fs::rename(&registry, &moved).unwrap();
+    std::os::unix::fs::symlink(&moved, &registry).unwrap();
+    let place = file_at(&csi_socket(&kubelet));
+    fs::remove_file(csi_socket(&kubelet)).unwrap();
+    tokio::time::sleep(PACE * 20).await;
+    assert!(!first.has_ended() && file_at(&csi_socket(&kubelet)).is_none(), "{place:?}");
+    fs::remove_file(&registry).unwrap();
+    fs::rename(&moved, &registry).unwrap();
+    until(|| file_at(&csi_socket(&kubelet)).is_some()).await;
+    serves(&kubelet, &first).await;
+}
+
+#[tokio::test]
 async fn an_agent_that_can_not_open_all_its_sockets_replaces_none() {
     let kubelet = Kubelet::new();
     let first = Running::start(&kubelet).await;
     kubelet.publish(POD).await.unwrap();
     let place = (file_at(&csi_socket(&kubelet)), file_at(&kubelet.target(POD).join("agent.sock")));
-    // A directory has the name under which the registration would be made.
+    // No socket is made behind a link.
     let registry = kubelet.paths().registry;
-    fs::create_dir(registry.join(".cinch@node.cinch.dev-reg.sock.new")).unwrap();
+    let moved = registry.with_file_name("moved");
+    fs::rename(&registry, &moved).unwrap();
+    std::os::unix::fs::symlink(&moved, &registry).unwrap();
     let later = Running::begin(&kubelet, Ok(host()));
     until(|| later.has_ended()).await;
     assert_eq!((file_at(&csi_socket(&kubelet)), file_at(&kubelet.target(POD).join("agent.sock"))), place);

@@ -121,16 +121,34 @@ fn a_pod_of_another_namespace_and_the_node_itself_change_nothing() {
     assert_eq!(proxy.order("ask"), done);
 }
 
+/// How many of so many questions in a loop are refused for being too many; the others for who asks.
+fn limited(asker: &mut Running, times: usize) -> usize {
+    let answers: Vec<String> = (0..times).map(|_| asker.order("ask")).collect();
+    let of = |reason: &str| answers.iter().filter(|answer| answer.starts_with(reason)).count();
+    let (limited, refused) = (of("AskedTooOften "), of("NotTheSidecar "));
+    assert!(limited + refused == times, "{answers:?}");
+    limited
+}
+
 #[test]
 fn a_pod_that_asks_in_a_loop_waits_for_itself_alone() {
     let node = need_node!("a_pod_that_asks_in_a_loop_waits_for_itself_alone");
     let (pair, _agent) = (pair(), serve(&node));
     let (mut proxy, _) = redirected(&node, &pair);
     let mut flood = node.start(&APP, Some(&pair.pod));
-    let answers: Vec<String> = (0..60).map(|_| flood.order("ask")).collect();
-    let limited = answers.iter().filter(|answer| answer.starts_with("AskedTooOften ")).count();
-    let refused = answers.iter().filter(|answer| answer.starts_with("NotTheSidecar ")).count();
-    assert!(limited > 0 && limited + refused == 60, "{answers:?}");
+    assert!(limited(&mut flood, 60) > 0);
     assert_eq!(proxy.order("dial"), "outside", "what is in force stays in force");
     assert_eq!(flood.order("dial"), "captured");
+}
+
+#[test]
+fn other_users_that_ask_in_a_loop_are_limited_and_take_nothing_from_the_sidecar() {
+    let node = need_node!("other_users_that_ask_in_a_loop_are_limited_and_take_nothing_from_the_sidecar");
+    let (pair, _agent) = (pair(), serve(&node));
+    let (mut proxy, done) = redirected(&node, &pair);
+    for user in [0, 1000] {
+        let mut flood = node.start(&Container { user, ..APP }, Some(&pair.pod));
+        assert!(limited(&mut flood, 60) > 0, "the user {user}");
+        assert_eq!(proxy.order("ask"), done, "after the user {user}");
+    }
 }

@@ -51,7 +51,7 @@ impl IssueKind {
 }
 
 /// What became of an accepted control connection.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum ConnectionEnd {
     /// Over the limit of connections; dropped at once.
     Limit,

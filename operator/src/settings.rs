@@ -3,11 +3,15 @@
 //! Keys are camelCase; an unknown key is an error by name, so that a typing mistake never means a default.
 //! Durations are written as Kubernetes users write them: `15s`, `1h30m`, `168h`.
 
+mod duration;
+
 use anyhow::{Context, bail};
 use cinch_identity::{SpiffeId, TrustDomain};
 use cinch_policy::PathNormalization;
+use duration::duration;
+pub use duration::parse_duration;
 use ipnet::IpNet;
-use serde::{Deserialize, Deserializer};
+use serde::Deserialize;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -342,6 +346,10 @@ impl Settings {
         if lease.renew.is_zero() || lease.duration < lease.renew * 3 {
             bail!("lease.duration must be at least three times lease.renew");
         }
+        if lease.duration.subsec_nanos() != 0 {
+            // The Lease says it in seconds: others would believe in less than its holder does.
+            bail!("lease.duration must be whole seconds");
+        }
         if settings.proxy.report_interval.is_zero() {
             bail!("proxy.reportInterval must not be zero");
         }
@@ -388,34 +396,6 @@ impl Settings {
     }
 }
 
-fn duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
-    let text = String::deserialize(deserializer)?;
-    parse_duration(&text).ok_or_else(|| {
-        serde::de::Error::custom(format!("{text:?} is no duration: write it as 15s, 1h30m or 168h"))
-    })
-}
-
-/// Parses a duration of numbers with the units `h`, `m`, `s` and `ms`, largest first, each at most once.
-#[must_use]
-pub fn parse_duration(text: &str) -> Option<Duration> {
-    const UNITS: [(&str, u64); 4] = [("h", 3_600_000), ("m", 60_000), ("s", 1000), ("ms", 1)];
-    let mut rest = text;
-    let mut total: u64 = 0;
-    let mut units = UNITS.as_slice();
-    while !rest.is_empty() {
-        let digits = rest.find(|c: char| !c.is_ascii_digit())?;
-        let (number, after) = rest.split_at(digits);
-        let letters = after.find(|c: char| c.is_ascii_digit()).unwrap_or(after.len());
-        let (unit, after) = after.split_at(letters);
-        let at = units.iter().position(|(name, _)| *name == unit)?;
-        let (_, factor) = units.get(at)?;
-        total = total.checked_add(number.parse::<u64>().ok()?.checked_mul(*factor)?)?;
-        units = units.get(at + 1..)?;
-        rest = after;
-    }
-    (!text.is_empty()).then(|| Duration::from_millis(total))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -432,6 +412,7 @@ promotion: {default: Automatic, quietPeriod: 15s, probation: 1h, settle: 30s, ma
 proxy: {reportInterval: 10s, settings: {limits: {handshakes: 8}}, resources: {requests: {cpu: 10m, memory: 32Mi}, limits: {cpu: "2", memory: 128Mi}}}
 webhook: {port: 10250}
 control: {port: 7443}
+lease: {duration: 15s, renew: 2s}
 "#;
 
     #[test]
@@ -450,6 +431,20 @@ control: {port: 7443}
             "spiffe://cluster.local/ns/cinch-system/sa/cinch-operator"
         );
         assert_eq!(settings.certificates.leaf, Duration::from_secs(24 * 3600));
+        let lease = (settings.lease.duration, settings.lease.renew);
+        assert_eq!(lease, (Duration::from_secs(15), Duration::from_secs(2)));
+    }
+
+    #[test]
+    fn what_the_chart_renders_is_read() {
+        let installed = include_str!("../../manifests/install.yaml");
+        let (_, map) = installed.split_once("\n  settings.yaml: |\n").unwrap();
+        let lines = map.lines().take_while(|line| line.is_empty() || line.starts_with("    "));
+        let text: Vec<&str> = lines.map(|line| line.strip_prefix("    ").unwrap_or_default()).collect();
+        assert!(text.contains(&"lease:"), "{text:?}");
+        let settings = Settings::parse(&text.join("\n")).unwrap();
+        let (chart, default) = (settings.lease, LeaseSettings::default());
+        assert_eq!((chart.duration, chart.renew), (default.duration, default.renew));
     }
 
     #[test]
@@ -479,22 +474,11 @@ control: {port: 7443}
             ("refreshInterval: 10m", "refreshInterval: 0s", "jwks.refreshInterval"),
             ("allowHTTP", "allowHttp", "allowHttp"),
             ("10.3.0.0/16", "10.3.0.0/33", "10.3.0.0/33"),
-            ("control: {port: 7443}", "lease: {duration: 2s, renew: 1s}", "lease.duration"),
+            ("duration: 15s, renew: 2s", "duration: 2s, renew: 1s", "lease.duration"),
+            ("duration: 15s, renew: 2s", "duration: 5s900ms, renew: 100ms", "whole seconds"),
         ] {
             let error = format!("{:#}", Settings::parse(&FULL.replace(from, to)).unwrap_err());
             assert!(error.contains(word), "{word}: {error}");
-        }
-    }
-
-    #[test]
-    fn durations_are_read_as_people_write_them() {
-        for (text, seconds) in
-            [("15s", 15.0), ("168h", 604_800.0), ("1h30m", 5400.0), ("0s", 0.0), ("1s500ms", 1.5)]
-        {
-            assert_eq!(parse_duration(text), Some(Duration::from_secs_f64(seconds)), "{text}");
-        }
-        for text in ["", "15", "s", "-1s", "1d", "1s1s", "1m1h", "1.5h", "99999999999999999999h", "1 s"] {
-            assert_eq!(parse_duration(text), None, "{text}");
         }
     }
 }

@@ -9,7 +9,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::net::{TcpListener, TcpStream};
 
 /// Where a redirected connection was meant to go.
@@ -29,6 +29,33 @@ const PAUSE: Duration = Duration::from_millis(50);
 
 /// Between two looks at whether connections are still open, once the drain has begun.
 const LOOK: Duration = Duration::from_millis(10);
+
+/// Between two looks at what the system had to drop before it was accepted.
+const BETWEEN_LOOKS: Duration = Duration::from_secs(1);
+
+/// The connections that the system dropped because too many waited already. Where some were dropped others are accepted,
+/// so that is when it is asked.
+#[derive(Debug, Default)]
+struct Backlog {
+    looked: Option<Instant>,
+    dropped: u32,
+}
+
+impl Backlog {
+    /// Counts those since the last look, if that was long ago.
+    fn look(&mut self, listener: &TcpListener, ctx: &Context) {
+        let now = Instant::now();
+        if self.looked.is_some_and(|looked| now.saturating_duration_since(looked) < BETWEEN_LOOKS) {
+            return;
+        }
+        let dropped = socket::dropped(listener);
+        let since = dropped.wrapping_sub(self.dropped);
+        (self.looked, self.dropped) = (Some(now), dropped);
+        if since > 0 {
+            ctx.metrics.limit_refusals.count_many("listen_backlog", since.into());
+        }
+    }
+}
 
 /// An accepted connection.
 #[derive(Debug)]
@@ -68,6 +95,7 @@ pub async fn accept(
         }
     };
     let mut over = pin!(over(ctx));
+    let mut backlog = Backlog::default();
     loop {
         let accepted = tokio::select! {
             // In this order, or a flood of connections would hide the drain.
@@ -76,7 +104,10 @@ pub async fn accept(
             accepted = listener.accept() => accepted,
         };
         match accepted {
-            Ok((stream, from)) => take(stream, from),
+            Ok((stream, from)) => {
+                take(stream, from);
+                backlog.look(&listener, ctx);
+            }
             Err(error) => {
                 tracing::warn!(%error, "accept failed");
                 tokio::time::sleep(PAUSE).await;

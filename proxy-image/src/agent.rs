@@ -10,7 +10,7 @@ use crate::health::Readiness;
 use crate::process;
 use anyhow::{Result, anyhow};
 use cinch_reason::Reason;
-use cinch_redirect::request::{Answer, MAX_ANSWER, Request};
+use cinch_redirect::request::{ASKED_EVERY, Answer, MAX_ANSWER, Request};
 use std::io::{self, ErrorKind};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -23,8 +23,6 @@ use tokio::time::{Instant, sleep, timeout};
 const FIRST_PAUSE: Duration = Duration::from_millis(20);
 /// Between attempts at last.
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
-/// Between questions once the redirect is in force.
-const INTERVAL: Duration = Duration::from_secs(30);
 /// Before the first of them: the app has started by then, and a promotion waits for a look at each pod.
 const FIRST_LOOK: Duration = Duration::from_secs(10);
 /// At least so long between questions, however often the redirect is in doubt: the agent counts them.
@@ -68,7 +66,7 @@ enum Purpose {
 
 /// The longest time before each further question, once the redirect is in force.
 fn waits() -> impl Iterator<Item = Duration> {
-    std::iter::once(FIRST_LOOK).chain(std::iter::repeat(INTERVAL))
+    std::iter::once(FIRST_LOOK).chain(std::iter::repeat(ASKED_EVERY))
 }
 
 /// Who asks, and who is told.
@@ -189,6 +187,10 @@ mod tests {
     use tokio::net::UnixListener;
 
     fn client(directory: &tempfile::TempDir) -> Arc<AgentClient> {
+        client_with(directory, Duration::from_millis(200))
+    }
+
+    fn client_with(directory: &tempfile::TempDir, patience: Duration) -> Arc<AgentClient> {
         let evidence = Arc::new(Evidence::new(8));
         let credentials = tokio::sync::watch::Sender::new(None);
         let policy = tokio::sync::watch::Sender::new(None);
@@ -201,7 +203,7 @@ mod tests {
             evidence,
             readiness: Arc::new(readiness),
             termination_log,
-            patience: Duration::from_millis(200),
+            patience,
         })
     }
 
@@ -237,7 +239,7 @@ mod tests {
     #[tokio::test]
     async fn refusals_are_told_and_asked_again_until_the_redirect_is_in_force() {
         let directory = tempfile::tempdir().unwrap();
-        let client = client(&directory);
+        let client = client_with(&directory, Duration::from_secs(60));
         let hostile = b"HTTP/1.1 200 OK\r\n\r\n".to_vec();
         let answers = vec![refusal(Reason::PeerUnknown, "gone"), hostile, Vec::new(), done()];
         let agent = agent(&client, answers).await;

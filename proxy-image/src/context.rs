@@ -90,8 +90,9 @@ pub trait Discovery: Send + Sync {
     /// The destination behind `to`, from the cache or from the control plane. Bounded in time.
     fn resolve(&self, to: SocketAddr) -> Pin<Box<dyn Future<Output = Destination> + Send + '_>>;
     /// Asks about `to` anew, because the peer at `endpoint` proved another identity. The next `resolve` leads to the
-    /// others of its endpoints, or waits for the answer where there is none.
-    fn forget(&self, to: SocketAddr, endpoint: SocketAddr);
+    /// others of its endpoints, or waits for the answer where there is none. An answer that says the same again is not
+    /// believed for a while.
+    fn forget(&self, to: SocketAddr, endpoint: &Endpoint);
     /// Whether any destination still leads to `endpoint`. Idle tunnels to one that is gone are of no use to anybody.
     fn leads_to(&self, endpoint: SocketAddr) -> bool {
         let _ = endpoint;

@@ -4,7 +4,10 @@
 //! and subscriptions for the control stream. A record stays in force while the operator is away; an address that
 //! was never answered for is refused, because guessing would leak plaintext.
 
+mod refuted;
+
 use crate::context::{Destination, Discovery, Endpoint};
+use crate::limits::{Limits, Refusals};
 use bytes::Bytes;
 use cinch_control::v1;
 use cinch_identity::SpiffeId;
@@ -14,6 +17,7 @@ use ipnet::IpNet;
 use parking_lot::Mutex;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::gauge::Gauge;
+use refuted::Refuted;
 use std::collections::{BTreeMap, HashMap};
 use std::future::Future;
 use std::net::{IpAddr, SocketAddr};
@@ -23,11 +27,6 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::sync::futures::OwnedNotified;
 use tokio::time::{Instant, timeout_at};
-
-/// How long an app's connection waits for the operator's first answer.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
-/// Addresses that one pod talks to at a time; beyond it the longest unused goes.
-pub const DEFAULT_CAPACITY: usize = 10_000;
 
 /// A subscription to begin or end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,11 +46,16 @@ pub struct DiscoveryMetrics {
     pub evictions: Counter,
     /// Connections refused because the operator did not answer in time.
     pub unanswered: Counter,
+    /// What its limits refuse.
+    pub limits: Refusals,
 }
 
 #[derive(Debug)]
 struct Entry {
+    /// What is in force; `None` until there is an answer.
     record: Option<Destination>,
+    /// What the operator said, and when to look at it again, where endpoints of it are refuted.
+    whole: Option<(Destination, Instant)>,
     used: u64,
     waiters: Option<Arc<Notify>>,
 }
@@ -66,6 +70,7 @@ struct State {
     clock: u64,
     /// How many destinations lead to an endpoint.
     led_to: HashMap<SocketAddr, usize>,
+    refuted: Refuted,
     /// `None` while there is no stream: then all entries are asked for at once when there is one.
     changes: Option<Vec<Change>>,
     /// More changes came than were fetched: the stream must begin anew.
@@ -83,14 +88,22 @@ pub struct RecordCache {
     state: Mutex<State>,
     changed: Notify,
     capacity: usize,
+    /// How long an app's connection waits for the operator's first answer.
+    patience: Duration,
     metrics: DiscoveryMetrics,
 }
 
 impl RecordCache {
-    /// An empty cache of at most `capacity` addresses.
+    /// An empty cache with the bounds of `limits`: beyond so many addresses the longest unused goes.
     #[must_use]
-    pub fn new(capacity: usize, metrics: DiscoveryMetrics) -> Self {
-        Self { state: Mutex::default(), changed: Notify::new(), capacity: capacity.max(1), metrics }
+    pub fn new(limits: &Limits, metrics: DiscoveryMetrics) -> Self {
+        Self {
+            state: Mutex::default(),
+            changed: Notify::new(),
+            capacity: limits.destinations.max(1),
+            patience: limits.discovery_timeout,
+            metrics,
+        }
     }
 
     /// Puts the mesh's CIDRs in force. None at all is no mesh but an operator that does not know yet: taken at its
@@ -114,16 +127,17 @@ impl RecordCache {
         let Some(address) = record.address.as_ref().and_then(socket_address) else { return };
         let destination = destination_of(record);
         let mut state = self.state.lock();
-        let State { entries, led_to, .. } = &mut *state;
-        if let Some(entry) = entries.get_mut(&address) {
-            // The new ones first: one that stays must not be gone in between.
-            count(led_to, &destination);
-            if let Some(before) = entry.record.replace(destination) {
-                discount(led_to, &before);
+        let State { entries, refuted, .. } = &mut *state;
+        let Some(entry) = entries.get_mut(&address) else { return };
+        for gone in entry.said().map(endpoints_of).unwrap_or_default() {
+            if !endpoints_of(&destination).iter().any(|known| is_same(known, gone)) {
+                refuted.forgive(gone);
             }
-            if let Some(waiters) = entry.waiters.take() {
-                waiters.notify_waiters();
-            }
+        }
+        let waiters = entry.waiters.take();
+        state.put(address, destination, Some(Destination::Refuse(Reason::PeerIdentityMismatch)));
+        if let Some(waiters) = waiters {
+            waiters.notify_waiters();
         }
     }
 
@@ -170,8 +184,9 @@ impl RecordCache {
             if state.entries.len() >= self.capacity {
                 state.evict(self.capacity);
                 self.metrics.evictions.inc();
+                self.metrics.limits.count("destinations");
             }
-            state.entries.insert(to, Entry { record: None, used: 0, waiters: None });
+            state.entries.insert(to, Entry { record: None, whole: None, used: 0, waiters: None });
             state.note(Change::Subscribe(to), self.capacity);
             self.metrics.records.set(i64::try_from(state.entries.len()).unwrap_or(i64::MAX));
             self.changed.notify_one();
@@ -179,6 +194,13 @@ impl RecordCache {
         let look = state.touch(to);
         drop(state);
         look
+    }
+}
+
+impl Entry {
+    /// What the operator said last, if it has.
+    fn said(&self) -> Option<&Destination> {
+        self.whole.as_ref().map(|(said, _)| said).or(self.record.as_ref())
     }
 }
 
@@ -190,8 +212,32 @@ impl State {
         range.is_none_or(|(_, last)| ip > *last)
     }
 
+    /// Puts in force what the operator said of `to`, but for endpoints that are refuted; where nothing else is left of
+    /// it, `instead`.
+    fn put(&mut self, to: SocketAddr, said: Destination, instead: Option<Destination>) {
+        let State { entries, led_to, refuted, .. } = self;
+        let Some(entry) = entries.get_mut(&to) else { return };
+        let record;
+        (record, entry.whole) = match refuted.left_of(&said, Instant::now()) {
+            None => (Some(said), None),
+            Some((left, until)) => (left.or(instead), Some((said, until))),
+        };
+        // The new ones first: one that stays must not be gone in between.
+        if let Some(record) = &record {
+            count(led_to, record);
+        }
+        if let Some(before) = std::mem::replace(&mut entry.record, record) {
+            discount(led_to, &before);
+        }
+    }
+
     /// Marks the entry as used and says what it knows.
     fn touch(&mut self, to: SocketAddr) -> Look {
+        let whole = self.entries.get(&to).and_then(|entry| entry.whole.as_ref());
+        let due = whole.filter(|(_, until)| *until <= Instant::now()).map(|(said, _)| said.clone());
+        if let Some(said) = due {
+            self.put(to, said, Some(Destination::Refuse(Reason::PeerIdentityMismatch)));
+        }
         self.clock += 1;
         let Some(entry) = self.entries.get_mut(&to) else {
             return Look::Known(Destination::Refuse(Reason::DestinationUnknown));
@@ -237,7 +283,7 @@ impl Discovery for RecordCache {
                 // No operator could answer for it.
                 return Destination::Refuse(Reason::DestinationRefused);
             }
-            let deadline = Instant::now() + ANSWER_TIMEOUT;
+            let deadline = Instant::now() + self.patience;
             loop {
                 let answered = match self.look(to) {
                     Look::Known(destination) => return destination,
@@ -245,28 +291,29 @@ impl Discovery for RecordCache {
                 };
                 if timeout_at(deadline, answered).await.is_err() {
                     self.metrics.unanswered.inc();
+                    self.metrics.limits.count("discovery_timeout");
                     return Destination::Refuse(Reason::DestinationUnknown);
                 }
             }
         })
     }
 
-    fn forget(&self, to: SocketAddr, endpoint: SocketAddr) {
+    fn forget(&self, to: SocketAddr, endpoint: &Endpoint) {
         let to = SocketAddr::new(to.ip().to_canonical(), to.port());
         let mut state = self.state.lock();
-        let State { entries, led_to, .. } = &mut *state;
-        if let Some(entry) = entries.get_mut(&to)
-            && let Some(record) = entry.record.take()
-        {
-            entry.record = without(&record, endpoint);
-            if let Some(left) = &entry.record {
-                count(led_to, left);
-            }
-            discount(led_to, &record);
-            state.note(Change::Unsubscribe(to), self.capacity);
-            state.note(Change::Subscribe(to), self.capacity);
-            self.changed.notify_one();
-        }
+        let State { entries, refuted, .. } = &mut *state;
+        let Some(entry) = entries.get(&to) else { return };
+        let known = entry.record.as_ref().map(endpoints_of).unwrap_or_default();
+        let Some(said) = entry.said().filter(|_| known.iter().any(|known| is_same(known, endpoint))) else {
+            // Another connection found out before, or there was a new record meanwhile.
+            return;
+        };
+        refuted.note(endpoint, Instant::now());
+        let said = said.clone();
+        state.put(to, said, None);
+        state.note(Change::Unsubscribe(to), self.capacity);
+        state.note(Change::Subscribe(to), self.capacity);
+        self.changed.notify_one();
     }
 
     fn leads_to(&self, endpoint: SocketAddr) -> bool {
@@ -281,18 +328,9 @@ fn endpoints_of(destination: &Destination) -> &[Endpoint] {
     }
 }
 
-/// What is left of a record when nobody may go to `endpoint` any more; `None` when it leads to no meshed endpoint then.
-/// Endpoints that are all unmeshed would be left to whatever balances the address outside of the mesh, and that may
-/// choose the very one that was wrong.
-fn without(destination: &Destination, endpoint: SocketAddr) -> Option<Destination> {
-    let left: Arc<[Endpoint]> =
-        endpoints_of(destination).iter().filter(|known| known.address != endpoint).cloned().collect();
-    let leads_on = left.iter().any(|known| known.meshed);
-    match destination {
-        Destination::Endpoints(_) if leads_on => Some(Destination::Endpoints(left)),
-        Destination::Sticky(_, within) if leads_on => Some(Destination::Sticky(left, *within)),
-        _ => None,
-    }
+/// Whether both are the same peer at the same address.
+fn is_same(one: &Endpoint, other: &Endpoint) -> bool {
+    one.address == other.address && one.identity == other.identity
 }
 
 fn count(led_to: &mut HashMap<SocketAddr, usize>, destination: &Destination) {

@@ -3,8 +3,10 @@
 //! the totals, so a scanner can blur names but never hide that plaintext was served.
 
 mod table;
+mod wire;
 
 use crate::bypass::Bypass;
+use crate::limits::{Limits, Refusals};
 use cinch_control::v1;
 use cinch_redirect::sighting::Sightings;
 use parking_lot::Mutex;
@@ -13,32 +15,31 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
-use table::{Counts, Key, Source, Table};
+use table::{Bounds, Key, Table};
 use tokio::sync::Notify;
-
-/// The age of what never happened, on the wire.
-const NEVER: u64 = u64::MAX;
+use wire::{NEVER, millis, to_counts, to_source};
 
 /// How a plaintext connection ended, or stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Outcome {
-    /// Refused by mode or policy, or cut by them.
+    /// Refused by policy, whatever the mode says.
     Denied,
+    /// Refused by the mode alone, or cut: without it the client would have been served.
+    DeniedByMode,
     /// Allowed, but the app did not accept.
     NoListener,
     /// Neither side said a byte: a connect scan, or nothing at all came to a STRICT port.
     Empty,
 }
 
-/// Sources in one report, however many the table holds: those that were served or refused come first.
-const REPORTED: usize = 1024;
-
 /// Counters of plaintext since the process began.
 #[derive(Debug)]
 pub struct Evidence {
     boot_id: u64,
     started: Instant,
-    capacity: usize,
+    bounds: Bounds,
+    /// Sources in one report, however many the table holds: those that were served or refused come first.
+    reported: usize,
     table: Mutex<Table>,
     /// Milliseconds after `started`, plus one; 0: never.
     inbound_proof: AtomicU64,
@@ -53,13 +54,22 @@ pub struct Evidence {
 }
 
 impl Evidence {
-    /// Empty counters that name at most `capacity` sources.
+    /// Empty counters that name at most `capacity` sources, and for the rest have the bounds that nobody has set.
     #[must_use]
     pub fn new(capacity: usize) -> Evidence {
+        let limits = Limits { evidence_sources: capacity, ..Limits::default() };
+        Self::within(&limits, Refusals::default())
+    }
+
+    /// Empty counters with the bounds of `limits`; `refusals` hears of what these keep out.
+    #[must_use]
+    pub fn within(limits: &Limits, refusals: Refusals) -> Evidence {
+        let (sources, ports) = (limits.evidence_sources, limits.evidence_ports);
         Evidence {
             boot_id: rand::random(),
             started: Instant::now(),
-            capacity,
+            bounds: Bounds { sources, ports, refusals },
+            reported: limits.evidence_reported,
             table: Mutex::default(),
             inbound_proof: AtomicU64::new(0),
             outbound_proof: AtomicU64::new(0),
@@ -151,16 +161,20 @@ impl Evidence {
     /// Counts a plaintext connection from `source` to `port` that never reached the app.
     pub fn refused(&self, source: IpAddr, port: u16, outcome: Outcome) {
         let (mut table, now) = (self.table.lock(), Instant::now());
-        let place = table.place((source, port), outcome == Outcome::Denied, self.capacity);
+        let denied = matches!(outcome, Outcome::Denied | Outcome::DeniedByMode);
+        let place = table.place((source, port), denied, &self.bounds);
         let entry = table.change(place, now, |counts| match outcome {
-            Outcome::Denied => counts.denied += 1,
+            Outcome::Denied | Outcome::DeniedByMode => counts.denied += 1,
             Outcome::NoListener => counts.no_listener += 1,
             Outcome::Empty => counts.empty += 1,
         });
         if let Some(entry) = entry
-            && outcome == Outcome::Denied
+            && denied
         {
             entry.last_denied = Some(now);
+            if outcome == Outcome::DeniedByMode {
+                entry.last_denied_by_mode = Some(now);
+            }
         }
     }
 
@@ -179,11 +193,12 @@ impl Evidence {
         let mut table = self.table.lock();
         table.sequence += 1;
         let mut named: Vec<_> = table.sources.iter().collect();
-        if named.len() > REPORTED {
+        if named.len() > self.reported {
+            self.bounds.refusals.count("evidence_reported");
             named.sort_by_key(|(_, source)| (!source.decides(), Reverse(source.last_seen)));
         }
-        let untold = u64::try_from(named.len().saturating_sub(REPORTED)).unwrap_or(NEVER);
-        let told = named.into_iter().take(REPORTED);
+        let untold = u64::try_from(named.len().saturating_sub(self.reported)).unwrap_or(NEVER);
+        let told = named.into_iter().take(self.reported);
         let sources = told.map(|(key, source)| to_source(key, source, now)).collect();
         let mut report = v1::Evidence {
             boot_id: self.boot_id,
@@ -230,7 +245,7 @@ impl Accepted {
     pub fn served(&mut self) {
         if self.state == State::Silent {
             let (mut table, now) = (self.evidence.table.lock(), Instant::now());
-            let place = table.place((self.source, self.port), true, self.evidence.capacity);
+            let place = table.place((self.source, self.port), true, &self.evidence.bounds);
             self.state = State::Served(place);
             table.change(place, now, |counts| {
                 counts.served += 1;
@@ -250,7 +265,7 @@ impl Accepted {
             self.close(place);
         }
         self.state = State::Cut;
-        self.evidence.refused(self.source, self.port, Outcome::Denied);
+        self.evidence.refused(self.source, self.port, Outcome::DeniedByMode);
     }
 
     /// It ended, and unless it was served, nothing of what the client may have said (`spoke`) was let through.
@@ -285,43 +300,12 @@ impl Drop for Accepted {
     }
 }
 
-fn to_source((ip, port): &Key, source: &Source, now: Instant) -> v1::PlaintextSource {
-    v1::PlaintextSource {
-        ip: match ip {
-            IpAddr::V4(ip) => ip.octets().to_vec().into(),
-            IpAddr::V6(ip) => ip.octets().to_vec().into(),
-        },
-        port: u32::from(*port),
-        counts: Some(to_counts(&source.counts, now)),
-        last_seen_age_ms: millis(now.saturating_duration_since(source.last_seen)),
-        last_denied_age_ms: age(source.last_denied, now),
-    }
-}
-
-fn to_counts(counts: &Counts, now: Instant) -> v1::PlaintextCounts {
-    v1::PlaintextCounts {
-        served: counts.served,
-        denied: counts.denied,
-        no_listener: counts.no_listener,
-        empty: counts.empty,
-        exempt: counts.exempt,
-        open: counts.open,
-        last_served_age_ms: age(counts.last_served, now),
-    }
-}
-
-fn age(at: Option<Instant>, now: Instant) -> u64 {
-    at.map_or(NEVER, |at| millis(now.saturating_duration_since(at)))
-}
-
-fn millis(time: Duration) -> u64 {
-    u64::try_from(time.as_millis()).unwrap_or(NEVER)
-}
-
 #[cfg(test)]
 mod tests {
-    use super::table::PORTS_OF_ONE;
     use super::*;
+
+    /// Ports at which one address is named.
+    const PORTS: usize = 16;
 
     fn ip(last: u8) -> IpAddr {
         IpAddr::from([10, 0, 0, last])
@@ -393,6 +377,17 @@ mod tests {
     }
 
     #[test]
+    fn what_policy_refuses_too_is_not_the_modes() {
+        for (outcome, by_mode) in [(Outcome::Denied, false), (Outcome::DeniedByMode, true)] {
+            let evidence = Evidence::new(8);
+            evidence.refused(ip(1), 80, outcome);
+            let source = evidence.report(1, false).sources[0].clone();
+            assert_eq!(source.counts.unwrap().denied, 1);
+            assert_eq!(source.last_denied_by_mode_age_ms.unwrap() < NEVER, by_mode, "{outcome:?}");
+        }
+    }
+
+    #[test]
     fn the_table_is_bounded_and_keeps_those_that_were_served() {
         let evidence = Arc::new(Evidence::new(2));
         evidence.accepted(ip(1), 80).served();
@@ -404,6 +399,7 @@ mod tests {
         assert!(report.sources.iter().any(|s| s.ip == vec![10, 0, 0, 1]), "the served one stays");
         assert!(report.sources.iter().any(|s| s.ip == vec![10, 0, 0, 9]), "the newest is there");
         assert_eq!((report.sources_dropped, report.totals.unwrap().no_listener), (7, 8));
+        assert_eq!(evidence.bounds.refusals.of("evidence_sources"), 7);
     }
 
     #[test]
@@ -449,9 +445,10 @@ mod tests {
             evidence.refused(ip(1), port, Outcome::Denied);
         }
         let report = evidence.report(1, false);
-        assert_eq!((report.sources.len(), report.sources_dropped), (1 + PORTS_OF_ONE + 1, 0));
+        assert_eq!((report.sources.len(), report.sources_dropped), (1 + PORTS + 1, 0));
         let rest = report.sources.iter().find(|source| source.port == 0).unwrap();
         assert_eq!(rest.counts.unwrap().denied, 60_000 - 16);
+        assert_eq!(evidence.bounds.refusals.of("evidence_ports"), 60_000 - 16);
         assert!(report.sources.iter().all(|source| source.last_denied_age_ms < 60_000));
     }
 
@@ -466,7 +463,7 @@ mod tests {
         };
         assert_eq!(open(&evidence).iter().sum::<u64>(), 40);
         drop(many);
-        assert_eq!(open(&evidence), vec![0; PORTS_OF_ONE + 1]);
+        assert_eq!(open(&evidence), vec![0; PORTS + 1]);
     }
 
     #[test]
@@ -477,7 +474,9 @@ mod tests {
         evidence.refused(address(2), 80, Outcome::Denied);
         (3..3000).for_each(|number| evidence.refused(address(number), 80, Outcome::Empty));
         let report = evidence.report(1, false);
-        assert_eq!((report.sources.len(), report.sources_dropped), (REPORTED, 2999 - 1024));
+        assert_eq!((report.sources.len(), report.sources_dropped), (1024, 2999 - 1024));
+        assert_eq!(evidence.bounds.refusals.of("evidence_reported"), 1);
+        assert_eq!(evidence.bounds.refusals.of("evidence_sources"), 0);
         for number in [1, 2] {
             assert!(report.sources.iter().any(|source| source.ip == vec![10, 0, 0, number]), "{number}");
         }

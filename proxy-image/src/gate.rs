@@ -41,6 +41,15 @@ pub struct Pass {
     _presence: Presence,
 }
 
+/// Why there is no turn.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NoTurn {
+    /// It did not come in time.
+    Late,
+    /// Too many wait already.
+    TooMany,
+}
+
 #[derive(Debug)]
 struct Presence {
     gate: Arc<Gate>,
@@ -60,12 +69,16 @@ impl Gate {
         })
     }
 
-    /// Waits at most `limit` for a turn among those of `source`, which keeps nobody else from anything. `None`: it did
-    /// not come, or too many wait already.
-    pub async fn queue(self: &Arc<Self>, source: IpAddr, limit: Duration) -> Option<Turn> {
-        let (own, presence) = self.announce(source.to_canonical())?;
-        let own = tokio::time::timeout(limit, own.acquire_owned()).await.ok()?.ok()?;
-        Some(Turn { own, presence })
+    /// Waits at most `limit` for a turn among those of `source`, which keeps nobody else from anything.
+    ///
+    /// # Errors
+    /// [`NoTurn`].
+    pub async fn queue(self: &Arc<Self>, source: IpAddr, limit: Duration) -> Result<Turn, NoTurn> {
+        let (own, presence) = self.announce(source.to_canonical()).ok_or(NoTurn::TooMany)?;
+        match tokio::time::timeout(limit, own.acquire_owned()).await {
+            Ok(Ok(own)) => Ok(Turn { own, presence }),
+            Ok(Err(_)) | Err(_) => Err(NoTurn::Late),
+        }
     }
 
     fn announce(self: &Arc<Self>, source: IpAddr) -> Option<(Arc<Semaphore>, Presence)> {
@@ -113,7 +126,7 @@ mod tests {
 
     impl Gate {
         async fn enter(self: &Arc<Self>, source: IpAddr, limit: Duration) -> Option<Pass> {
-            self.queue(source, limit).await?.enter(limit).await
+            self.queue(source, limit).await.ok()?.enter(limit).await
         }
     }
 
@@ -150,7 +163,7 @@ mod tests {
     async fn a_turn_takes_no_place_and_leads_to_one() {
         let gate = Gate::new(1, 1, 8);
         let turn = gate.queue(ip(1), WAIT).await.unwrap();
-        assert!(gate.queue(ip(1), WAIT).await.is_none(), "it is another's turn");
+        assert_eq!(gate.queue(ip(1), WAIT).await.err(), Some(NoTurn::Late), "it is another's turn");
         let held = gate.enter(ip(2), WAIT).await.unwrap();
         assert!(turn.enter(WAIT).await.is_none(), "the place is taken");
         drop(held);
@@ -164,5 +177,6 @@ mod tests {
         let _held = gate.enter(ip(1), WAIT).await.unwrap();
         let waiting: Vec<_> = (0..3).map(|_| gate.announce(ip(1))).collect();
         assert_eq!(waiting.iter().filter(|place| place.is_some()).count(), 1, "a quarter of four");
+        assert_eq!(gate.queue(ip(1), WAIT).await.err(), Some(NoTurn::TooMany));
     }
 }

@@ -6,7 +6,7 @@
 use crate::context::{Credentials, HEALTH_PORT, InboundPolicy, METRICS_PORT, VirtualPorts};
 use crate::credentials::is_current;
 use crate::evidence::Evidence;
-use crate::http::{self, Request};
+use crate::http::{self, HeadError, Request};
 use crate::metrics::Metrics;
 use crate::path_metrics::PathMetrics;
 use crate::probes::ProbeTable;
@@ -27,8 +27,6 @@ use tokio::sync::{mpsc, watch};
 
 /// The name of the limit of their connections.
 const LIMIT: &str = "probe_connections";
-/// From the first byte to the end of a request's head, and again for the answer.
-const IO_TIMEOUT: Duration = Duration::from_secs(5);
 /// A proof is good for this many intervals of the self-test, so that one lost round is no outage.
 const PROOF_INTERVALS: u32 = 3;
 /// No proof is asked to be younger than this.
@@ -187,6 +185,10 @@ pub struct VirtualServer {
     pub pod: Option<IpAddr>,
     /// For `/metrics`.
     pub metrics: Arc<Metrics>,
+    /// How long a head may take, and again its answer.
+    pub patience: Duration,
+    /// Bytes of a head.
+    pub head_bytes: usize,
     /// So many connections are served at once. A new one always gets in, in the place of the oldest of the source that
     /// holds the most: if those who hold connections open kept kubelets out, these would kill the app.
     pub connections: usize,
@@ -227,19 +229,24 @@ impl VirtualServer {
     }
 
     async fn answer(&self, port: u16, mut stream: TcpStream) {
-        let request = tokio::time::timeout(IO_TIMEOUT, http::read_request(&mut stream)).await;
-        let answer = match request {
+        let request = http::read_request(&mut stream, self.head_bytes);
+        let answer = match tokio::time::timeout(self.patience, request).await {
             Ok(Ok(request)) => self.respond(port, &request).await,
-            Ok(Err(error)) if error.kind() == std::io::ErrorKind::InvalidData => {
+            Ok(Err(HeadError::TooLong)) => {
+                self.path.count_limit("probe_head_bytes");
                 http::response(400, "text/plain", "")
             }
-            Ok(Err(_)) | Err(_) => return,
+            Ok(Err(HeadError::Malformed)) => http::response(400, "text/plain", ""),
+            Ok(Err(HeadError::Io(_))) => return,
+            Err(_) => return self.path.count_limit("probe_timeout"),
         };
-        let _ = tokio::time::timeout(IO_TIMEOUT, async {
+        let answering = async {
             stream.write_all(&answer).await?;
             stream.shutdown().await
-        })
-        .await;
+        };
+        if tokio::time::timeout(self.patience, answering).await.is_err() {
+            self.path.count_limit("probe_timeout");
+        }
     }
 
     async fn respond(&self, port: u16, request: &Request) -> Vec<u8> {
@@ -304,6 +311,8 @@ mod tests {
             probes: ProbeTable::default(),
             pod: Some(IpAddr::from([127, 0, 0, 1])),
             metrics: Arc::new(Metrics::new(evidence, readiness, &Default::default(), &Default::default())),
+            patience: Duration::from_secs(60),
+            head_bytes: 8 * 1024,
             connections,
             path: Arc::default(),
         }
@@ -385,8 +394,26 @@ mod tests {
         }
         assert_eq!(age(Duration::from_millis(900)), "-1", "who asks now and then gets a new one");
         server.readiness.evidence.note_outbound_proof();
-        assert_eq!(age(Duration::from_millis(999)), "-1", "the eleventh of a second");
+        let refused = || server.metrics.limits().of("metrics_per_second");
+        assert_eq!((refused(), age(Duration::from_millis(999)), refused()), (0, "-1".to_owned(), 1));
         assert_eq!(age(Duration::from_secs(1)), "0");
+    }
+
+    #[tokio::test]
+    async fn heads_that_are_too_long_or_too_slow_are_counted() {
+        let server = VirtualServer { patience: Duration::from_millis(200), ..server(4) };
+        let refused = server.path.limit_refusals.clone();
+        let (doorway, serve) = server.open();
+        tokio::spawn(serve);
+        let mut long = connect(&doorway, HEALTH_PORT).await;
+        long.write_all(&[b'a'; 8 * 1024]).await.unwrap();
+        let mut answer = [0; 12];
+        long.read_exact(&mut answer).await.unwrap();
+        assert_eq!((&answer, refused.of("probe_head_bytes")), (b"HTTP/1.1 400", 1));
+        let mut slow = connect(&doorway, HEALTH_PORT).await;
+        slow.write_all(b"GET /ready HTTP/1.1\r\n").await.unwrap();
+        assert_eq!(slow.read(&mut answer).await.unwrap(), 0);
+        assert_eq!(refused.of("probe_timeout"), 1);
     }
 
     #[tokio::test]

@@ -1,11 +1,22 @@
 //! As much HTTP/1.1 as health, metrics and probes need, by hand and bounded: one request per connection, heads
-//! of at most 8 KiB, bodies of requests never read.
+//! of so many bytes, bodies of requests never read.
 
 use std::io;
 use tokio::io::{AsyncRead, AsyncReadExt};
 
-/// Largest head that is read, in bytes.
-const MAX_HEAD: usize = 8 * 1024;
+/// Why there is no head.
+#[derive(Debug, thiserror::Error)]
+pub enum HeadError {
+    /// The connection's error.
+    #[error("{0}")]
+    Io(#[from] io::Error),
+    /// The bytes are no HTTP/1.
+    #[error("it is no HTTP/1")]
+    Malformed,
+    /// They are too many.
+    #[error("it is too long")]
+    TooLong,
+}
 
 /// The head of a request, as far as it matters here.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -18,33 +29,37 @@ pub struct Request {
     pub user_agent: Option<String>,
 }
 
-/// Reads until the empty line that ends a head, or the first line when `first_line_only`.
-async fn read_until(stream: &mut (impl AsyncRead + Unpin), end: &[u8]) -> io::Result<Vec<u8>> {
+/// Reads up to `end`, and little more than `most` bytes.
+async fn read_until(
+    stream: &mut (impl AsyncRead + Unpin),
+    end: &[u8],
+    most: usize,
+) -> Result<Vec<u8>, HeadError> {
     let mut head = Vec::with_capacity(512);
     loop {
         if let Some(at) = head.windows(end.len()).position(|window| window == end) {
             head.truncate(at);
             return Ok(head);
         }
-        if head.len() >= MAX_HEAD {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, "the head is too long"));
+        if head.len() >= most {
+            return Err(HeadError::TooLong);
         }
         let mut piece = [0; 1024];
         let read = stream.read(&mut piece).await?;
         if read == 0 {
-            return Err(io::ErrorKind::UnexpectedEof.into());
+            return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
         }
         head.extend_from_slice(piece.get(..read).unwrap_or_default());
     }
 }
 
-/// Reads the head of one request.
+/// Reads the head of one request, of at most so many bytes.
 ///
 /// # Errors
-/// The connection's error; `InvalidData` when the bytes are no HTTP/1 request or too many.
-pub async fn read_request(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<Request> {
-    let head = read_until(stream, b"\r\n\r\n").await?;
-    parse_request(&head).ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "no HTTP/1 request"))
+/// [`HeadError`].
+pub async fn read_request(stream: &mut (impl AsyncRead + Unpin), most: usize) -> Result<Request, HeadError> {
+    let head = read_until(stream, b"\r\n\r\n", most).await?;
+    parse_request(&head).ok_or(HeadError::Malformed)
 }
 
 fn parse_request(head: &[u8]) -> Option<Request> {
@@ -77,13 +92,13 @@ pub fn is_header_name(name: &str) -> bool {
         && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte))
 }
 
-/// Reads the status code of a response.
+/// Reads the status code of a response whose first line has at most so many bytes.
 ///
 /// # Errors
-/// The connection's error; `InvalidData` when the bytes are no HTTP/1 response.
-pub async fn read_status(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<u16> {
-    let line = read_until(stream, b"\r\n").await?;
-    parse_status(&line).ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "no HTTP/1 response"))
+/// [`HeadError`].
+pub async fn read_status(stream: &mut (impl AsyncRead + Unpin), most: usize) -> Result<u16, HeadError> {
+    let line = read_until(stream, b"\r\n", most).await?;
+    parse_status(&line).ok_or(HeadError::Malformed)
 }
 
 fn parse_status(line: &[u8]) -> Option<u16> {
@@ -107,6 +122,8 @@ pub fn response(status: u16, content_type: &str, body: &str) -> Vec<u8> {
 mod tests {
     use super::*;
 
+    const MOST: usize = 8 * 1024;
+
     #[tokio::test]
     async fn a_request_is_read_in_pieces() {
         let (mut client, mut server) = tokio::io::duplex(16);
@@ -115,7 +132,7 @@ mod tests {
             tokio::io::AsyncWriteExt::write_all(&mut client, head).await.unwrap();
             client
         });
-        let request = read_request(&mut server).await.unwrap();
+        let request = read_request(&mut server, MOST).await.unwrap();
         assert_eq!((request.method.as_str(), request.path.as_str()), ("GET", "/ready"));
         assert_eq!(request.user_agent.as_deref(), Some("kube-probe/1.37"));
         drop(sent.await);
@@ -129,18 +146,20 @@ mod tests {
             b"GET / HTTP/2\r\n\r\n",
             b"GET /",
         ] {
-            assert!(read_request(&mut &bytes[..]).await.is_err(), "{bytes:?}");
+            assert!(read_request(&mut &bytes[..], MOST).await.is_err(), "{bytes:?}");
         }
-        let endless = vec![b'a'; 3 * MAX_HEAD];
-        assert!(read_request(&mut &endless[..]).await.is_err());
-        assert!(read_status(&mut &endless[..]).await.is_err());
+        let endless = vec![b'a'; 3 * MOST];
+        let request = read_request(&mut &endless[..], MOST).await;
+        assert!(matches!(request, Err(HeadError::TooLong)), "{request:?}");
+        let status = read_status(&mut &endless[..], MOST).await;
+        assert!(matches!(status, Err(HeadError::TooLong)), "{status:?}");
     }
 
     #[tokio::test]
     async fn a_status_is_read() {
-        assert_eq!(read_status(&mut &b"HTTP/1.0 204 No Content\r\n"[..]).await.unwrap(), 204);
+        assert_eq!(read_status(&mut &b"HTTP/1.0 204 No Content\r\n"[..], MOST).await.unwrap(), 204);
         for bytes in [&b"HTTP/1.1 abc\r\n"[..], b"SSH-2.0\r\n", b"HTTP/1.1 99\r\n"] {
-            assert!(read_status(&mut &bytes[..]).await.is_err(), "{bytes:?}");
+            assert!(read_status(&mut &bytes[..], MOST).await.is_err(), "{bytes:?}");
         }
     }
 }

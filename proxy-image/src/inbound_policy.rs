@@ -1,12 +1,13 @@
 //! What the inbound side enforces: made from the control plane's message or from files, read by the data path.
 
 use crate::config::Protocol;
-use crate::http_filter::Tokens;
+use crate::http_filter::{MissingKeys, Tokens};
 use crate::live::Denial;
 use cinch_policy::{Decision, PathNormalization, PortModes, WorkloadPolicies};
 use cinch_reason::Reason;
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 /// What the inbound side enforces, as one version.
 #[derive(Clone)]
@@ -56,14 +57,19 @@ impl InboundPolicy {
         }
     }
 
-    /// Keeps the key sets of `former`, the policy in force, that this one names and did not bring. Says which.
-    #[must_use]
-    pub fn keep_keys_of(&mut self, former: &InboundPolicy) -> Vec<Arc<str>> {
+    /// Keeps the key sets of `former`, the policy in force until `now`, that this one names and did not bring, `within`
+    /// from the first policy on that did not bring them.
+    pub fn keep_keys_of(&mut self, former: &InboundPolicy, now: Instant, within: Duration) {
         let tokens = self.tokens.as_mut().and_then(Arc::get_mut);
-        match (tokens, &former.tokens) {
-            (Some(tokens), Some(former)) => tokens.keep_keys_of(former),
-            _ => Vec::new(),
+        if let (Some(tokens), Some(former)) = (tokens, &former.tokens) {
+            tokens.keep_keys_of(former, now, within);
         }
+    }
+
+    /// The key sets that this version names and did not bring, while there is one of before; ordered by source.
+    #[must_use]
+    pub fn missing_keys(&self) -> Vec<MissingKeys> {
+        self.tokens.as_ref().map_or_else(Vec::new, |tokens| tokens.missing())
     }
 
     /// Whether connections to `port` are read as HTTP whatever policy needs: for metrics and logs of requests.

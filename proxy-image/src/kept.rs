@@ -101,8 +101,7 @@ mod tests {
     use super::*;
 
     fn refusals(metrics: &PathMetrics) -> u64 {
-        use crate::path_metrics::{LimitLabels, Word};
-        metrics.limit_refusals.get_or_create(&LimitLabels { limit: Word("kept_bytes") }).get()
+        metrics.limit_refusals.of("kept_bytes")
     }
 
     #[test]

@@ -4,6 +4,7 @@
 pub mod accept;
 pub mod access_log;
 pub mod agent;
+pub mod arguments;
 pub mod bypass;
 pub mod capacity;
 pub mod config;

@@ -1,13 +1,18 @@
 //! Every bound of the data path, by name. Nothing in the proxy grows without one, and each refusal is counted
 //! under the limit's name. In come the settings' `limits:` (all optional), out come bounds that fit each other.
 
-use crate::path_metrics::PathMetrics;
+mod http;
+#[cfg(test)]
+mod names;
+mod refusals;
+
 use crate::tuning::{TuningError, duration};
-use parking_lot::Mutex;
-use serde::{Deserialize, Deserializer};
-use std::collections::BTreeMap;
-use std::io;
-use std::time::{Duration, Instant};
+use cinch_policy::jwt::TokenLimits;
+use http::HttpLimits;
+use serde::Deserialize;
+use std::time::Duration;
+
+pub use refusals::{Refusals, note_connect};
 
 /// The bounds of the data path. Times are per step, counts per process. In settings the names are in camel case.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -24,6 +29,9 @@ pub struct Limits {
     /// From a peer's first byte to the end of the handshake, and from there to its first OPEN.
     #[serde(deserialize_with = "duration")]
     pub handshake_timeout: Duration,
+    /// Bytes of the ClientHello that a tunnel may begin with: what anybody may have us keep of a connection before it is
+    /// known what it is. Ours has some 1.8 KiB.
+    pub hello_bytes: usize,
     /// From a tunnel's OPEN to its OPENED, as the client sees it: policy and the connect to the app.
     #[serde(deserialize_with = "duration")]
     pub open_timeout: Duration,
@@ -73,12 +81,33 @@ pub struct Limits {
     pub drain_timeout: Duration,
     /// Destinations that discovery remembers.
     pub destinations: usize,
+    /// How long an app's connection waits for the operator's first answer about its destination.
+    #[serde(deserialize_with = "duration")]
+    pub discovery_timeout: Duration,
+    /// Endpoints that are tried for one connection, until its app is told that there is none.
+    pub endpoint_tries: usize,
     /// Connections of probes and of metrics at once.
     pub probe_connections: usize,
+    /// From the first byte to the end of the head of a request for probes or metrics, and again for the answer.
+    #[serde(deserialize_with = "duration")]
+    pub probe_timeout: Duration,
+    /// Bytes of such a head.
+    pub probe_head_bytes: usize,
+    /// Pages of metrics that are made in a second; who asks more often gets the last one. Anybody may ask, and the thread
+    /// that makes them also answers probes and puts policies in force.
+    pub metrics_per_second: u32,
     /// Sources of plaintext that evidence names.
     pub evidence_sources: usize,
+    /// Ports at which it names one of them.
+    pub evidence_ports: usize,
+    /// Sources in one report of it: those that were served or refused come first.
+    pub evidence_reported: usize,
+    /// How long keys of tokens stay in use after the first policy that came without them: the issuer may be away, or
+    /// may have withdrawn them.
+    #[serde(deserialize_with = "duration")]
+    pub keys_kept: Duration,
     /// Bounds of one connection that is read as HTTP.
-    #[serde(deserialize_with = "http")]
+    #[serde(with = "HttpLimits")]
     pub http: cinch_http::Limits,
     /// Such a connection says its first bytes within this time, or it is closed.
     #[serde(deserialize_with = "duration")]
@@ -88,16 +117,34 @@ pub struct Limits {
     pub http_flush: Duration,
     /// Bytes of heads that all such connections hold together.
     pub http_held_bytes: usize,
+    /// Bytes that all forms of a request's path may have which back ends could read: each is judged.
+    pub http_path_bytes: usize,
+    /// Tokens that one rule may find in one request.
+    pub http_tokens_per_request: usize,
+    /// Signatures that one token may cost, where its issuer has many keys.
+    pub http_token_tries: u32,
+    /// Verified tokens that are remembered, so that their signatures are looked at once.
+    pub http_tokens: usize,
+    /// And bytes of them.
+    pub http_token_bytes: usize,
+    /// Refused tokens that are remembered, for the same.
+    pub http_refused_tokens: usize,
+    /// Keys that no key set holds, to be asked of the operator, that wait for it.
+    pub http_unknown_keys: usize,
+    /// Forged tokens after which such a connection is drained. Half of them are forgotten each minute.
+    pub http_forged_tokens: u32,
 }
 
 impl Default for Limits {
     fn default() -> Self {
+        let tokens = TokenLimits::default();
         Limits {
             handshakes: 64,
             handshakes_per_source: 16,
             handshakes_inbound: 512,
             handshakes_waiting: 1024,
             handshake_timeout: Duration::from_secs(5),
+            hello_bytes: 4 * 1024,
             open_timeout: Duration::from_secs(10),
             connect_timeout: Duration::from_secs(5),
             peer_timeout: Duration::from_secs(30),
@@ -116,94 +163,30 @@ impl Default for Limits {
             settle: Duration::from_secs(2),
             drain_timeout: Duration::from_secs(5),
             destinations: 10_000,
+            discovery_timeout: Duration::from_secs(1),
+            endpoint_tries: 3,
             probe_connections: 64,
+            probe_timeout: Duration::from_secs(5),
+            probe_head_bytes: 8 * 1024,
+            metrics_per_second: 10,
             evidence_sources: 512,
+            evidence_ports: 16,
+            evidence_reported: 1024,
+            keys_kept: Duration::from_secs(24 * 3600),
             http: cinch_http::Limits::default(),
             http_first_byte: Duration::from_secs(10),
             http_flush: Duration::from_secs(60),
             http_held_bytes: 32 * 1024 * 1024,
+            http_path_bytes: cinch_policy::path::FORM_BYTES,
+            http_tokens_per_request: tokens.in_request,
+            http_token_tries: tokens.tries,
+            http_tokens: tokens.known,
+            http_token_bytes: tokens.known_bytes,
+            http_refused_tokens: tokens.refused,
+            http_unknown_keys: 16,
+            http_forged_tokens: 64,
         }
     }
-}
-
-/// The bounds of HTTP as settings say them; the crate that keeps them reads no settings.
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
-struct HttpLimits {
-    head_bytes: usize,
-    head_fields: usize,
-    trailer_bytes: usize,
-    pipelined: usize,
-    #[serde(deserialize_with = "duration")]
-    head_timeout: Duration,
-    #[serde(deserialize_with = "duration")]
-    idle_timeout: Duration,
-    #[serde(deserialize_with = "duration")]
-    linger: Duration,
-    discard_bytes: usize,
-    answer_bytes: usize,
-    streams: u32,
-    continuations: u32,
-    idle_frames: u32,
-    idle_frames_per_second: u32,
-    early_resets_after: u32,
-}
-
-impl Default for HttpLimits {
-    fn default() -> Self {
-        let cinch_http::Limits {
-            head_bytes,
-            head_fields,
-            trailer_bytes,
-            pipelined,
-            head_timeout,
-            idle_timeout,
-            linger,
-            discard_bytes,
-            answer_bytes,
-            streams,
-            continuations,
-            idle_frames,
-            idle_frames_per_second,
-            early_resets_after,
-        } = cinch_http::Limits::default();
-        HttpLimits {
-            head_bytes,
-            head_fields,
-            trailer_bytes,
-            pipelined,
-            head_timeout,
-            idle_timeout,
-            linger,
-            discard_bytes,
-            answer_bytes,
-            streams,
-            continuations,
-            idle_frames,
-            idle_frames_per_second,
-            early_resets_after,
-        }
-    }
-}
-
-fn http<'de, D: Deserializer<'de>>(deserializer: D) -> Result<cinch_http::Limits, D::Error> {
-    let said = HttpLimits::deserialize(deserializer)?;
-    Ok(cinch_http::Limits {
-        head_bytes: said.head_bytes,
-        head_fields: said.head_fields,
-        trailer_bytes: said.trailer_bytes,
-        pipelined: said.pipelined,
-        head_timeout: said.head_timeout,
-        idle_timeout: said.idle_timeout,
-        linger: said.linger,
-        discard_bytes: said.discard_bytes,
-        answer_bytes: said.answer_bytes,
-        streams: said.streams,
-        continuations: said.continuations,
-        idle_frames: said.idle_frames,
-        idle_frames_per_second: said.idle_frames_per_second,
-        early_resets_after: said.early_resets_after,
-    })
 }
 
 /// The longest time that any limit may say: more than a day is meant as "never", which nothing here can be.
@@ -213,10 +196,25 @@ const SHORTEST: Duration = Duration::from_millis(1);
 
 /// Within less than this nobody is taken for gone: the kernel asks at most once a second (tcp(7), TCP_KEEPIDLE).
 const SOONEST_GONE: Duration = Duration::from_secs(1);
+/// Sources that any report may have: every proxy sends one each few seconds.
+const REPORTED: usize = 4096;
+
 /// And with more the kernel would not ask at all: it knows no time of more than nine hours.
 const LATEST_GONE: Duration = Duration::from_secs(3600);
 
 impl Limits {
+    /// What tokens may cost.
+    #[must_use]
+    pub fn tokens(&self) -> TokenLimits {
+        TokenLimits {
+            known: self.http_tokens,
+            known_bytes: self.http_token_bytes,
+            refused: self.http_refused_tokens,
+            in_request: self.http_tokens_per_request,
+            tries: self.http_token_tries,
+        }
+    }
+
     /// Whether a proxy can work with these bounds.
     ///
     /// # Errors
@@ -244,16 +242,18 @@ impl Limits {
     }
 
     /// Each count with the least and the most that it may be.
-    fn counts(&self) -> [(&'static str, usize, usize, usize); 25] {
+    fn counts(&self) -> Vec<(&'static str, usize, usize, usize)> {
         const MANY: usize = 1 << 20;
         const BYTES: usize = 1 << 30;
         let http = &self.http;
-        [
+        vec![
             ("handshakes", self.handshakes, 1, MANY),
             ("handshakesPerSource", self.handshakes_per_source, 1, MANY),
             ("handshakesInbound", self.handshakes_inbound, 8, MANY),
             // One source may have a quarter of them.
             ("handshakesWaiting", self.handshakes_waiting, 4, MANY),
+            // Below, no tunnel would be known as one; and no record is longer.
+            ("helloBytes", self.hello_bytes, 4 * 1024, 16 * 1024),
             ("connections", self.connections, 1, MANY),
             ("connectionsPerSource", self.connections_per_source, 1, MANY),
             ("listenBacklog", self.listen_backlog, 1, 65_535),
@@ -261,9 +261,22 @@ impl Limits {
             ("idleTunnelsPerPeer", self.idle_tunnels_per_peer, 0, MANY),
             ("idleTunnels", self.idle_tunnels, 0, MANY),
             ("destinations", self.destinations, 16, MANY),
+            ("endpointTries", self.endpoint_tries, 1, 64),
             ("probeConnections", self.probe_connections, 1, MANY),
+            ("probeHeadBytes", self.probe_head_bytes, 1024, 64 * 1024),
+            ("metricsPerSecond", wide(self.metrics_per_second), 1, 1000),
             ("evidenceSources", self.evidence_sources, 1, MANY),
+            ("evidencePorts", self.evidence_ports, 1, 65_535),
+            ("evidenceReported", self.evidence_reported, 1, REPORTED),
             ("httpHeldBytes", self.http_held_bytes, 64 * 1024, BYTES),
+            ("httpPathBytes", self.http_path_bytes, 1024, 1024 * 1024),
+            ("httpTokensPerRequest", self.http_tokens_per_request, 1, 64),
+            ("httpTokenTries", wide(self.http_token_tries), 1, 100),
+            ("httpTokens", self.http_tokens, 0, MANY),
+            ("httpTokenBytes", self.http_token_bytes, 0, BYTES),
+            ("httpRefusedTokens", self.http_refused_tokens, 0, MANY),
+            ("httpUnknownKeys", self.http_unknown_keys, 1, 1024),
+            ("httpForgedTokens", wide(self.http_forged_tokens), 1, MANY),
             ("http.headBytes", http.head_bytes, 1024, 1024 * 1024),
             ("http.headFields", http.head_fields, 8, cinch_http::Limits::MAX_FIELDS),
             ("http.trailerBytes", http.trailer_bytes, 0, 1024 * 1024),
@@ -271,6 +284,7 @@ impl Limits {
             ("http.discardBytes", http.discard_bytes, 0, BYTES),
             ("http.answerBytes", http.answer_bytes, 1024, BYTES),
             ("http.streams", wide(http.streams), 1, MANY),
+            ("http.streamHeadBytes", http.stream_head_bytes, 64 * 1024, BYTES),
             ("http.continuations", wide(http.continuations), 1, MANY),
             // What both ends say before the first request is of it.
             ("http.idleFrames", wide(http.idle_frames), 16, MANY),
@@ -279,8 +293,8 @@ impl Limits {
         ]
     }
 
-    fn times(&self) -> [(&'static str, Duration); 16] {
-        [
+    fn times(&self) -> Vec<(&'static str, Duration)> {
+        vec![
             ("handshakeTimeout", self.handshake_timeout),
             ("openTimeout", self.open_timeout),
             ("connectTimeout", self.connect_timeout),
@@ -292,6 +306,9 @@ impl Limits {
             ("tunnelAge", self.tunnel_age),
             ("settle", self.settle),
             ("drainTimeout", self.drain_timeout),
+            ("discoveryTimeout", self.discovery_timeout),
+            ("probeTimeout", self.probe_timeout),
+            ("keysKept", self.keys_kept),
             ("httpFirstByte", self.http_first_byte),
             ("httpFlush", self.http_flush),
             ("http.headTimeout", self.http.head_timeout),
@@ -309,49 +326,43 @@ fn wrong(field: &'static str, problem: String) -> TuningError {
     TuningError::Limit { field, problem }
 }
 
-/// At most one line for each limit in this time; the count of what was refused since the last is in it.
-const BETWEEN_LINES: Duration = Duration::from_secs(10);
-
-/// When each limit last had its line, and how often it refused since.
-static TOLD: Mutex<Told> = Mutex::new(Told(BTreeMap::new()));
-
-/// Tells the log that `limit`, by its name in metrics, has refused something. Floods cost a counter only.
-pub fn tell(limit: &'static str) {
-    let refused = TOLD.lock().note(limit, Instant::now());
-    if let Some(refused) = refused {
-        tracing::warn!(limit, refused, "a limit refuses connections or requests (proxy.settings.limits)");
-    }
-}
-
-/// Counts an app or endpoint that did not take a connection within `connect_timeout`.
-pub fn note_connect(metrics: &PathMetrics, error: &io::Error) {
-    if error.kind() == io::ErrorKind::TimedOut {
-        metrics.count_limit("connect_timeout");
-    }
-}
-
-#[derive(Debug)]
-struct Told(BTreeMap<&'static str, (Instant, u64)>);
-
-impl Told {
-    /// How many refusals a line should tell of now, if one is due.
-    fn note(&mut self, limit: &'static str, now: Instant) -> Option<u64> {
-        let Some((last, since)) = self.0.get_mut(limit) else {
-            self.0.insert(limit, (now, 0));
-            return Some(1);
-        };
-        *since += 1;
-        if now.saturating_duration_since(*last) < BETWEEN_LINES {
-            return None;
-        }
-        *last = now;
-        Some(std::mem::take(since))
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use parking_lot::Mutex;
+    use std::collections::BTreeMap;
+    use std::io;
+    use std::sync::Arc;
+    use std::time::Instant;
+
+    /// Keeps what a log says.
+    #[derive(Debug, Clone, Default)]
+    pub(super) struct Said(Arc<Mutex<Vec<u8>>>);
+
+    impl Said {
+        pub(super) fn text(&self) -> String {
+            String::from_utf8(self.0.lock().clone()).unwrap()
+        }
+    }
+
+    impl io::Write for Said {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    impl<'a> tracing_subscriber::fmt::MakeWriter<'a> for Said {
+        type Writer = Said;
+
+        fn make_writer(&'a self) -> Said {
+            self.clone()
+        }
+    }
 
     /// A size or time as the README writes it; times in milliseconds.
     fn in_words(text: &str) -> u128 {
@@ -383,20 +394,20 @@ mod tests {
             }
         }
         let limits = Limits::default();
-        let counts = limits.counts().map(|(name, count, ..)| (name.to_owned(), count as u128));
-        let times = limits.times().map(|(name, time)| (name.to_owned(), time.as_millis()));
-        assert_eq!(documented, counts.into_iter().chain(times).collect());
+        let counts = limits.counts().into_iter().map(|(name, count, ..)| (name.to_owned(), count as u128));
+        let times = limits.times().into_iter().map(|(name, time)| (name.to_owned(), time.as_millis()));
+        assert_eq!(documented, counts.chain(times).collect());
     }
 
     #[test]
     fn each_limit_has_a_line_in_ten_seconds_that_counts_what_was_refused() {
-        let (mut told, start) = (Told(BTreeMap::new()), Instant::now());
-        assert_eq!(told.note("handshakes", start), Some(1), "the first is told at once");
+        let (mut told, start) = (refusals::Told::default(), Instant::now());
+        assert_eq!(told.note("handshakes", 1, start), Some(1), "the first is told at once");
         for _ in 0..1000 {
-            assert_eq!(told.note("handshakes", start + Duration::from_secs(9)), None);
+            assert_eq!(told.note("handshakes", 1, start + Duration::from_secs(9)), None);
         }
-        assert_eq!(told.note("connections", start), Some(1), "another limit has its own line");
-        assert_eq!(told.note("handshakes", start + Duration::from_secs(10)), Some(1001));
-        assert_eq!(told.note("handshakes", start + Duration::from_secs(20)), Some(1));
+        assert_eq!(told.note("connections", 1, start), Some(1), "another limit has its own line");
+        assert_eq!(told.note("handshakes", 1, start + Duration::from_secs(10)), Some(1001));
+        assert_eq!(told.note("handshakes", 1, start + Duration::from_secs(20)), Some(1));
     }
 }

@@ -82,12 +82,22 @@ pub fn judge(policy: &InboundPolicy, subject: &Subject) -> Result<Pass, Denial> 
         Peer::Unknown => None,
         Peer::Proved(id) => Some(id.as_str()),
     };
+    judge_by_policies(policy, &subject.connection(peer))
+}
+
+fn judge_by_policies(policy: &InboundPolicy, connection: &Connection<'_>) -> Result<Pass, Denial> {
     let Some(policies) = &policy.policies else { return Ok(Pass::Plain(Reason::AllowedByDefault)) };
-    match policies.connection(&subject.connection(peer)) {
+    match policies.connection(connection) {
         Partial::Allow(decision) => Ok(Pass::Plain(decision.reason)),
         Partial::Deny(decision) => Err(policy.denial(&decision)),
         Partial::NeedsHttp => Ok(Pass::Http),
     }
+}
+
+/// Whether policies would let plaintext of `subject` through, or some of it, were it not for the mode.
+#[must_use]
+pub fn policies_may_admit(policy: &InboundPolicy, subject: &Subject) -> bool {
+    judge_by_policies(policy, &subject.connection(None)).is_ok()
 }
 
 /// As [`judge`], for a connection that is being opened. On a port that is declared to speak HTTP it is read as such
@@ -295,14 +305,28 @@ mod tests {
     }
 
     fn policy_that_needs_http() -> InboundPolicy {
-        let spec =
-            serde_json::json!({"action": "DENY", "rules": [{"to": [{"operation": {"methods": ["PUT"]}}]}]});
-        let name = ObjectName { namespace: "shop".into(), name: "no-put".into() };
+        let rules = serde_json::json!([{"to": [{"operation": {"methods": ["PUT"]}}]}]);
+        policy_of(&serde_json::json!({"action": "DENY", "rules": rules}))
+    }
+
+    fn policy_of(spec: &serde_json::Value) -> InboundPolicy {
+        let name = ObjectName { namespace: "shop".into(), name: "policy".into() };
         let object =
-            PolicyObject::AuthorizationPolicy(AuthorizationPolicy::new(name, Enforcement::Enforced, &spec));
+            PolicyObject::AuthorizationPolicy(AuthorizationPolicy::new(name, Enforcement::Enforced, spec));
         let workload = Workload { namespace: "shop".into(), ..Workload::default() };
         let policies = WorkloadPolicies::compile(&MeshConfig::default(), [&object], &workload);
         InboundPolicy { policies: Some(Arc::new(policies)), ..policy(Mode::Permissive, &[]) }
+    }
+
+    #[test]
+    fn what_policies_would_admit_does_not_ask_the_mode() {
+        let may = |policy: &InboundPolicy| policies_may_admit(policy, &subject(Peer::Unknown));
+        assert!(may(&policy(Mode::Strict, &[])), "nothing is forbidden");
+        let strict =
+            |named: InboundPolicy| InboundPolicy { policies: named.policies, ..policy(Mode::Strict, &[]) };
+        assert!(may(&strict(policy_that_needs_http())), "some of it would pass");
+        let of_web = serde_json::json!({"rules": [{"from": [{"source": {"principals": ["*/sa/web"]}}]}]});
+        assert!(!may(&strict(policy_of(&of_web))), "only who is known passes");
     }
 
     #[test]

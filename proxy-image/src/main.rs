@@ -1,8 +1,7 @@
 //! The binary `cinch-proxy`: parses its arguments and runs one of the library's entry points.
 
+use cinch_proxy::arguments::{self, Command};
 use cinch_proxy::{init, process, run};
-use clap::{Parser, Subcommand};
-use std::path::PathBuf;
 use std::process::ExitCode;
 
 #[global_allocator]
@@ -18,37 +17,29 @@ static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 pub static MALLOC_CONF: &[u8; 95] =
     b"narenas:1,dirty_decay_ms:1000,muzzy_decay_ms:0,background_thread:true,max_background_threads:1\0";
 
-#[derive(Parser)]
-#[command(name = "cinch-proxy", about = "The sidecar proxy of Cinch", disable_version_flag = true)]
-struct Arguments {
-    #[command(subcommand)]
-    command: Command,
-}
-
-#[derive(Subcommand)]
-enum Command {
-    /// Run the proxy: in a pod with the operator, or by a file.
-    Run {
-        /// Take everything from this file instead of a control plane.
-        #[arg(long)]
-        config: Option<PathBuf>,
-    },
-    /// Set the redirect of this network namespace and prove it.
-    Init,
-    /// Print the version.
-    Version,
-}
+/// What a shell takes for a mistake in the arguments.
+const MISUSE: u8 = 2;
 
 fn main() -> ExitCode {
-    let arguments = Arguments::parse();
+    let command = match arguments::parse(std::env::args_os().skip(1)) {
+        Ok(command) => command,
+        Err(error) => {
+            eprint!("error: {error}\n\n{}", arguments::USAGE);
+            return ExitCode::from(MISUSE);
+        }
+    };
     process::start_logging();
     process::install_crypto();
-    match arguments.command {
+    match command {
         Command::Run { config: None } => run::in_pod(),
         Command::Run { config: Some(path) } => run::standalone(&path),
         Command::Init => init::run(),
         Command::Version => {
             println!("cinch-proxy {}", env!("CARGO_PKG_VERSION"));
+            ExitCode::SUCCESS
+        }
+        Command::Help => {
+            print!("{}", arguments::USAGE);
             ExitCode::SUCCESS
         }
     }

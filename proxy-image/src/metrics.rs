@@ -3,6 +3,7 @@
 use crate::discovery::DiscoveryMetrics;
 use crate::evidence::Evidence;
 use crate::health::Readiness;
+use crate::limits::{Limits, Refusals};
 use crate::path_metrics::PathMetrics;
 use crate::process::{descriptor_limit, open_descriptors, resident_bytes};
 use parking_lot::Mutex;
@@ -15,10 +16,6 @@ use std::time::{Duration, Instant};
 
 /// What a proof or certificate that never was is shown as, in seconds: far from any real age.
 const NEVER: i64 = -1;
-
-/// Pages that are made in a second; who asks more often gets the last one. Anybody may ask, and the thread that makes
-/// them also answers probes and puts policies in force.
-const PAGES: u32 = 10;
 
 /// The pages of the last second.
 #[derive(Debug, Default)]
@@ -43,6 +40,8 @@ pub struct ControlMetrics {
     pub certificates: Counter,
     /// Self-tests of the outbound redirect that failed.
     pub self_test_failures: Counter,
+    /// Since when the longest missing key set of tokens has come with no policy.
+    pub keys_missing_since: Arc<Mutex<Option<Instant>>>,
     /// The records of discovery.
     pub discovery: DiscoveryMetrics,
 }
@@ -61,7 +60,12 @@ pub struct Metrics {
     inbound_proof: Gauge,
     outbound_proof: Gauge,
     agent_proof: Gauge,
+    keys_missing_since: Arc<Mutex<Option<Instant>>>,
+    keys_missing: Gauge,
     pages: Mutex<Pages>,
+    /// Pages that are made in a second; who asks more often gets the last one.
+    per_second: u32,
+    limits: Refusals,
 }
 
 impl Metrics {
@@ -89,7 +93,11 @@ impl Metrics {
             inbound_proof: Gauge::default(),
             outbound_proof: Gauge::default(),
             agent_proof: Gauge::default(),
+            keys_missing_since: control.keys_missing_since.clone(),
+            keys_missing: Gauge::default(),
             pages: Mutex::default(),
+            per_second: Limits::default().metrics_per_second,
+            limits: path.limit_refusals.clone(),
             registry: Registry::default(),
         };
         let r = &mut registry;
@@ -104,7 +112,15 @@ impl Metrics {
         r.register_with_unit("outbound_redirect_proof_age", help, Unit::Seconds, outbound);
         let help = "Age of the last answer of the node agent that the redirect is in force; -1: none";
         r.register_with_unit("agent_redirect_proof_age", help, Unit::Seconds, this.agent_proof.clone());
+        let help = "Since the first policy that came without keys of tokens that it names; -1: none does";
+        r.register_with_unit("token_keys_missing_age", help, Unit::Seconds, this.keys_missing.clone());
         Self { registry, ..this }
+    }
+
+    /// With so many pages made in a second.
+    #[must_use]
+    pub fn at_most(self, per_second: u32) -> Self {
+        Self { per_second, ..self }
     }
 
     /// The page as OpenMetrics text, for somebody who asks at `now`.
@@ -114,11 +130,19 @@ impl Metrics {
         if pages.since.is_none_or(|since| now.saturating_duration_since(since) >= Duration::from_secs(1)) {
             (pages.since, pages.made) = (Some(now), 0);
         }
-        if pages.made < PAGES {
+        if pages.made < self.per_second {
             pages.made += 1;
             pages.last = self.render().into();
+        } else {
+            self.limits.count("metrics_per_second");
         }
         pages.last.clone()
+    }
+
+    /// What its limits refuse.
+    #[cfg(test)]
+    pub(crate) fn limits(&self) -> &Refusals {
+        &self.limits
     }
 
     fn render(&self) -> String {
@@ -130,6 +154,7 @@ impl Metrics {
         self.inbound_proof.set(seconds(self.evidence.inbound_proof_age()));
         self.outbound_proof.set(seconds(self.evidence.outbound_proof_age()));
         self.agent_proof.set(seconds(self.evidence.agent_proof_age()));
+        self.keys_missing.set(seconds(self.keys_missing_since.lock().map(|since| since.elapsed())));
         let mut page = String::new();
         // Writing to a string can't fail.
         let _ = text::encode_registry(&mut page, &self.registry)

@@ -4,6 +4,7 @@
 use crate::access_log::AccessLog;
 use crate::copy::End;
 use crate::http_filter::HttpMetrics;
+use crate::limits::Refusals;
 use crate::live::Denial;
 use crate::telemetry::{ConnectionRecord, Telemetry};
 use cinch_reason::Reason;
@@ -184,7 +185,7 @@ pub struct PathMetrics {
     /// Bytes that copies keep for slow sides, beyond what each may keep anyway.
     pub kept_bytes: Gauge,
     /// Refusals by a limit.
-    pub limit_refusals: Family<LimitLabels, Counter>,
+    pub limit_refusals: Refusals,
     /// Requests of connections that are read as HTTP.
     pub http: HttpMetrics,
     /// The same by Istio's names, and the access log.
@@ -256,7 +257,7 @@ impl PathMetrics {
             self.outlived_certificate.clone(),
         );
         r.register("kept_bytes", "Bytes kept for slow sides beyond their floors", self.kept_bytes.clone());
-        r.register("limit_refusals", "Refusals by a limit, by its name", self.limit_refusals.clone());
+        self.limit_refusals.register(r);
         self.http.register(r);
         self.telemetry.register_own(r);
     }
@@ -320,8 +321,7 @@ impl PathMetrics {
 
     /// Counts a refusal by the limit called `name`, and tells the log now and then.
     pub fn count_limit(&self, name: &'static str) {
-        crate::limits::tell(name);
-        self.limit_refusals.get_or_create(&LimitLabels { limit: Word(name) }).inc();
+        self.limit_refusals.count(name);
     }
 
     /// Counts a finished handshake.

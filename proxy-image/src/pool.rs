@@ -121,11 +121,14 @@ impl Pool {
     fn has_room(&self, key: &Key) -> bool {
         let lists = self.lists.lock();
         let of_peer = lists.by_key.get(key).map_or(0, Vec::len);
-        if of_peer >= self.per_peer || lists.total >= self.total {
-            self.metrics.count_limit("idle_tunnels");
-            return false;
-        }
-        !lists.closed
+        let limit = match () {
+            () if lists.closed => return false,
+            () if of_peer >= self.per_peer => "idle_tunnels_per_peer",
+            () if lists.total >= self.total => "idle_tunnels",
+            () => return true,
+        };
+        self.metrics.count_limit(limit);
+        false
     }
 
     /// Reads from an idle tunnel until somebody takes it or it is of no further use.

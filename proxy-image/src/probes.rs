@@ -2,7 +2,7 @@
 //! request, out comes a status. Exactly the declared probes are done; their paths carry a code that only the
 //! kubelet can know, and are compared in constant time.
 
-use crate::http;
+use crate::http::{self, HeadError};
 use aws_lc_rs::constant_time::verify_slices_are_equal;
 use cinch_injection::{HttpProbe, Probe, TcpProbe};
 use std::io;
@@ -20,6 +20,8 @@ pub const FAILED: u16 = 503;
 const USER_AGENT: &str = "kube-probe/cinch";
 /// An app that closes slowly shall not delay the next probe.
 const LINGER: Duration = Duration::from_millis(200);
+/// Bytes of the first line of an app's answer; with more its probe has failed.
+const MAX_LINE: usize = 8 * 1024;
 /// Larger bodies are not read to their end.
 const MAX_BODY: usize = 64 * 1024;
 
@@ -92,7 +94,10 @@ async fn get(http: &HttpProbe, pod: IpAddr, user_agent: Option<&str>) -> io::Res
     let head = request(http, pod, user_agent).ok_or(io::ErrorKind::InvalidInput)?;
     let mut stream = TcpStream::connect(SocketAddr::new(pod, http.port)).await?;
     stream.write_all(head.as_bytes()).await?;
-    let status = http::read_status(&mut stream).await?;
+    let status = http::read_status(&mut stream, MAX_LINE).await.map_err(|error| match error {
+        HeadError::Io(error) => error,
+        HeadError::Malformed | HeadError::TooLong => io::ErrorKind::InvalidData.into(),
+    })?;
     // Closing with unread bytes would be a reset that the app logs as an error.
     let _ = timeout(LINGER, discard(&mut stream)).await;
     // Redirects are a success to the kubelet when they lead elsewhere; ours would have no location.

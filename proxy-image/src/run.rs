@@ -105,7 +105,7 @@ impl Parts {
         });
         let path_metrics = Arc::new(PathMetrics::with_log(log));
         Self {
-            evidence: Arc::new(Evidence::new(limits.evidence_sources)),
+            evidence: Arc::new(Evidence::within(&limits, path_metrics.limit_refusals.clone())),
             kept: Kept::new(limits.kept_bytes, &path_metrics),
             http: http_filter::Shared::new(&limits, &path_metrics),
             path_metrics,
@@ -129,12 +129,15 @@ impl Parts {
         probes: ProbeTable,
         pod: Option<IpAddr>,
     ) -> Arc<Doorway> {
-        let metrics = Metrics::new(self.evidence.clone(), readiness.clone(), &self.path_metrics, control);
+        let metrics = Metrics::new(self.evidence.clone(), readiness.clone(), &self.path_metrics, control)
+            .at_most(self.limits.metrics_per_second);
         let server = VirtualServer {
             readiness,
             probes,
             pod,
             metrics: Arc::new(metrics),
+            patience: self.limits.probe_timeout,
+            head_bytes: self.limits.probe_head_bytes,
             connections: self.limits.probe_connections,
             path: self.path_metrics.clone(),
         };
@@ -288,7 +291,8 @@ fn agent_client(control: &Control, parts: &Parts, socket: PathBuf) -> AgentClien
 }
 
 fn pod_control(settings: PodSettings, parts: &Parts) -> Control {
-    let metrics = ControlMetrics::default();
+    let mut metrics = ControlMetrics::default();
+    metrics.discovery.limits = parts.path_metrics.limit_refusals.clone();
     let credentials = CredentialStore::new(settings.tuning.records);
     let policy = watch::Sender::new(None::<Arc<InboundPolicy>>);
     let readiness = Readiness::in_pod(parts.evidence.clone(), credentials.subscribe(), policy.subscribe());
@@ -297,7 +301,7 @@ fn pod_control(settings: PodSettings, parts: &Parts) -> Control {
         credentials,
         policy,
         judged: parts.live.judged(),
-        records: Arc::new(RecordCache::new(parts.limits.destinations, metrics.discovery.clone())),
+        records: Arc::new(RecordCache::new(&parts.limits, metrics.discovery.clone())),
         evidence: parts.evidence.clone(),
         unknown_keys: parts.http.unknown_keys.clone(),
         readiness: Arc::new(readiness),
@@ -412,15 +416,16 @@ mod tests {
             assert!(!parts.end.is_cancelled());
             done.send(()).unwrap();
         };
-        let begin = Instant::now();
-        tokio::join!(parts.drain(data, Duration::from_secs(30)), work);
-        assert!((Duration::from_millis(500)..Duration::from_secs(5)).contains(&begin.elapsed()));
+        let (begin, limit) = (Instant::now(), Duration::from_secs(30));
+        tokio::join!(parts.drain(data, limit), work);
+        assert!((Duration::from_millis(500)..limit).contains(&begin.elapsed()));
         assert!(!parts.end.is_cancelled());
     }
 
     #[tokio::test]
     async fn the_end_waits_for_clients_that_have_not_yet_left_their_tunnels_and_not_for_ever() {
-        let parts = Parts::new(&Tuning::default());
+        let mut parts = Parts::new(&Tuning::default());
+        parts.limits.settle = Duration::from_secs(30);
         let (done, data) = oneshot::channel();
         let tunnel = parts.path_metrics.tunnel_open(Direction::Inbound);
         let work = async {
@@ -447,6 +452,7 @@ mod tests {
             let (_done, data) = oneshot::channel();
             parts.drain(data, Duration::from_millis(50)).await;
             assert_eq!(parts.end.is_cancelled(), open, "idle tunnels may close in order");
+            assert_eq!(parts.path_metrics.limit_refusals.of("drain_timeout"), u64::from(open));
         }
     }
 }

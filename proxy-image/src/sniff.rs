@@ -3,10 +3,8 @@
 
 use cinch_tunnel::ALPN;
 
-/// A ClientHello that is longer than this is none of ours, which has some 1.8 KiB with its post-quantum key share. It is
-/// also what anybody may have us keep of a connection before it is known what it is.
-pub const MAX_HELLO: usize = 4 * 1024;
-
+/// The payload of the longest record (RFC 8446, section 5.1).
+const MAX_RECORD: usize = 1 << 14;
 const RECORD_HANDSHAKE: u8 = 0x16;
 const CLIENT_HELLO: u8 = 1;
 const EXTENSION_ALPN: u16 = 16;
@@ -20,15 +18,19 @@ pub enum First {
     Tunnel,
     /// Anything else, the app's own TLS included.
     Other,
+    /// A ClientHello that is longer than ours may be: something else, as far as anybody cares to read.
+    TooLong,
 }
 
-/// Says what `bytes`, from the connection's first byte on, are.
+/// Says what `bytes`, from the connection's first byte on, are. A ClientHello of more than `most` bytes is none of ours,
+/// which has some 1.8 KiB with its post-quantum key share.
 #[must_use]
-pub fn classify(bytes: &[u8]) -> First {
-    match hello(bytes) {
+pub fn classify(bytes: &[u8], most: usize) -> First {
+    match hello(bytes, most) {
         Ok(true) => First::Tunnel,
         Ok(false) | Err(Stop::Wrong) => First::Other,
-        Err(Stop::More) if bytes.len() >= MAX_HELLO => First::Other,
+        Err(Stop::TooLong) => First::TooLong,
+        Err(Stop::More) if bytes.len() >= most => First::TooLong,
         Err(Stop::More) => First::Undecided,
     }
 }
@@ -38,16 +40,18 @@ enum Stop {
     More,
     /// This is no ClientHello.
     Wrong,
+    /// It is longer than one of ours.
+    TooLong,
 }
 
 /// Whether the ClientHello offers [`ALPN`]. It may be spread over several records (RFC 8446, 5.1).
-fn hello(bytes: &[u8]) -> Result<bool, Stop> {
+fn hello(bytes: &[u8], most: usize) -> Result<bool, Stop> {
     let mut records = Cursor(bytes);
     let mut message = Vec::new();
     loop {
-        let record = record(&mut records)?;
+        let record = record(&mut records, most)?;
         message.extend_from_slice(record.payload);
-        match message_offers_tunnel(&message) {
+        match message_offers_tunnel(&message, most) {
             Err(Stop::More) if record.complete => {}
             result => return result,
         }
@@ -59,27 +63,30 @@ struct Record<'a> {
     complete: bool,
 }
 
-fn record<'a>(bytes: &mut Cursor<'a>) -> Result<Record<'a>, Stop> {
+fn record<'a>(bytes: &mut Cursor<'a>, most: usize) -> Result<Record<'a>, Stop> {
     if bytes.u8()? != RECORD_HANDSHAKE || bytes.u8()? != 3 || bytes.u8()? > 4 {
         return Err(Stop::Wrong);
     }
     let length = usize::from(bytes.u16()?);
-    if length == 0 || length > MAX_HELLO {
+    if length == 0 || length > MAX_RECORD {
         return Err(Stop::Wrong);
+    }
+    if length > most {
+        return Err(Stop::TooLong);
     }
     let complete = bytes.0.len() >= length;
     let payload = bytes.take(length.min(bytes.0.len()))?;
     Ok(Record { payload, complete })
 }
 
-fn message_offers_tunnel(message: &[u8]) -> Result<bool, Stop> {
+fn message_offers_tunnel(message: &[u8], most: usize) -> Result<bool, Stop> {
     let mut message = Cursor(message);
     if message.u8()? != CLIENT_HELLO {
         return Err(Stop::Wrong);
     }
     let length = (usize::from(message.u8()?) << 16) | usize::from(message.u16()?);
-    if length > MAX_HELLO {
-        return Err(Stop::Wrong);
+    if length > most {
+        return Err(Stop::TooLong);
     }
     let body = message.take(length)?;
     // From here on everything is there: what does not fit is wrong, not late.
@@ -147,6 +154,8 @@ mod tests {
     use super::*;
     use std::sync::Arc;
 
+    const MAX_HELLO: usize = 4 * 1024;
+
     /// The ClientHello that rustls makes, with these protocols.
     fn client_hello(alpn: &[&[u8]]) -> Vec<u8> {
         let provider = cinch_identity::provider().clone();
@@ -173,7 +182,7 @@ mod tests {
             ("a longer name", vec![b"cinch/10"], First::Other),
         ];
         for (name, alpn, expected) in cases {
-            assert_eq!(classify(&client_hello(&alpn)), expected, "{name}");
+            assert_eq!(classify(&client_hello(&alpn), MAX_HELLO), expected, "{name}");
         }
     }
 
@@ -181,7 +190,7 @@ mod tests {
     fn every_beginning_of_a_hello_is_undecided() {
         let hello = client_hello(&[ALPN]);
         for end in 0..hello.len() {
-            assert_eq!(classify(&hello[..end]), First::Undecided, "{end} bytes");
+            assert_eq!(classify(&hello[..end], MAX_HELLO), First::Undecided, "{end} bytes");
         }
     }
 
@@ -194,8 +203,8 @@ mod tests {
             split.extend_from_slice(&u16::try_from(piece.len()).unwrap().to_be_bytes());
             split.extend_from_slice(piece);
         }
-        assert_eq!(classify(&split), First::Tunnel);
-        assert_eq!(classify(&split[..split.len() - 1]), First::Undecided);
+        assert_eq!(classify(&split, MAX_HELLO), First::Tunnel);
+        assert_eq!(classify(&split[..split.len() - 1], MAX_HELLO), First::Undecided);
     }
 
     #[test]
@@ -208,19 +217,22 @@ mod tests {
             b"\x16\x03\x01\0\0",
             b"\x16\x03\x01\xff\xff",
             b"\x16\x03\x01\0\x05\x02",
-            b"\x16\x03\x01\0\x05\x01\x01\0\0",
             b"\x16\x03\x01\0\x05\x01\0\0\x01\0",
         ] {
-            assert_eq!(classify(bytes), First::Other, "{bytes:?}");
+            assert_eq!(classify(bytes, MAX_HELLO), First::Other, "{bytes:?}");
         }
-        assert_eq!(classify(b""), First::Undecided);
+        assert_eq!(classify(b"", MAX_HELLO), First::Undecided);
     }
 
     #[test]
     fn a_hello_that_is_longer_than_ours_is_known_before_it_has_come() {
         let long = u16::try_from(MAX_HELLO + 1).unwrap().to_be_bytes();
-        assert_eq!(classify(&[0x16, 3, 1, long[0], long[1], 1]), First::Other);
-        assert_eq!(classify(&[0x16, 3, 1, 0, 100, 1, 0, long[0], long[1]]), First::Other);
+        let (record, message) =
+            ([0x16, 3, 1, long[0], long[1], 1], [0x16, 3, 1, 0, 100, 1, 0, long[0], long[1]]);
+        for bytes in [&record[..], &message] {
+            assert_eq!(classify(bytes, MAX_HELLO), First::TooLong);
+            assert_eq!(classify(bytes, MAX_HELLO + 1), First::Undecided, "it is a setting");
+        }
         assert!(client_hello(&[ALPN]).len() < MAX_HELLO / 2, "ours has room to grow");
     }
 
@@ -232,7 +244,7 @@ mod tests {
                 let mut damaged = hello.clone();
                 damaged[at] = value;
                 damaged.resize(MAX_HELLO, 0);
-                assert_ne!(classify(&damaged), First::Undecided, "byte {at} = {value}");
+                assert_ne!(classify(&damaged, MAX_HELLO), First::Undecided, "byte {at} = {value}");
             }
         }
     }

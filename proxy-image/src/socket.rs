@@ -83,30 +83,50 @@ pub fn write_now(stream: &TcpStream, bytes: &[u8]) -> io::Result<usize> {
     SockRef::from(stream).send_with_flags(bytes, libc::MSG_NOSIGNAL)
 }
 
+/// Connections that the listener has lost since it began, because too many waited to be accepted; none where the system
+/// does not say.
+#[must_use]
+pub fn dropped(listener: &TcpListener) -> u32 {
+    Memory::of(listener).map_or(0, |memory| memory.field(libc::SK_MEMINFO_DROPS))
+}
+
 /// Bytes that the connection takes now without keeping anybody waiting; none where the system does not say.
 #[must_use]
-#[allow(unsafe_code)]
 pub fn room(stream: &TcpStream) -> usize {
-    /// Not in the libc crate; as `asm-generic/socket.h` has it.
-    const SO_MEMINFO: libc::c_int = 55;
-    const FIELDS: usize = libc::SK_MEMINFO_DROPS as usize + 1;
-    let mut fields = [0_u32; FIELDS];
-    let mut length = libc::socklen_t::try_from(size_of_val(&fields)).unwrap_or(0);
-    // SAFETY: the buffer is as long as `length` says, of plain integers, and outlives the call, as the socket does.
-    let failed = unsafe {
-        libc::getsockopt(
-            stream.as_raw_fd(),
-            libc::SOL_SOCKET,
-            SO_MEMINFO,
-            fields.as_mut_ptr().cast(),
-            &raw mut length,
-        )
-    };
-    let field = |number: libc::c_int| usize::try_from(number).ok().and_then(|at| fields.get(at)).copied();
-    match (field(libc::SK_MEMINFO_SNDBUF), field(libc::SK_MEMINFO_WMEM_QUEUED)) {
+    Memory::of(stream).map_or(0, |memory| {
+        let (all, used) = (memory.field(libc::SK_MEMINFO_SNDBUF), memory.field(libc::SK_MEMINFO_WMEM_QUEUED));
         // Half, because what the kernel needs for itself is of it.
-        (Some(all), Some(used)) if failed == 0 => all.saturating_sub(used) as usize / 2,
-        _ => 0,
+        all.saturating_sub(used) as usize / 2
+    })
+}
+
+const FIELDS: usize = libc::SK_MEMINFO_DROPS as usize + 1;
+
+/// What the kernel says of a socket's memory.
+struct Memory([u32; FIELDS]);
+
+impl Memory {
+    #[allow(unsafe_code)]
+    fn of(socket: &impl AsRawFd) -> Option<Memory> {
+        /// Not in the libc crate; as `asm-generic/socket.h` has it.
+        const SO_MEMINFO: libc::c_int = 55;
+        let mut fields = [0_u32; FIELDS];
+        let mut length = libc::socklen_t::try_from(size_of_val(&fields)).ok()?;
+        // SAFETY: the buffer is as long as `length` says, of plain integers, and outlives the call, as the socket does.
+        let failed = unsafe {
+            libc::getsockopt(
+                socket.as_raw_fd(),
+                libc::SOL_SOCKET,
+                SO_MEMINFO,
+                fields.as_mut_ptr().cast(),
+                &raw mut length,
+            )
+        };
+        (failed == 0).then_some(Memory(fields))
+    }
+
+    fn field(&self, number: libc::c_int) -> u32 {
+        usize::try_from(number).ok().and_then(|at| self.0.get(at)).copied().unwrap_or(0)
     }
 }
 

@@ -53,7 +53,7 @@ impl Discovery for StaticPeers {
         Box::pin(ready(self.find(to)))
     }
 
-    fn forget(&self, _to: SocketAddr, _endpoint: SocketAddr) {
+    fn forget(&self, _to: SocketAddr, _endpoint: &Endpoint) {
         // The configuration is all there is to ask.
     }
 }

@@ -2,11 +2,12 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
-use bytes::BytesMut;
+mod operator_side;
+
+use cinch_control::v1;
 use cinch_control::v1::operator_message::Kind as Say;
 use cinch_control::v1::proxy_message::Kind as Heard;
-use cinch_control::{ALPN, Decoder, MAX_MESSAGE, encode, v1};
-use cinch_identity::{ClientCertificate, KeyPair, SpiffeId, Svid, TrustBundle, TrustDomain, VerifiedCsr};
+use cinch_identity::{SpiffeId, VerifiedCsr};
 use cinch_policy::Mode;
 use cinch_proxy::context::{Destination, Discovery, InboundPolicy};
 use cinch_proxy::control::Control;
@@ -15,170 +16,21 @@ use cinch_proxy::credentials::CredentialStore;
 use cinch_proxy::discovery::{RecordCache, ip_bytes};
 use cinch_proxy::evidence::Evidence;
 use cinch_proxy::health::Readiness;
+use cinch_proxy::limits::Limits;
 use cinch_proxy::metrics::ControlMetrics;
 use cinch_proxy::settings::PodSettings;
 use cinch_reason::Reason;
+use operator_side::{OPERATOR, OWN, Operator, WAIT};
 use parking_lot::Mutex;
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyUsagePurpose, SanType};
 use std::sync::Arc;
-use std::time::Duration;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use std::time::{Duration, Instant};
+use tokio::io::AsyncWriteExt;
 use tokio::sync::watch;
 use tokio::time::timeout;
-use tokio_rustls::TlsAcceptor;
-use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
 
-const OWN: &str = "spiffe://cluster.local/ns/shop/sa/web";
-const OPERATOR: &str = "spiffe://cluster.local/ns/cinch-system/sa/cinch-operator";
-const WAIT: Duration = Duration::from_secs(10);
-
-/// An authority that signs whatever it is told to.
-struct Authority {
-    issuer: CertifiedIssuer<'static, rcgen::KeyPair>,
-}
-
-struct PublicKey(Vec<u8>);
-
-impl rcgen::PublicKeyData for PublicKey {
-    fn der_bytes(&self) -> &[u8] {
-        &self.0
-    }
-
-    fn algorithm(&self) -> &'static rcgen::SignatureAlgorithm {
-        &rcgen::PKCS_ECDSA_P256_SHA256
-    }
-}
-
-impl Authority {
-    fn new() -> Self {
-        let mut params = CertificateParams::default();
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
-        let key = rcgen::KeyPair::generate().unwrap();
-        Self { issuer: CertifiedIssuer::self_signed(params, key).unwrap() }
-    }
-
-    fn bundle(&self, version: u64) -> TrustBundle {
-        TrustBundle::new(domain(), version, vec![self.issuer.der().clone()]).unwrap()
-    }
-
-    fn sign(&self, id: &str, public_key: &[u8]) -> Vec<u8> {
-        let mut params = CertificateParams::default();
-        params.subject_alt_names = vec![SanType::URI(id.try_into().unwrap())];
-        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-        params.extended_key_usages =
-            vec![rcgen::ExtendedKeyUsagePurpose::ServerAuth, rcgen::ExtendedKeyUsagePurpose::ClientAuth];
-        params.signed_by(&PublicKey(public_key.to_vec()), &self.issuer).unwrap().der().to_vec()
-    }
-
-    fn certificate(&self, id: &str, csr: &[u8], renew_in_ms: u64) -> v1::Certificate {
-        let csr = VerifiedCsr::verify(csr).unwrap();
-        let root = self.issuer.der().to_vec();
-        v1::Certificate {
-            chain: vec![self.sign(id, csr.public_key()).into()],
-            trust_bundle: Some(v1::TrustBundle {
-                version: 3,
-                trust_domain: "cluster.local".into(),
-                roots: vec![root.into()],
-            }),
-            expires_in_ms: 3_600_000,
-            renew_in_ms,
-        }
-    }
-}
-
-fn domain() -> TrustDomain {
-    TrustDomain::parse("cluster.local").unwrap()
-}
-
-/// The operator's side of one connection.
-struct Peer {
-    stream: TlsStream<TcpStream>,
-    buffer: BytesMut,
-}
-
-impl Peer {
-    async fn heard(&mut self) -> Option<Heard> {
-        let decoder = Decoder::<v1::ProxyMessage>::new(MAX_MESSAGE);
-        loop {
-            if let Some(message) = decoder.next(&mut self.buffer).unwrap() {
-                return Some(message.kind.unwrap());
-            }
-            let read =
-                timeout(WAIT, self.stream.read_buf(&mut self.buffer)).await.expect("the proxy is silent");
-            if !matches!(read, Ok(1..)) {
-                return None;
-            }
-        }
-    }
-
-    /// The next message that is not a report.
-    async fn heard_but_reports(&mut self) -> Heard {
-        loop {
-            match self.heard().await.expect("the proxy is gone") {
-                Heard::Evidence(_) => {}
-                other => return other,
-            }
-        }
-    }
-
-    async fn say(&mut self, kind: Say) {
-        let mut wire = BytesMut::new();
-        encode(&v1::OperatorMessage { kind: Some(kind) }, &mut wire).unwrap();
-        self.stream.write_all(&wire).await.unwrap();
-        self.stream.flush().await.unwrap();
-    }
-
-    async fn welcome(&mut self) -> v1::Hello {
-        let Some(Heard::Hello(hello)) = self.heard().await else { panic!("no Hello") };
-        self.say(Say::Welcome(v1::Welcome { operator_version: "test".into(), report_interval_ms: 100 }))
-            .await;
-        hello
-    }
-}
-
-struct Operator {
-    authority: Authority,
-    listener: TcpListener,
-    acceptor: TlsAcceptor,
-}
-
-impl Operator {
-    async fn new(id: &str) -> Self {
-        let authority = Authority::new();
-        let key = KeyPair::generate().unwrap();
-        let leaf = authority.sign(id, key.public_key());
-        let svid = Svid::new(vec![leaf.into()], key).unwrap();
-        let config =
-            cinch_identity::server_config(&svid, &authority.bundle(1), ClientCertificate::Optional, &[ALPN])
-                .unwrap();
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        Self { authority, listener, acceptor: TlsAcceptor::from(config) }
-    }
-
-    async fn accept(&self) -> Peer {
-        let (tcp, _) = timeout(WAIT, self.listener.accept()).await.expect("nobody dials").unwrap();
-        Peer { stream: self.acceptor.accept(tcp).await.unwrap(), buffer: BytesMut::new() }
-    }
-
-    /// The first exchange; returns the token.
-    async fn issue(&self, renew_in_ms: u64) -> String {
-        let mut peer = self.accept().await;
-        assert!(peer.stream.get_ref().1.peer_certificates().is_none());
-        let Some(Heard::FirstCertificate(first)) = peer.heard().await else { panic!("no request") };
-        peer.say(Say::Certificate(self.authority.certificate(OWN, &first.csr, renew_in_ms))).await;
-        first.token
-    }
-
-    async fn stream(&self) -> Peer {
-        let peer = self.accept().await;
-        let id = cinch_identity::peer_id(peer.stream.get_ref().1.peer_certificates()).unwrap();
-        assert_eq!(id.as_str(), OWN);
-        peer
-    }
-}
+const KEYS: &str =
+    r#"{"keys":[{"kty":"OKP","crv":"Ed25519","x":"11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"}]}"#;
 
 struct Client {
     control: Arc<Control>,
@@ -232,7 +84,7 @@ fn start_held(operator: &Operator) -> Client {
         credentials,
         policy,
         judged: judged.subscribe(),
-        records: Arc::new(RecordCache::new(8, metrics.discovery.clone())),
+        records: Arc::new(RecordCache::new(&Limits::default(), metrics.discovery.clone())),
         evidence,
         unknown_keys: Arc::default(),
         readiness: Arc::new(readiness),
@@ -250,13 +102,11 @@ fn start_held(operator: &Operator) -> Client {
 }
 
 async fn eventually(what: &str, condition: impl Fn() -> bool) {
-    for _ in 0..500 {
-        if condition() {
-            return;
-        }
+    let begun = Instant::now();
+    while !condition() {
+        assert!(begun.elapsed() < WAIT, "{what} did not come true");
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
-    panic!("{what} did not come true");
 }
 
 fn policy(version: u64, mode: v1::Mode) -> Say {
@@ -410,6 +260,35 @@ async fn a_certificate_is_renewed_over_the_stream_with_a_fresh_key() {
     assert_ne!(first.svid.chain(), second.svid.chain());
 }
 
+/// Names the keys of one issuer, and brings this document for them.
+fn tokens(version: u64, document: &str) -> Say {
+    let jwks = v1::Jwks { source: "https://a.example".into(), document: document.to_owned().into() };
+    let body = r#"{"jwtRules":[{"issuer":"https://a.example"}]}"#.into();
+    let (name, kind, required_features) =
+        ("shop/a".into(), "RequestAuthentication".into(), vec!["http".into()]);
+    let policy = v1::Policy { name, kind, body, required_features, jwks: vec![jwks], ..Default::default() };
+    Say::Policy(v1::WorkloadPolicy { version, policies: vec![policy], ..Default::default() })
+}
+
+#[tokio::test]
+async fn keys_that_come_with_no_policy_any_more_are_kept_for_a_day_and_told() {
+    let operator = Operator::new(OPERATOR).await;
+    let client = start(&operator);
+    operator.issue(3_600_000).await;
+    let mut peer = operator.stream().await;
+    peer.welcome().await;
+    for (version, document) in [(1, KEYS), (2, "{}"), (3, "{}"), (4, KEYS)] {
+        peer.say(tokens(version, document)).await;
+        let Heard::Ack(ack) = peer.heard_but_reports().await else { panic!("no ack") };
+        let policy = client.control.policy.borrow().clone().unwrap();
+        let kept: Vec<_> = policy.missing_keys().iter().map(|keys| keys.until - keys.since).collect();
+        let told = client.control.metrics.keys_missing_since.lock().is_some();
+        let day = Duration::from_secs(24 * 3600);
+        let expected = if document == KEYS { (vec![], false) } else { (vec![day], true) };
+        assert_eq!((ack.policy_version, (kept, told)), (version, expected));
+    }
+}
+
 #[tokio::test]
 async fn a_refusal_is_told_and_its_pause_kept() {
     let operator = Operator::new(OPERATOR).await;
@@ -418,7 +297,7 @@ async fn a_refusal_is_told_and_its_pause_kept() {
     let _ = peer.heard().await;
     let message = "the pod is not enrolled".to_owned();
     peer.say(Say::Refused(v1::Refused { reason: "PodNotMeshed".into(), message, retry_after_ms: 700 })).await;
-    let refused = tokio::time::Instant::now();
+    let refused = Instant::now();
     let _again = operator.accept().await;
     assert!(refused.elapsed() >= Duration::from_millis(650), "{:?}", refused.elapsed());
     let told = client.control.last_error.lock().clone().unwrap();
@@ -458,6 +337,7 @@ async fn an_absent_operator_is_named_and_never_hammered() {
         drop(operator);
         client
     };
+    eventually("the error is told", || client.control.last_error.lock().is_some()).await;
     tokio::time::sleep(Duration::from_secs(1)).await;
     let told = client.control.last_error.lock().clone().unwrap();
     assert!(told.starts_with("ControlUnreachable: "), "{told}");

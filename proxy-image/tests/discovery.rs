@@ -3,8 +3,11 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
 use cinch_control::v1;
-use cinch_proxy::context::{Destination, Discovery};
+use cinch_identity::SpiffeId;
+use cinch_policy::Mode;
+use cinch_proxy::context::{Destination, Discovery, Endpoint};
 use cinch_proxy::discovery::{Change, DiscoveryMetrics, RecordCache, ip_bytes};
+use cinch_proxy::limits::Limits;
 use cinch_reason::Reason;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -15,7 +18,8 @@ const REFUSED: Destination = Destination::Refuse(Reason::DestinationUnknown);
 
 fn cache(capacity: usize) -> (Arc<RecordCache>, DiscoveryMetrics) {
     let metrics = DiscoveryMetrics::default();
-    let cache = RecordCache::new(capacity, metrics.clone());
+    let limits = Limits { destinations: capacity, ..Limits::default() };
+    let cache = RecordCache::new(&limits, metrics.clone());
     cache.set_mesh(&["10.0.0.0/8".parse().unwrap(), "fd00::/16".parse().unwrap()]);
     (Arc::new(cache), metrics)
 }
@@ -61,15 +65,24 @@ async fn outside_the_mesh_everything_passes_without_a_question() {
 #[tokio::test]
 async fn without_an_answer_a_connection_is_refused_after_a_second() {
     let (cache, metrics) = cache(8);
-    let start = Instant::now();
-    assert_eq!(cache.resolve(at(1)).await, REFUSED);
-    assert!((1000..1500).contains(&start.elapsed().as_millis()));
-    assert_eq!(metrics.unanswered.get(), 1);
+    let mut took = Vec::new();
+    // A machine that has much to do may be late; who waits for too long always is.
+    while took.len() < 3 && !took.iter().any(|millis| *millis < 1500) {
+        let start = Instant::now();
+        assert_eq!(cache.resolve(at(took.len() as u8 + 1)).await, REFUSED);
+        took.push(start.elapsed().as_millis());
+    }
+    assert!(
+        took.iter().all(|millis| *millis >= 1000) && took.iter().any(|millis| *millis < 1500),
+        "{took:?}"
+    );
+    let times = took.len() as u64;
+    assert_eq!((metrics.unanswered.get(), metrics.limits.of("discovery_timeout")), (times, times));
 }
 
 #[tokio::test]
 async fn before_the_mesh_is_known_even_foreign_addresses_wait() {
-    let cache = Arc::new(RecordCache::new(8, DiscoveryMetrics::default()));
+    let cache = Arc::new(RecordCache::new(&Limits::default(), DiscoveryMetrics::default()));
     let to: SocketAddr = "192.0.2.7:80".parse().unwrap();
     assert_eq!(cache.resolve(to).await, REFUSED);
     let waiting = tokio::spawn({
@@ -122,6 +135,7 @@ async fn the_longest_unused_record_goes_for_a_new_one() {
     let expected: Vec<_> = expected.chain([Change::Unsubscribe(at(2)), Change::Subscribe(at(3))]).collect();
     assert_eq!(cache.changes().await.unwrap(), expected);
     assert_eq!((metrics.evictions.get(), metrics.records.get()), (1, 2));
+    assert_eq!(metrics.limits.of("destinations"), 1);
 }
 
 #[tokio::test]
@@ -131,9 +145,24 @@ async fn a_forgotten_record_is_asked_for_again() {
     assert_eq!(cache.resolve(at(1)).await, REFUSED);
     cache.set_record(record(at(1), WEB));
     let _ = cache.changes().await;
-    cache.forget(at(1), at(1));
+    cache.forget(at(1), &web(1));
     assert_eq!(cache.changes().await.unwrap(), [Change::Unsubscribe(at(1)), Change::Subscribe(at(1))]);
     assert_eq!(cache.resolve(at(1)).await, REFUSED);
+}
+
+/// What [`record`] says of `at(last)`.
+fn web(last: u8) -> Endpoint {
+    let identity = SpiffeId::parse(WEB).ok();
+    Endpoint { address: at(last), meshed: true, identity, mode: Mode::Strict, ready: true }
+}
+
+/// Where the next connection to `to` may go.
+async fn goes_to(cache: &RecordCache, to: SocketAddr) -> Vec<SocketAddr> {
+    match cache.resolve(to).await {
+        Destination::Endpoints(endpoints) => endpoints.iter().map(|endpoint| endpoint.address).collect(),
+        Destination::Refuse(Reason::PeerIdentityMismatch) => Vec::new(),
+        other => panic!("{other:?}"),
+    }
 }
 
 #[tokio::test]
@@ -143,14 +172,49 @@ async fn one_endpoint_that_was_wrong_leaves_the_others_in_force() {
     assert_eq!(cache.resolve(at(1)).await, REFUSED);
     cache.set_record(behind(at(1), &[5, 6, 7]));
     let _ = cache.changes().await;
-    cache.forget(at(1), at(6));
+    cache.forget(at(1), &web(6));
     assert_eq!(cache.changes().await.unwrap(), [Change::Unsubscribe(at(1)), Change::Subscribe(at(1))]);
-    let Destination::Endpoints(left) = cache.resolve(at(1)).await else { panic!("no endpoints are left") };
-    assert_eq!(left.iter().map(|endpoint| endpoint.address).collect::<Vec<_>>(), [at(5), at(7)]);
+    assert_eq!(goes_to(&cache, at(1)).await, [at(5), at(7)]);
     assert_eq!(leads_to(&cache), [5, 7]);
-    // The operator has the last word.
+    // Others who found the same out meanwhile ask no more for it.
+    cache.forget(at(1), &web(6));
+    assert!(tokio::time::timeout(Duration::from_millis(1), cache.changes()).await.is_err());
+}
+
+#[tokio::test]
+async fn an_answer_that_says_the_same_of_an_endpoint_that_was_wrong_is_not_believed() {
+    let (cache, _) = cache(8);
+    assert_eq!(cache.resolve(at(1)).await, REFUSED);
+    cache.set_record(behind(at(1), &[5, 6]));
+    cache.forget(at(1), &web(6));
+    cache.set_record(behind(at(1), &[5, 6, 7]));
+    assert_eq!(goes_to(&cache, at(1)).await, [at(5), at(7)]);
+    // Nothing else is left: nobody waits for what has been answered.
     cache.set_record(behind(at(1), &[6]));
-    assert_eq!(leads_to(&cache), [6]);
+    assert_eq!(goes_to(&cache, at(1)).await, []);
+    assert!(leads_to(&cache).is_empty());
+}
+
+#[tokio::test]
+async fn an_endpoint_that_was_wrong_counts_again_once_the_operator_has_said_otherwise() {
+    let (cache, _) = cache(8);
+    for to in [1, 2] {
+        assert_eq!(cache.resolve(at(to)).await, REFUSED);
+    }
+    let mut other = behind(at(1), &[5, 6]);
+    other.endpoints[1].identity = WEB.replace("web", "other");
+    for between in [other, behind(at(1), &[5])] {
+        cache.set_record(behind(at(1), &[5, 6]));
+        cache.set_record(behind(at(2), &[6, 7]));
+        cache.forget(at(1), &web(6));
+        cache.forget(at(2), &web(6));
+        assert_eq!(goes_to(&cache, at(2)).await, [at(7)], "each address finds it out for itself");
+        let all = between.endpoints.iter().filter_map(|endpoint| endpoint.address.clone()).count();
+        cache.set_record(between);
+        assert_eq!(goes_to(&cache, at(1)).await.len(), all, "another identity is another peer");
+        cache.set_record(behind(at(1), &[5, 6]));
+        assert_eq!(goes_to(&cache, at(1)).await, [at(5), at(6)]);
+    }
 }
 
 #[tokio::test]
@@ -161,7 +225,7 @@ async fn endpoints_outside_of_the_mesh_alone_are_not_left_over() {
     let mut mixed = behind(at(1), &[5, 6]);
     mixed.endpoints[1].meshed = false;
     cache.set_record(mixed);
-    cache.forget(at(1), at(5));
+    cache.forget(at(1), &web(5));
     assert_eq!(cache.resolve(at(1)).await, REFUSED);
     assert!(leads_to(&cache).is_empty());
 }
@@ -194,7 +258,7 @@ async fn an_endpoint_is_of_use_while_any_record_leads_to_it() {
     // The operator is away: what was said holds.
     cache.end_stream();
     assert_eq!(leads_to(&cache), [5, 7]);
-    cache.forget(at(1), at(5));
+    cache.forget(at(1), &web(5));
     assert_eq!(leads_to(&cache), [7]);
     cache.set_record(v1::Record { kind: v1::record::Kind::Unknown as i32, ..behind(at(2), &[7]) });
     assert!(leads_to(&cache).is_empty());

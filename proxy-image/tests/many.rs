@@ -104,7 +104,7 @@ async fn say(stream: &mut TcpStream, words: [u8; 8]) {
 
 /// As [`held`], without what the test's access logs keep.
 async fn held_but_for_logs(pods: [&Pod; 2]) -> i64 {
-    tokio::time::sleep(Duration::from_millis(300)).await;
+    pass(Duration::from_millis(300)).await;
     for pod in pods {
         pod.log.forget();
     }

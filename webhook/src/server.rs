@@ -70,6 +70,7 @@ pub async fn serve(listener: TcpListener, state: Arc<State>, stop: CancellationT
         let source = source_of(peer.ip());
         let Some(place) = gate.enter(source, Instant::now()) else {
             state.metrics.connection_refused();
+            state.tell(source, "too many of its source, or too often", "");
             continue;
         };
         let (state, stop) = (Arc::clone(&state), stop.clone());
@@ -77,7 +78,10 @@ pub async fn serve(listener: TcpListener, state: Arc<State>, stop: CancellationT
             let _open = state.metrics.connected();
             tokio::select! {
                 () = connection(stream, source, Arc::clone(&state), stop) => {}
-                () = place.lost() => state.metrics.connection_refused(),
+                () = place.lost() => {
+                    state.metrics.connection_refused();
+                    state.tell(source, "its place went to a source with fewer", "");
+                }
             }
         });
     }
@@ -113,11 +117,12 @@ async fn connection(stream: TcpStream, source: IpAddr, state: Arc<State>, stop: 
         Ok(Ok(stream)) => stream,
         Ok(Err(error)) => {
             state.metrics.handshake_failed();
-            tracing::debug!(%error, "TLS handshake failed");
+            state.tell(source, "the TLS handshake failed", &error.to_string());
             return;
         }
         Err(_) => {
             state.metrics.handshake_failed();
+            state.tell(source, "no TLS handshake in time", "");
             return;
         }
     };

@@ -6,8 +6,12 @@ use crate::facts::Caches;
 use crate::metrics::Metrics;
 use arc_swap::ArcSwapOption;
 use cinch_injection::Sidecar;
+use cinch_places::Lines;
 use cinch_policy::MeshConfig;
+use parking_lot::Mutex;
+use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Instant;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
@@ -25,6 +29,8 @@ pub struct State {
     pub draining: CancellationToken,
     /// The memory that reviews may take.
     pub budget: Budget,
+    /// Of the log, about connections that came to nothing.
+    lines: Mutex<Lines<&'static str>>,
     serving: ArcSwapOption<Serving>,
     serving_changed: Notify,
 }
@@ -40,8 +46,17 @@ impl State {
             metrics,
             draining: CancellationToken::new(),
             budget: Budget::default(),
+            lines: Mutex::default(),
             serving: ArcSwapOption::empty(),
             serving_changed: Notify::new(),
+        }
+    }
+
+    /// Tells the log of a connection that came to nothing, as long as there are few: anybody may connect here.
+    pub fn tell(&self, source: IpAddr, why: &'static str, detail: &str) {
+        let said = self.lines.lock().say(&why, Instant::now());
+        if let Some(unsaid) = said {
+            tracing::warn!(%source, why, detail, unsaid, "closed a connection");
         }
     }
 

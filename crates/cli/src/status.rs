@@ -4,7 +4,7 @@
 use crate::arguments::Status;
 use crate::cluster::Cluster;
 use anyhow::{Result, bail};
-use cinch_api::{Offender, Posture, PostureState, PostureStatus, format_duration};
+use cinch_api::{Debt, Offender, Posture, PostureState, PostureStatus, format_duration};
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::ResourceExt;
@@ -97,19 +97,13 @@ fn explain(status: &PostureStatus, now: Timestamp) -> Vec<String> {
     for blocker in &status.blockers {
         let about =
             blocker.reference.as_deref().map(|reference| format!(" [{reference}]")).unwrap_or_default();
-        let message = &blocker.message;
-        let told = if message.starts_with(&blocker.reason) {
-            message.clone()
-        } else {
-            format!("{}: {message}", blocker.reason)
-        };
+        let told = told(&blocker.reason, &blocker.message);
         lines.push(format!("blocked for {}: {told}{about}", ago(&blocker.since, now)));
     }
     lines.extend(status.policies.iter().map(|policy| format!("{}: {}", policy.reference, policy.message)));
     lines.extend(status.offenders.iter().map(|offender| offence(offender, now)));
-    lines.extend(
-        status.debt.iter().map(|debt| format!("outside the mesh: {}: {}", debt.reason, debt.message)),
-    );
+    let outside = |debt: &Debt| format!("outside the mesh: {}", told(&debt.reason, &debt.message));
+    lines.extend(status.debt.iter().map(outside));
     if status.state == Some(PostureState::Probation)
         && let Some(since) = &status.locked_since
     {
@@ -120,6 +114,11 @@ fn explain(status: &PostureStatus, now: Timestamp) -> Vec<String> {
         lines.push(format!("{} plaintext connections are open", plaintext.open));
     }
     lines
+}
+
+/// A message with its reason in front, which it may have there already.
+fn told(reason: &str, message: &str) -> String {
+    if message.starts_with(reason) { message.to_owned() } else { format!("{reason}: {message}") }
 }
 
 fn offence(offender: &Offender, now: Timestamp) -> String {
@@ -170,6 +169,10 @@ mod tests {
                  "lastSeen": "1970-01-01T00:00:48Z", "reportedBy": "api-1"},
                 {"node": "node1", "port": 8080, "count": 0, "denied": 2},
                 {"node": "node2", "port": 0, "count": 0, "denied": 0}
+            ],
+            "debt": [
+                {"reason": "UdpOutsideMesh", "message": "UdpOutsideMesh: pods speak UDP"},
+                {"reason": "HostNetworkPods", "message": "pods are on the host network"}
             ]
         });
         let text = report(&[posture(status)], Timestamp::from_second(60).unwrap());
@@ -182,6 +185,8 @@ billing
   Deployment legacy/old-client was served 41 plaintext connections on port 8080, last 12s ago (seen by api-1)
   node node1 was refused 2 on port 8080
   node node2 knocked without being served
+  outside the mesh: UdpOutsideMesh: pods speak UDP
+  outside the mesh: HostNetworkPods: pods are on the host network
   1 plaintext connections are open
 ";
         assert_eq!(text, expected);

@@ -25,6 +25,8 @@ pub struct Limits {
     pub answer_bytes: usize,
     /// HTTP/2: streams of one connection that live at once.
     pub streams: u32,
+    /// HTTP/2: bytes of the heads of all these; further streams are refused.
+    pub stream_head_bytes: usize,
     /// HTTP/2: CONTINUATION frames of one header block. RFC 9113 sets no bound; each costs its sender nine bytes.
     pub continuations: u32,
     /// HTTP/2: frames of one side, sent at once, that move nothing (PING, SETTINGS, empty DATA, PRIORITY, GOAWAY, and
@@ -55,6 +57,7 @@ impl Default for Limits {
             discard_bytes: 64 * 1024,
             answer_bytes: 16 * 1024,
             streams: 1000,
+            stream_head_bytes: 1024 * 1024,
             continuations: 16,
             idle_frames: 1000,
             // Far above any keepalive.

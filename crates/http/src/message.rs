@@ -112,7 +112,8 @@ pub struct Refusal {
     pub reason: Reason,
     /// What was wrong with the message itself, as a clause; empty where the policy decided.
     pub fault: &'static str,
-    /// The bound that was passed, for metrics: a field of [`Limits`](crate::Limits) or a fixed one; empty: none was.
+    /// The bound that was passed, for metrics: a field of [`Limits`](crate::Limits), as `http.head_bytes`; empty: none
+    /// was.
     pub limit: &'static str,
 }
 
@@ -183,6 +184,10 @@ pub trait Authorizer {
 
     /// The filter itself refused a request; `decide` was not asked, or has allowed what now turned out bad.
     fn refused(&mut self, _id: RequestId, _refusal: &Refusal) {}
+
+    /// A bound was passed by what only the log and metrics hear of: the app's side of the connection. What becomes of
+    /// its requests is told otherwise. `limit` as in [`Refusal::limit`].
+    fn over_limit(&mut self, _limit: &'static str) {}
 
     /// The final status of a request is on its way to the client: the app's (101 for an upgrade, 0 when its answer
     /// can't be read), or that of a refusal.

@@ -211,6 +211,7 @@ fn answers_and_upgraded_connections_may_be_quiet_for_ever_but_uploads_not() {
     let mut upload = Rig::default();
     upload.client("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\n1").after(HOUR);
     assert_eq!((upload.statuses(), upload.app_fin), (vec![408], true));
+    assert_eq!(upload.judge.limits, ["http.idle_timeout"]);
 }
 
 #[test]

@@ -102,19 +102,20 @@ fn rule_5_a_bare_line_feed_behind_the_empty_line_is_refused_however_it_comes() {
 fn rule_5_heads_and_trailers_are_bounded() {
     let limits = Limits { head_bytes: 1000, head_fields: 40, trailer_bytes: 100, ..Limits::default() };
     let cases = [
-        (format!("GET / HTTP/1.1\r\nHost: a\r\nX: {}\r\n\r\n", "x".repeat(1000)), 431),
-        (format!("GET /{} HTTP/1.1\r\nHost: a\r\n\r\n", "x".repeat(1000)), 431),
-        ("x".repeat(1001), 431),
-        (format!("GET / HTTP/1.1\r\nHost: a\r\n{}\r\n", "X: y\r\n".repeat(40)), 431),
-        (format!("{CHUNKED}0\r\nX: {}\r\n\r\n", "x".repeat(100)), 431),
+        (format!("GET / HTTP/1.1\r\nHost: a\r\nX: {}\r\n\r\n", "x".repeat(1000)), "http.head_bytes"),
+        (format!("GET /{} HTTP/1.1\r\nHost: a\r\n\r\n", "x".repeat(1000)), "http.head_bytes"),
+        ("x".repeat(1001), "http.head_bytes"),
+        (format!("GET / HTTP/1.1\r\nHost: a\r\n{}\r\n", "X: y\r\n".repeat(40)), "http.head_fields"),
+        (format!("{CHUNKED}0\r\nX: {}\r\n\r\n", "x".repeat(100)), "http.trailer_bytes"),
     ];
-    for (bytes, status) in cases {
+    for (bytes, limit) in cases {
         for size in [usize::MAX, 1, 100] {
             let mut rig = Rig::with(limits.clone());
             for piece in bytes.as_bytes().chunks(size) {
                 rig.client(piece);
             }
-            assert_eq!(rig.statuses(), [status], "{bytes} in pieces of {size}");
+            assert_eq!(rig.statuses(), [431], "{bytes} in pieces of {size}");
+            assert_eq!(rig.judge.limits, [limit], "{bytes}");
             assert!(!rig.app.windows(2).any(|window| window == b"xx"), "{bytes}");
             assert!(rig.filter.held() <= 1001);
         }
@@ -122,6 +123,24 @@ fn rule_5_heads_and_trailers_are_bounded() {
     let mut rig = Rig::with(limits);
     rig.client(format!("GET / HTTP/1.1\r\nHost: a\r\n{}\r\n", "X: y\r\n".repeat(39)));
     assert_eq!((rig.statuses().len(), rig.judge.seen[0].headers.len()), (0, 40), "as many as the limit says");
+}
+
+#[test]
+fn rule_5_too_many_trailers_and_answers_beyond_the_bounds_are_told_by_their_limits() {
+    let limits = Limits { head_bytes: 2000, trailer_bytes: 8000, ..Limits::default() };
+    let mut rig = Rig::with(limits.clone());
+    rig.client(format!("{CHUNKED}0\r\n{}\r\n", "X: y\r\n".repeat(257)));
+    assert_eq!((rig.statuses(), &rig.judge.limits[..]), (vec![431], &["http.head_fields"][..]));
+    let answers = [
+        (format!("X: {}\r\n", "x".repeat(2000)), "http.head_bytes"),
+        ("X:\r\n".repeat(257), "http.head_fields"),
+    ];
+    for (fields, limit) in answers {
+        let mut rig = Rig::with(limits.clone());
+        rig.client(get("/a")).app(format!("HTTP/1.1 200 OK\r\n{fields}Content-Length: 0\r\n\r\n"));
+        assert_eq!(rig.judge.limits, [limit]);
+        assert!(rig.client_got().starts_with("HTTP/1.1 200 OK"), "it passes, as the last one");
+    }
 }
 
 #[test]

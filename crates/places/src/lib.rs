@@ -1,4 +1,5 @@
-//! What peers that have not shown who they are may have: places for their connections, and how often they may ask.
+//! What peers that have not shown who they are may have: places for their connections, how often they may ask, and
+//! how much of the log.
 //!
 //! Of places there are so many, and somebody must go when there are no more: a listener takes a place for each
 //! connection that it accepts and ends the connection when the place is taken back.
@@ -8,8 +9,10 @@
 //! the most, and its oldest connection goes. Where connections take their time, nobody loses a place to a source that
 //! holds as many as itself: a crowd of honest peers would only push each other out, and none would come to its end.
 
+mod lines;
 mod rate;
 
+pub use lines::Lines;
 pub use rate::{Pace, RateLimit};
 
 use parking_lot::Mutex;

@@ -39,7 +39,7 @@ pub use object::{
     AuthorizationPolicy, Enforcement, ObjectName, PeerAuthentication, PolicyObject, RequestAuthentication,
     Scope, SelectingPolicy,
 };
-pub use path::{BadPath, PathNormalization, Readings, normalize};
+pub use path::{BadPath, PathNormalization, Readings, normalize, normalize_within};
 pub use peer_authentication::{LabelSelector, MutualTls, MutualTlsMode, PeerAuthenticationSpec};
 pub use request_authentication::{ClaimToHeader, JwtHeader, JwtRule, RequestAuthenticationSpec};
 pub use validate::{PodFacts, PodPort, Surroundings, Validation, validate, validate_among};

@@ -287,6 +287,8 @@ pub struct Source {
     pub last_served: Option<Millis>,
     /// The newest refused one.
     pub last_denied: Option<Millis>,
+    /// The newest of these that only the mode refused: policies would have let it through.
+    pub last_denied_by_mode: Option<Millis>,
     /// A pod that saw it.
     pub reported_by: Option<String>,
 }
@@ -336,6 +338,7 @@ mod tests {
             last_seen: None,
             last_served: None,
             last_denied: None,
+            last_denied_by_mode: None,
             reported_by: None,
         };
         assert_eq!([8080, 0].map(|port| source(port).to_string()), ["node n1 to port 8080", "node n1"]);

@@ -187,6 +187,29 @@ impl Memory {
         aligned != *written
     }
 
+    /// The clock was set forward by `by`: so much of the time that seems to have passed has not. What waits for time to
+    /// pass waits as long as before, and what counts for a time counts as long.
+    pub fn skip(&mut self, by: Millis) {
+        let later = |time: &mut Millis| *time = time.saturating_add(by);
+        if self.quiet_since > 0 {
+            later(&mut self.quiet_since);
+        }
+        self.held_since
+            .iter_mut()
+            .chain(self.bypass.values_mut())
+            .chain(self.gone.values_mut())
+            .for_each(later);
+        match &mut self.phase {
+            Phase::Settling { since, decided } => since.iter_mut().chain([decided]).for_each(later),
+            Phase::Acknowledging { since } | Phase::Probation { since } => later(since),
+            Phase::Watching
+            | Phase::TakingBack
+            | Phase::Strict { .. }
+            | Phase::Relaxed { .. }
+            | Phase::NeedsDecision { .. } => {}
+        }
+    }
+
     /// Begins a new window at `now`.
     pub(crate) fn restart(&mut self, now: Millis) {
         self.quiet_since = now;

@@ -56,16 +56,17 @@ fn insert(list: &mut Vec<String>, key: &str) {
 }
 
 /// The source whose refusal since the lock takes it back: a workload that was served here before, or one that
-/// existed then and would have been. Nodes, external addresses and newer workloads don't count, so nobody can
-/// undo a lock by knocking from a new pod.
+/// existed then and would have been: no policy of now refuses it. Nodes, external addresses and newer workloads don't
+/// count, so nobody can undo a lock by knocking from a new pod; nor by knocking where only peers that are known may.
 pub(crate) fn broken_client<'a>(memory: &Memory, facts: &'a Facts) -> Option<&'a Source> {
     let locked_since = memory.locked_since?;
     facts.plaintext.sources.iter().find(|source| {
         let SourceName::Workload { created, .. } = &source.name else { return false };
         let Some(key) = key(&source.name) else { return false };
-        let refused_now = source.last_denied.is_some_and(|time| time > locked_since);
+        let since_the_lock = |refused: Option<Millis>| refused.is_some_and(|time| time > locked_since);
         let was_served = memory.served.binary_search(&key).is_ok();
         let would_have_been = *created < locked_since && memory.refused.binary_search(&key).is_err();
-        refused_now && (was_served || would_have_been)
+        (was_served && since_the_lock(source.last_denied))
+            || (would_have_been && since_the_lock(source.last_denied_by_mode))
     })
 }

@@ -165,6 +165,24 @@ fn who_undoes_a_lock_in_probation_and_who_does_not() {
 }
 
 #[test]
+fn whom_policy_refuses_too_undoes_the_lock_only_if_it_was_served_before() {
+    for (served_before, expected) in [(false, State::Strict), (true, State::RolledBack)] {
+        let mut world = World::meshed();
+        let old = World::workload("old", START - 1);
+        world.tick();
+        if served_before {
+            world.plaintext(old.clone());
+        }
+        world.until(State::Probation, 60);
+        world.run(3);
+        world.refused(old);
+        world.run(25);
+        assert!(world.states.contains(&expected), "{served_before}: {:?}", world.states);
+        assert_eq!(world.states.contains(&State::RolledBack), served_before, "{:?}", world.states);
+    }
+}
+
+#[test]
 fn a_rollback_takes_back_what_it_set_doubles_the_period_and_the_second_asks_a_person() {
     let mut world = World::meshed();
     let old = World::workload("old-client", START - 1);
@@ -191,6 +209,29 @@ fn a_rollback_takes_back_what_it_set_doubles_the_period_and_the_second_asks_a_pe
     world.spec.word = Word::Written(Policy::Automatic);
     world.until(State::Strict, 60);
     assert_eq!(world.memory.rollbacks, 0);
+}
+
+#[test]
+fn a_clock_that_is_set_forward_shortens_neither_the_quiet_period_nor_probation() {
+    let (mut world, jump) = (World::meshed(), 8 * 24 * 3_600 * SECOND);
+    let set_forward = |world: &mut World| {
+        world.now += jump;
+        world.memory.skip(jump);
+    };
+    world.run(10);
+    set_forward(&mut world);
+    world.run(4);
+    assert!(world.actions.is_empty(), "14 of 15 s have passed: {:?}", world.actions);
+    world.until(State::Eligible, 5);
+    set_forward(&mut world);
+    world.run(1);
+    assert!(world.locks.is_empty(), "the settle time has not passed");
+    let start = world.until(State::Probation, 30);
+    assert!(start.memory.locked_since.is_some());
+    world.run(10);
+    set_forward(&mut world);
+    assert_eq!(world.run(5).state, State::Probation);
+    world.until(State::Strict, 10);
 }
 
 #[test]

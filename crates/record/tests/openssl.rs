@@ -100,7 +100,7 @@ impl OpenSsl {
     }
 
     fn await_saying(&self, words: &[u8]) {
-        for _ in 0..1000 {
+        for _ in 0..6000 {
             if self.has_said(words) {
                 return;
             }
@@ -131,7 +131,7 @@ struct Ours {
 impl Ours {
     fn shake(mut tcp: TcpStream, mut handshake: Handshake, mut random: Random) -> Ours {
         tcp.set_nodelay(true).unwrap();
-        tcp.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        tcp.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
         let (mut input, mut out) = (Vec::new(), Vec::new());
         loop {
             let progress = handshake.advance(&mut input, &mut out);
@@ -327,7 +327,7 @@ fn our_client_and_openssls_server_understand_each_other_and_tickets_are_passed_o
 
 /// The address in the line `ACCEPT 127.0.0.1:12345`.
 fn accepts_at(peer: &OpenSsl) -> String {
-    for _ in 0..1000 {
+    for _ in 0..6000 {
         let said = peer.said.lock().unwrap().clone();
         let line = BufReader::new(said.as_slice())
             .lines()

@@ -15,7 +15,11 @@
 //! that length. The flags of an answer: 1, the redirect was gone and has been set again; 2, the look was cut.
 
 use crate::sighting::{LONGEST_LIST, Sightings};
+use std::time::Duration;
 
+/// A sidecar whose redirect is in force asks again no later: so long can a table that somebody has removed be gone, or
+/// something pass by the proxy, before the agent looks.
+pub const ASKED_EVERY: Duration = Duration::from_secs(30);
 /// The version that this program speaks.
 pub const VERSION: u8 = 1;
 /// The first bytes of both messages.

@@ -13,7 +13,7 @@ use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::time::Duration;
 use support::{Namespace, Pair, as_user, dial_from, send_stray_ack};
 
-const WAIT: Duration = Duration::from_secs(5);
+const WAIT: Duration = Duration::from_secs(60);
 
 fn dial(to: &str) -> std::io::Result<TcpStream> {
     let stream = TcpStream::connect_timeout(&to.parse().unwrap(), WAIT)?;

@@ -1,5 +1,5 @@
 //! The programs that the demo and the tests run as pods: a server, clients that count, a scanner, real workloads in
-//! small, who asks the node agent in the sidecar's place, a pause.
+//! small, speakers of UDP, who asks the node agent in the sidecar's place, a pause.
 //!
 //! They behave as a good workload does (readiness, draining on SIGTERM, keep-alive with `Connection: close`),
 //! so that a failed request is the mesh's doing.
@@ -9,6 +9,7 @@ mod client;
 mod http;
 mod scan;
 mod serve;
+mod udp;
 mod workload;
 
 use clap::{Parser, Subcommand};
@@ -33,6 +34,8 @@ enum Command {
     Ask(ask::Options),
     /// Connect to an address, send nothing, close; print what happened.
     Scan(scan::Options),
+    /// Answer UDP, or keep speaking it to a peer, or both.
+    Udp(udp::Options),
     /// Serve HTTP, WebSocket, gRPC and a protocol in which the server speaks first, all with checksums.
     Workloads(workload::Ports),
     /// Play the clients of `workloads` once; non-zero exit status if a byte came otherwise than it was sent.
@@ -47,6 +50,7 @@ async fn main() -> anyhow::Result<()> {
         Command::Call(options) => client::run(options).await,
         Command::Ask(options) => ask::run(&options).await,
         Command::Scan(options) => scan::run(&options).await,
+        Command::Udp(options) => udp::run(options).await,
         Command::Workloads(ports) => workload::serve(ports, serve::Stop::on_sigterm()?).await,
         Command::Try(options) => workload::play(options).await,
     }

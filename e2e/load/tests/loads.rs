@@ -34,7 +34,7 @@ fn server() -> Server {
     let server = Server { child: command.spawn().unwrap(), http, bytes };
     let begun = Instant::now();
     while [http, bytes].iter().any(|port| TcpStream::connect(("127.0.0.1", *port)).is_err()) {
-        assert!(begun.elapsed() < Duration::from_secs(10), "the server does not listen");
+        assert!(begun.elapsed() < Duration::from_secs(60), "the server does not listen");
         std::thread::sleep(Duration::from_millis(10));
     }
     server

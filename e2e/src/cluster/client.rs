@@ -32,6 +32,16 @@ impl Cluster {
         capture(self.kubectl_command().args(arguments), Some(stdin), LIMIT)
     }
 
+    /// Runs kubectl from outside of the cluster's network, with a kubeconfig for a forwarded port.
+    ///
+    /// # Errors
+    /// As [`Cluster::kubectl`].
+    pub fn kubectl_outside(&self, kubeconfig: &Path, arguments: &[&str]) -> Result<Output> {
+        let mut command = Command::new(&self.prepared.kubectl);
+        self.environment(&mut command);
+        capture(command.env("KUBECONFIG", kubeconfig).args(arguments), None, LIMIT)
+    }
+
     /// As [`Cluster::kubectl`], and gives its standard output.
     ///
     /// # Errors

@@ -10,8 +10,14 @@ use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// Killing a PID namespace's first process takes the kernel some milliseconds for each process in it.
-const GONE_WITHIN: Duration = Duration::from_secs(15);
+/// Killing a PID namespace's first process takes the kernel some milliseconds for each process in it, and more on a
+/// loaded machine.
+const GONE_WITHIN: Duration = Duration::from_secs(60);
+/// Pause between two looks.
+const PAUSE: Duration = Duration::from_millis(50);
+/// So many looks in a row that find nothing are believed: one may miss a child whose parent is being killed, and a
+/// process between two programs.
+const QUIET_LOOKS: u32 = 2;
 
 /// What runs for a cluster, as it is written into its state directory.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
@@ -69,20 +75,13 @@ impl Record {
 /// When something is left: with what it is.
 pub fn down(layout: &Layout) -> Result<()> {
     let record = Record::read(layout);
-    record.nodes.iter().for_each(|(_, process)| process.kill());
-    record.machine.iter().chain(&record.outside).for_each(|process| process.kill());
-    let start = Instant::now();
-    // A record may be missing when the starter was killed early: the mark tells as well whose a process is.
-    loop {
-        let left = processes::belonging_to(&layout.state);
-        if left.is_empty() || start.elapsed() > GONE_WITHIN {
-            break;
-        }
-        if start.elapsed() > Duration::from_secs(1) {
-            left.iter().filter_map(|(pid, _)| Process::now(*pid)).for_each(Process::kill);
-        }
-        thread::sleep(Duration::from_millis(50));
-    }
+    let nodes = record.nodes.iter().map(|(_, process)| process);
+    let recorded: Vec<Process> = nodes.chain(&record.machine).chain(&record.outside).copied().collect();
+    end(|| {
+        // A record may be missing when the starter was killed early: the mark tells as well whose a process is.
+        let marked = processes::belonging_to(&layout.state).into_iter();
+        recorded.iter().copied().chain(marked).filter(|process| process.runs()).collect()
+    });
     cgroups::remove(&layout.cgroup_prefix());
     cgroups::take_back(&record.controllers);
     if layout.state.exists() {
@@ -98,12 +97,27 @@ pub fn down(layout: &Layout) -> Result<()> {
     Ok(())
 }
 
+/// Kills what `look` finds, until it finds nothing any more. Of a process that forks meanwhile no child is missed for
+/// good: the kernel begins no fork for one that is killed, and the children that were made before are seen next time.
+fn end(mut look: impl FnMut() -> Vec<Process>) {
+    let (start, mut quiet) = (Instant::now(), 0);
+    loop {
+        let found = look();
+        found.iter().copied().for_each(Process::kill);
+        quiet = if found.is_empty() { quiet + 1 } else { 0 };
+        if quiet == QUIET_LOOKS || start.elapsed() > GONE_WITHIN {
+            return;
+        }
+        thread::sleep(PAUSE);
+    }
+}
+
 /// Everything of the cluster that is still there, one line each.
 #[must_use]
 pub fn left_of(layout: &Layout) -> Vec<String> {
     let mut left = Vec::new();
-    for (pid, command) in processes::belonging_to(&layout.state) {
-        left.push(format!("process {pid}: {command}"));
+    for process in processes::belonging_to(&layout.state) {
+        left.push(format!("process {}: {}", process.pid, process.command()));
     }
     let folder = format!("{}/", layout.state.display());
     let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
@@ -152,11 +166,25 @@ mod tests {
     use super::*;
     use std::process::{Child, Command};
 
-    /// A process that would go on for longer than any test.
-    fn process(layout: &Layout) -> (Child, Process) {
-        let child = Command::new("sleep").arg("600").env(MARK, &layout.state).spawn().unwrap();
-        let process = Process::now(i32::try_from(child.id()).unwrap()).unwrap();
-        (child, process)
+    /// A process that would go on for longer than any test, and does not go on after it.
+    struct Sleeper {
+        child: Child,
+        process: Process,
+    }
+
+    impl Sleeper {
+        fn of(layout: &Layout) -> Self {
+            let child = Command::new("sleep").arg("600").env(MARK, &layout.state).spawn().unwrap();
+            let process = Process::now(child.id().cast_signed()).unwrap();
+            Self { child, process }
+        }
+    }
+
+    impl Drop for Sleeper {
+        fn drop(&mut self) {
+            let _ = self.child.kill();
+            let _ = self.child.wait();
+        }
     }
 
     fn cluster(states: &Path, name: &str, record: &Record) -> Layout {
@@ -169,8 +197,8 @@ mod tests {
     #[test]
     fn a_cluster_is_in_use_while_its_owner_runs_and_abandoned_after_it() {
         let states = tempfile::tempdir().unwrap();
-        let (mut child, owner) = process(&Layout::within(states.path(), "elsewhere"));
-        let owned = Record { owner: Some(owner), ..Record::default() };
+        let owner = Sleeper::of(&Layout::within(states.path(), "elsewhere"));
+        let owned = Record { owner: Some(owner.process), ..Record::default() };
         let layout = cluster(states.path(), "test-1", &owned);
         cluster(states.path(), "test-kept", &Record::default());
         cluster(states.path(), "demo", &owned);
@@ -180,31 +208,28 @@ mod tests {
                 .map(|layout| layout.name().to_owned())
                 .collect::<Vec<_>>()
         };
-        assert_eq!(Record::read(&layout).used_by(), Some(owner.pid));
+        assert_eq!(Record::read(&layout).used_by(), Some(owner.process.pid));
         assert_eq!(abandoned(), [""; 0]);
-        child.kill().unwrap();
-        child.wait().unwrap();
+        drop(owner);
         assert_eq!(Record::read(&layout).used_by(), None);
         assert_eq!(abandoned(), ["test-1"], "not the kept one, and not one of another name");
     }
 
     #[test]
     fn our_own_cluster_is_not_in_use_by_another() {
-        let own = Process::now(i32::try_from(std::process::id()).unwrap());
+        let own = Process::now(std::process::id().cast_signed());
         let record = Record { owner: own, ..Record::default() };
         assert_eq!((record.used_by(), record.abandoned()), (None, false));
     }
 
     #[test]
     fn an_owner_whose_number_another_process_has_now_is_gone() {
-        let (mut child, owner) = process(&Layout::new("elsewhere"));
+        let owner = Sleeper::of(&Layout::new("elsewhere"));
         // The same number, of a process that started at another time.
         let earlier: Process =
-            serde_json::from_value(serde_json::json!({"pid": owner.pid, "start": 1})).unwrap();
+            serde_json::from_value(serde_json::json!({"pid": owner.process.pid, "start": 1})).unwrap();
         let record = Record { owner: Some(earlier), ..Record::default() };
         assert_eq!((record.used_by(), record.abandoned()), (None, true));
-        child.kill().unwrap();
-        child.wait().unwrap();
     }
 
     #[test]
@@ -212,16 +237,44 @@ mod tests {
         let states = tempfile::tempdir().unwrap();
         let other = Layout::within(states.path(), "other");
         let layout = Layout::within(states.path(), "down-test");
-        let ((mut first, machine), (mut second, marked), (mut third, foreign)) =
-            (process(&layout), process(&layout), process(&other));
-        cluster(states.path(), "down-test", &Record { machine: Some(machine), ..Record::default() });
-        assert!(left_of(&layout).iter().any(|line| line.contains("sleep")));
+        let [machine, marked] = [(); 2].map(|()| Sleeper::of(&layout));
+        let (recorded, foreign) = (Sleeper::of(&other), Sleeper::of(&other));
+        let outside = vec![recorded.process];
+        let record = Record { machine: Some(machine.process), outside, ..Record::default() };
+        cluster(states.path(), "down-test", &record);
         down(&layout).unwrap();
-        assert!(!machine.runs() && !marked.runs() && !layout.state.exists());
-        assert!(foreign.runs(), "a process of another cluster was killed");
-        third.kill().unwrap();
-        for child in [&mut first, &mut second, &mut third] {
-            child.wait().unwrap();
+        let ended = [&machine, &marked, &recorded].map(|sleeper| !sleeper.process.runs());
+        assert_eq!((ended, layout.state.exists()), ([true; 3], false));
+        assert!(foreign.process.runs(), "a process of another cluster was killed");
+    }
+
+    #[test]
+    fn what_is_left_of_a_cluster_is_named() {
+        let states = tempfile::tempdir().unwrap();
+        let layout = cluster(states.path(), "left-test", &Record::default());
+        let marked = Sleeper::of(&layout);
+        // Its program may take a moment to be loaded.
+        let expected = format!("process {}: sleep 600", marked.process.pid);
+        let start = Instant::now();
+        while !left_of(&layout).contains(&expected) {
+            assert!(start.elapsed() < Duration::from_secs(60), "{:?}", left_of(&layout));
+        }
+        assert!(left_of(&layout).contains(&format!("state: {}", layout.state.display())));
+    }
+
+    #[test]
+    fn what_shows_itself_late_is_killed_and_one_look_that_finds_nothing_is_not_believed() {
+        let elsewhere = Layout::new("elsewhere");
+        let [first, late] = [(); 2].map(|()| Sleeper::of(&elsewhere));
+        let script: [&[&Sleeper]; 6] = [&[&first], &[], &[&late], &[], &[], &[]];
+        let mut looks = script.iter();
+        end(|| looks.next().unwrap().iter().map(|sleeper| sleeper.process).collect());
+        assert_eq!(looks.len(), 1, "two in a row that find nothing are the end");
+        for sleeper in [&first, &late] {
+            let start = Instant::now();
+            while sleeper.process.runs() {
+                assert!(start.elapsed() < Duration::from_secs(60));
+            }
         }
     }
 }

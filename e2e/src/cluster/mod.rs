@@ -13,7 +13,7 @@ mod layout;
 mod node;
 mod pki;
 pub mod plan;
-mod processes;
+pub mod processes;
 mod reboot;
 mod start;
 

@@ -99,8 +99,28 @@ impl Cluster {
     /// # Errors
     /// When the forwarder can't be started.
     pub fn keep(self) -> Result<PathBuf> {
+        let port = self.forward_port("port")?;
+        self.change_record(|record| {
+            record.port = Some(port);
+            record.owner = None;
+        })?;
+        let kubeconfig = self.kubeconfig_for(port, "kubeconfig")?;
+        self.ours.store(false, Ordering::Relaxed);
+        let starter = self.starter.lock().ok().and_then(|mut starter| starter.take());
+        if let Some(mut pipe) = starter.and_then(|mut child| child.stdin.take()) {
+            pipe.write_all(KEEP.as_bytes()).context("the cluster's first process has gone")?;
+        }
+        Ok(kubeconfig)
+    }
+
+    /// Forwards a free loopback port to the API server, by a process that ends with the cluster; its number, which is
+    /// written into the file `name`, too.
+    ///
+    /// # Errors
+    /// When the forwarder can't be started.
+    pub fn forward_port(&self, name: &str) -> Result<u16> {
         let machine = self.record().machine.context("the cluster has no first process")?;
-        let port_file = self.layout.file("port");
+        let port_file = self.layout.file(name);
         let mut command = Command::new(self.layout.file("cinch-e2e"));
         command.arg("forward").arg(format!("--pid={}", machine.pid));
         command
@@ -108,22 +128,20 @@ impl Cluster {
             .arg(format!("--port-file={}", port_file.display()));
         let forwarder =
             detached(&mut command, &self.layout, &self.layout.logs().join("forward.log"))?.spawn()?;
-        let port: u16 = wait_for("the forwarded port", BORN, || {
+        self.change_record(|record| record.outside.extend(Process::now(forwarder.id().cast_signed())))?;
+        wait_for("the forwarded port", BORN, || {
             Ok(fs::read_to_string(&port_file).ok().and_then(|text| text.parse().ok()))
-        })?;
-        self.change_record(|record| {
-            record.outside.extend(Process::now(forwarder.id().cast_signed()));
-            record.port = Some(port);
-            record.owner = None;
-        })?;
+        })
+    }
+
+    /// An administrator's kubeconfig for a forwarded port, as the file `name`.
+    ///
+    /// # Errors
+    /// When it can't be written.
+    pub fn kubeconfig_for(&self, port: u16, name: &str) -> Result<PathBuf> {
         pki::kubeconfig(&self.layout, "forwarded", &format!("https://127.0.0.1:{port}"), "admin")?;
-        let kubeconfig = self.layout.file("kubeconfig");
+        let kubeconfig = self.layout.file(name);
         fs::rename(self.layout.pki("forwarded.conf"), &kubeconfig)?;
-        self.ours.store(false, Ordering::Relaxed);
-        let starter = self.starter.lock().ok().and_then(|mut starter| starter.take());
-        if let Some(mut pipe) = starter.and_then(|mut child| child.stdin.take()) {
-            pipe.write_all(KEEP.as_bytes()).context("the cluster's first process has gone")?;
-        }
         Ok(kubeconfig)
     }
 

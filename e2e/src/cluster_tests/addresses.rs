@@ -72,7 +72,7 @@ fn bare_pods(scene: &Scene<'_>) -> Vec<Value> {
     vec![
         pod("host", json!([{"containerPort": PORT, "hostPort": HOST_PORT}]), "/ready", "0s"),
         pod("unready", json!([{"containerPort": PORT}]), "/fail", "0s"),
-        pod("ending", json!([{"containerPort": PORT}]), "/ready", "8s"),
+        pod("ending", json!([{"containerPort": PORT}]), "/ready", "14s"),
     ]
 }
 
@@ -147,7 +147,7 @@ impl World<'_> {
     /// Calls until both of api's pods have served one.
     fn both(&self, what: &str, to: SocketAddr) -> Result<()> {
         let mut seen = BTreeSet::new();
-        wait::until(&format!("both pods behind {what}, {to}, to serve"), Duration::from_secs(30), || {
+        wait::until(&format!("both pods behind {what}, {to}, to serve"), Duration::from_secs(120), || {
             seen.insert(self.who(to)?);
             let all = self.api.iter().all(|place| seen.contains(&place.pod));
             Ok(if all { Seen::Done(()) } else { Seen::Not(format!("{seen:?}")) })
@@ -221,7 +221,7 @@ fn by_name(world: &World<'_>) -> Result<String> {
     let namespace = &world.scene.namespace;
     let resolve = |service: &str| {
         let name = format!("{service}.{namespace}.svc.cluster.local");
-        wait::until(&format!("{name} to have an address"), Duration::from_secs(30), || {
+        wait::until(&format!("{name} to have an address"), Duration::from_secs(120), || {
             let found = dns::addresses(&world.client, &name)?;
             Ok(if found.is_empty() { Seen::Not("none".to_owned()) } else { Seen::Done(found) })
         })
@@ -255,7 +255,7 @@ fn from_the_node(world: &World<'_>) -> Result<String> {
 fn declared(world: &World<'_>) -> Result<String> {
     let to = world.cluster_ip("declared")?;
     world.scene.until(&world.client, to, &SERVED)?;
-    wait::until("what is no HTTP to be refused", Duration::from_secs(30), || {
+    wait::until("what is no HTTP to be refused", Duration::from_secs(120), || {
         let mut stream = world.client.connect(to)?;
         stream.write_all(b"\x00\x01\x02 not HTTP\r\n\r\n")?;
         let said = std::io::read_to_string(&mut stream);
@@ -297,7 +297,7 @@ fn ending(world: &World<'_>) -> Result<String> {
     let to = world.cluster_ip("ending")?;
     world.scene.until(&world.client, to, &SERVED)?;
     see.kubectl(&["delete", "pod", "ending", "-n", namespace, "--wait=false"])?;
-    wait::until("the slice to say that the pod ends", Duration::from_secs(6), || {
+    wait::until("the slice to say that the pod ends", Duration::from_secs(12), || {
         let slices =
             see.items(&["endpointslices", "-n", namespace, "-l", "kubernetes.io/service-name=ending"])?;
         let conditions = slices.iter().find_map(|slice| slice.pointer("/endpoints/0/conditions"));

@@ -3,29 +3,40 @@
 
 use super::scene::{PORT, Scene, Workload};
 use super::ways_round::{PROXY_UID, WaysRound};
+use crate::cluster::processes::Process;
 use crate::install::{AGENT, NAMESPACE, agents_ready};
 use crate::place::{Outcome, Place, SERVED, open};
 use crate::see::{APP_IMAGE, PODS, number, restricted_container, text};
 use crate::wait::{self, Seen};
 use anyhow::{Context, Result, ensure};
+use cinch_redirect::request::ASKED_EVERY;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::fs;
 use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// Sidecars ask each half minute.
-const HEALED: Duration = Duration::from_secs(45);
+/// Sidecars ask at least so often; the rest is for a busy machine.
+const HEALED: Duration = ASKED_EVERY.saturating_add(Duration::from_secs(30));
+/// Between two looks for a table that shall come back.
+const LOOK_FOR_TABLE: Duration = Duration::from_millis(25);
 /// How many pods start while the agent is killed, and end while it is replaced.
 const ENDING: u32 = 8;
+/// With one kubectl: it takes a quarter of a second, and the agent is replaced within a few.
+const DELETED_AT_ONCE: usize = 4;
 /// Their name.
-const STARTING: &str = "many";
+pub const STARTING: &str = "many";
 /// The container beside each of their servers.
 const CALLER: &str = "caller";
 /// How often the agent is killed while they start, and the least time between.
 const KILLS: usize = 3;
 const BETWEEN_KILLS: Duration = Duration::from_millis(700);
+/// Pods that start ask long before, and those that run each half minute.
+const AT_WORK: Duration = Duration::from_secs(60);
+/// A redirect is set within some milliseconds.
+const LOOK_AT_WORK: Duration = Duration::from_micros(200);
 
 /// Plays all of it.
 pub fn agent(scene: &Scene<'_>) -> Result<String> {
@@ -42,13 +53,13 @@ pub fn agent(scene: &Scene<'_>) -> Result<String> {
     scene.until(&client, to, &SERVED)?;
     updated(scene, &client, to)?;
     away(scene, &client, to)?;
-    flushed(scene, &client, to)?;
+    let flushed = flushed(scene, &client, to)?;
     ways_round.refusals_are_in_status()?;
     let killed = killed_while_they_start(scene, &client, to)?;
-    let ended = ended_while_replaced(scene, orphaned(scene, ENDING)?)?;
+    let ended = ended_while_replaced(scene, &orphaned(scene, ENDING)?)?;
     Ok(format!(
         "UID 1507 goes through its proxy; {tried}; no agent: no app starts and a restarted sidecar refuses, both \
-         heal; a flushed table is set again and told of; {killed}; {ended}"
+         heal; {flushed}; {killed}; {ended}"
     ))
 }
 
@@ -141,18 +152,22 @@ fn without_agent(scene: &Scene<'_>, client: &Place, to: SocketAddr) -> Result<()
     Ok(())
 }
 
-/// A table that somebody removes is set again, and told of.
-fn flushed(scene: &Scene<'_>, client: &Place, to: SocketAddr) -> Result<()> {
-    let nft = |arguments: [&str; 4]| {
+/// A table that somebody removes is set again, and told of; how long it took.
+fn flushed(scene: &Scene<'_>, client: &Place, to: SocketAddr) -> Result<String> {
+    let table = |what: &str| {
         let cluster = scene.see.cluster;
         let mut command = cluster.pod_network_command(&scene.namespace, &client.pod, "app", "nft")?;
-        Ok::<_, anyhow::Error>(command.args(arguments).output()?.status.success())
+        command.args([what, "table", "inet", "cinch"]);
+        Ok::<_, anyhow::Error>(command)
     };
-    ensure!(nft(["delete", "table", "inet", "cinch"])?, "there was no table to flush");
-    wait::until("the agent to set the table again", HEALED, || {
-        let there = nft(["list", "table", "inet", "cinch"])?;
-        Ok(if there { Seen::Done(()) } else { Seen::Not("no table".to_owned()) })
-    })?;
+    let (mut delete, mut list) = (table("delete")?, table("list")?);
+    ensure!(delete.output()?.status.success(), "there was no table to flush");
+    let gone = Instant::now();
+    while !list.output()?.status.success() {
+        ensure!(gone.elapsed() < HEALED, "the table was not set again within {} s", HEALED.as_secs());
+        thread::sleep(LOOK_FOR_TABLE);
+    }
+    let healed = gone.elapsed();
     let told = "reason=RedirectWasGone";
     wait::until("the Posture to tell of it", HEALED, || {
         let events = scene.see.items(&["events", "-n", &scene.namespace, "--field-selector", told])?;
@@ -160,7 +175,15 @@ fn flushed(scene: &Scene<'_>, client: &Place, to: SocketAddr) -> Result<()> {
         let is_named = notes.iter().any(|note| note.contains(&client.pod));
         Ok(if is_named { Seen::Done(()) } else { Seen::Not(format!("events: {notes:?}")) })
     })?;
-    scene.until(client, to, &SERVED)
+    let told = gone.elapsed();
+    scene.until(client, to, &SERVED)?;
+    Ok(format!(
+        "a flushed table was set again after {:.2} s and told of after {:.2} s (sidecars ask each {} s, and at once when \
+         their own dials go astray)",
+        healed.as_secs_f64(),
+        told.as_secs_f64(),
+        ASKED_EVERY.as_secs()
+    ))
 }
 
 /// Pods start while the agent's process is killed again and again, wherever it is in setting their redirects. Each of
@@ -178,16 +201,18 @@ fn killed_while_they_start(scene: &Scene<'_>, client: &Place, to: SocketAddr) ->
     let outside = Place::outside(scene.see.cluster)?;
     scene.see.apply(&callers(scene, to).to_string())?;
     let mut reached = Vec::new();
-    thread::scope(|scope| {
-        let killing = scope.spawn(|| (0..KILLS).try_for_each(|_| kill_the_agent(scene)));
+    let at_work = thread::scope(|scope| {
+        let killing = scope.spawn(|| (0..KILLS).map(|_| kill_the_agent(scene)).collect::<Result<Vec<_>>>());
         let started = wait::until("the pods to start", PODS, || {
             let pods = scene.see.pods(&scene.namespace, &format!("app={STARTING}"))?;
             reached.extend(reached_in_plaintext(&pods, &outside));
             Ok(all_are_ready(&pods))
         });
-        killing.join().map_err(|_| anyhow::anyhow!("the thread that kills the agent failed"))??;
-        started
+        let at_work =
+            killing.join().map_err(|_| anyhow::anyhow!("the thread that kills the agent failed"))??;
+        started.map(|()| at_work.into_iter().filter(|at_work| *at_work).count())
     })?;
+    ensure!(at_work > 0, "the agent was never killed while it set a redirect");
     ensure!(reached.is_empty(), "reached in plaintext: {reached:?}");
     agents_ready(scene.see.cluster)?;
     let chosen = format!("app={STARTING}");
@@ -201,7 +226,7 @@ fn killed_while_they_start(scene: &Scene<'_>, client: &Place, to: SocketAddr) ->
     let calls = api.lines().filter(|line| line.contains(&format!("client={STARTING}"))).count();
     ensure!(calls >= ENDING as usize, "{ENDING} pods called {calls} times");
     Ok(format!(
-        "the agent killed {KILLS} times while {ENDING} pods started: all did, {calls} calls of their apps went through \
+        "the agent killed {KILLS} times while {ENDING} pods started, {at_work} of them inside a pod's network: all did, {calls} calls of their apps went through \
          their proxies, none in plaintext reached them"
     ))
 }
@@ -235,17 +260,37 @@ fn all_are_ready(pods: &[Value]) -> Seen<()> {
     if all { Seen::Done(()) } else { Seen::Not(format!("{ready} of {} pods ready", pods.len())) }
 }
 
-/// Kills the process of the one node's agent, as soon as it runs again after an earlier time.
-fn kill_the_agent(scene: &Scene<'_>) -> Result<()> {
-    wait::until("the agent to run, to be killed", PODS, || {
+/// Kills the process of the one node's agent, as soon as it runs again after an earlier time, and one of its threads has
+/// entered the network of a pod to set its redirect; whether one had.
+fn kill_the_agent(scene: &Scene<'_>) -> Result<bool> {
+    let cluster = scene.see.cluster;
+    let agent = wait::until("the agent to run, to be killed", PODS, || {
         let pods = scene.see.pods(NAMESPACE, "app.kubernetes.io/component=node")?;
         let name = pods.first().map(|pod| text(pod, "/metadata/name")).context("no agent")?;
-        scene.see.cluster.kill_container(NAMESPACE, &name, "cinch-node")?;
-        Ok(Seen::Done(()))
+        let pid = cluster.container_pid(NAMESPACE, &name, "cinch-node")?;
+        Ok(Process::now(pid).map_or_else(|| Seen::Not("it has just ended".to_owned()), Seen::Done))
     })?;
+    let (begun, mut at_work) = (Instant::now(), false);
+    while !at_work && agent.runs() && begun.elapsed() < AT_WORK {
+        thread::sleep(LOOK_AT_WORK);
+        at_work = visits_a_pod(agent.pid);
+    }
+    agent.kill();
     // So that it comes to set some redirects in between.
     thread::sleep(BETWEEN_KILLS);
-    Ok(())
+    Ok(at_work)
+}
+
+/// Whether one of the agent's threads is in the network of a pod: each visit is a thread of this name.
+fn visits_a_pod(agent: i32) -> bool {
+    let process = Path::new("/proc").join(agent.to_string());
+    let network = |of: &Path| fs::read_link(of.join("ns/net")).ok();
+    let own = network(&process);
+    let threads = fs::read_dir(process.join("task")).into_iter().flatten().flatten();
+    let is_visit =
+        |thread: &Path| fs::read_to_string(thread.join("comm")).is_ok_and(|name| name == "visit\n");
+    let mut visits = threads.map(|thread| thread.path()).filter(|thread| is_visit(thread));
+    visits.any(|visit| network(&visit).is_some_and(|network| Some(network) != own))
 }
 
 /// Makes so many pods at once, which nothing replaces, and waits until they are ready; their names. The scene's
@@ -267,8 +312,8 @@ fn orphaned(scene: &Scene<'_>, count: u32) -> Result<Vec<String>> {
     Ok(pods.iter().map(|pod| text(pod, "/metadata/name")).collect())
 }
 
-/// The pods are deleted one after the other while the agent is replaced. Each ends.
-pub fn ended_while_replaced(scene: &Scene<'_>, mut names: Vec<String>) -> Result<String> {
+/// The pods are deleted, some at a time, while the agent is replaced. Each ends.
+pub fn ended_while_replaced(scene: &Scene<'_>, names: &[String]) -> Result<String> {
     let (namespace, count) = (scene.namespace.as_str(), names.len());
     let failed_before = failed_unmounts(scene);
     let (mut asked, mut slowest) = (BTreeMap::new(), Duration::ZERO);
@@ -276,10 +321,12 @@ pub fn ended_while_replaced(scene: &Scene<'_>, mut names: Vec<String>) -> Result
     let replaced = thread::scope(|scope| {
         let rollout = scope.spawn(|| scene.see.rolled_out(NAMESPACE, AGENT));
         let mut within = 0;
-        while let Some(name) = names.pop() {
-            within += u32::from(!rollout.is_finished());
-            scene.see.kubectl(&["delete", "pod", &name, "-n", namespace, "--wait=false"])?;
-            asked.insert(name, Instant::now());
+        for some in names.chunks(DELETED_AT_ONCE) {
+            within += if rollout.is_finished() { 0 } else { some.len() };
+            let some = || some.iter().map(String::as_str);
+            let delete = ["delete", "pod", "-n", namespace, "--wait=false"].into_iter().chain(some());
+            scene.see.kubectl(&delete.collect::<Vec<_>>())?;
+            asked.extend(some().map(|name| (name.to_owned(), Instant::now())));
         }
         rollout.join().map_err(|_| anyhow::anyhow!("the thread that waits for the agent failed"))??;
         Ok::<_, anyhow::Error>(within)
@@ -292,6 +339,7 @@ pub fn ended_while_replaced(scene: &Scene<'_>, mut names: Vec<String>) -> Result
             slowest = slowest.max(if is_left { Duration::ZERO } else { since.elapsed() });
             is_left
         });
+        let left: Vec<&str> = asked.keys().map(String::as_str).collect();
         Ok(if left.is_empty() { Seen::Done(()) } else { Seen::Not(left.join(", ")) })
     })?;
     let failed = failed_unmounts(scene).saturating_sub(failed_before);

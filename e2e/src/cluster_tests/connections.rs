@@ -10,7 +10,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 /// Far longer than a change takes to a proxy.
-const CUT: Duration = Duration::from_secs(30);
+const CUT: Duration = Duration::from_secs(120);
 /// Where a pod's proxy tells its metrics.
 const METRICS: u16 = 15020;
 const POLICY: &str = "AuthorizationPolicy";

@@ -3,12 +3,12 @@
 //! they run; how long a table is gone that somebody flushed; and how pods end while the agent is replaced.
 
 use super::Ground;
-use super::agent::{ended_while_replaced, nobodys_pods};
+use super::agent::{STARTING, ended_while_replaced, nobodys_pods};
 use super::scene::{Scene, Workload};
 use crate::cluster::Cluster;
 use crate::cluster::api::Api;
 use crate::install::{self, AGENT_MODE, INIT_MODE, NAMESPACE};
-use crate::see::{is_meshed, text};
+use crate::see::{PODS, is_meshed, text};
 use crate::terminal;
 use crate::wait::{Seen, until};
 use anyhow::{Context, Result, anyhow, bail, ensure};
@@ -31,6 +31,8 @@ const TICKS: f64 = 100.0;
 /// In this many pods the table is flushed, one after the other: so they are at different points of their pauses.
 const FLUSHED: u32 = 20;
 const BETWEEN_FLUSHES: Duration = Duration::from_millis(700);
+/// So many are deleted while the agent is replaced.
+const ENDED: usize = 30;
 /// Between two looks for the table: each starts a program.
 const LOOK_FOR_TABLE: Duration = Duration::from_millis(250);
 /// Sidecars try their redirects as often as they report. So often they do by default, and in tests.
@@ -39,11 +41,12 @@ const REPORTS_OF_TESTS: &str = "proxy.reportInterval=1s";
 /// By then each sidecar has been told of the new pause.
 const TOLD: Duration = Duration::from_secs(15);
 
-/// Measures and prints all of it; leaves the release as it was.
+/// Measures and prints all of it; leaves the release as it was. So many pods are started at once, each number after the
+/// other; the last ones are looked at while they run, and end while the agent is replaced.
 ///
 /// # Errors
 /// When something can't be started or does not end.
-pub fn run(cluster: &Cluster, rounds: usize, at_once: u32) -> Result<()> {
+pub fn run(cluster: &Cluster, rounds: usize, at_once: &[u32]) -> Result<()> {
     let ground = Ground { cluster, redirect: install::Redirect::Agent };
     let scene = Scene::new(ground, "figures");
     let played = scene.told(all(&scene, rounds, at_once));
@@ -51,24 +54,50 @@ pub fn run(cluster: &Cluster, rounds: usize, at_once: u32) -> Result<()> {
     played
 }
 
-fn all(scene: &Scene<'_>, rounds: usize, at_once: u32) -> Result<()> {
+fn all(scene: &Scene<'_>, rounds: usize, at_once: &[u32]) -> Result<()> {
     scene.enrolled(&[])?;
     let plain = format!("{}-plain", scene.namespace);
     scene.not_enrolled_besides(&plain)?;
     starts(scene, &plain, "agent", rounds)?;
-    let names = nobodys_pods(scene, at_once)?;
-    let waits: Result<Vec<Duration>> = names.iter().map(|name| redirected(scene, name)).collect();
-    terminal::say(format_args!(
-        "{at_once} sidecars started at once, from their start to the redirect: {}",
-        spread(waits?)
-    ));
-    terminal::say(at_rest(scene, at_once)?);
-    terminal::say(flushed(scene, &names)?);
-    terminal::say(ended_while_replaced(scene, names)?);
+    for (at, count) in at_once.iter().enumerate() {
+        let names = many(scene, *count)?;
+        if at + 1 < at_once.len() {
+            ended(scene)?;
+        } else {
+            with_many(scene, &names)?;
+        }
+    }
     install::redirect_by(scene.see.cluster, INIT_MODE)?;
     let played = starts(scene, &plain, "init", rounds);
     install::redirect_by(scene.see.cluster, AGENT_MODE)?;
     played
+}
+
+/// Starts so many pods at once; their names.
+fn many(scene: &Scene<'_>, count: u32) -> Result<Vec<String>> {
+    let names = nobodys_pods(scene, count)?;
+    let waits: Result<Vec<Duration>> = names.iter().map(|name| redirected(scene, name)).collect();
+    terminal::say(format_args!(
+        "{count} sidecars started at once, from their start to the redirect: {}",
+        spread(waits?)
+    ));
+    Ok(names)
+}
+
+/// What is measured with these pods, which have ended then.
+fn with_many(scene: &Scene<'_>, names: &[String]) -> Result<()> {
+    terminal::say(at_rest(scene, names.len())?);
+    terminal::say(flushed(scene, names)?);
+    let some = names.get(..ENDED).unwrap_or(names);
+    terminal::say(ended_while_replaced(scene, some)?);
+    ended(scene)
+}
+
+/// Deletes what is left of the pods that have started at once, and waits for their end.
+fn ended(scene: &Scene<'_>) -> Result<()> {
+    let (namespace, chosen) = (scene.namespace.as_str(), format!("app={STARTING}"));
+    let limit = format!("--timeout={}s", PODS.as_secs());
+    scene.see.kubectl(&["delete", "pods", "-l", &chosen, "-n", namespace, &limit]).map(drop)
 }
 
 /// How long a sidecar waited for its redirect.
@@ -87,7 +116,7 @@ fn spread(mut times: Vec<Duration>) -> String {
 }
 
 /// What the one node's agent needs while so many pods run and ask.
-fn at_rest(scene: &Scene<'_>, pods: u32) -> Result<String> {
+fn at_rest(scene: &Scene<'_>, pods: usize) -> Result<String> {
     let cluster = scene.see.cluster;
     let agents = scene.see.pods(NAMESPACE, "app.kubernetes.io/component=node")?;
     let agent = agents.first().map(|pod| text(pod, "/metadata/name")).context("no agent")?;

@@ -7,6 +7,7 @@ mod bypass;
 mod connections;
 mod dns;
 pub mod figures;
+mod forwarded;
 mod init;
 mod latency;
 mod mesh_wide;
@@ -72,6 +73,10 @@ const LABEL: &str = "cinch-e2e=test";
 
 /// Every test.
 pub const TESTS: &[Test] = &[
+    // The longest first, so that nothing waits for them at the end.
+    ("bypass", Beside, bypass::bypass),
+    ("workloads", Beside, workloads::pass_unchanged),
+    ("addresses", Beside, addresses::every_kind),
     ("policy: live labels", Beside, connections::live_labels),
     ("policy: plaintext clients", Beside, connections::plaintext_clients),
     ("policy: PeerAuthentication", Beside, connections::peer_authentication),
@@ -82,9 +87,7 @@ pub const TESTS: &[Test] = &[
     ("policy: admission", Beside, objects::admission),
     ("policy: tokens", Beside, requests::by_token),
     ("policy: explain", Beside, objects::explain),
-    ("bypass", Beside, bypass::bypass),
-    ("addresses", Beside, addresses::every_kind),
-    ("workloads", Beside, workloads::pass_unchanged),
+    ("forwarded port", Beside, forwarded::answers),
     ("policy: root namespace", Alone, mesh_wide::root_namespace),
     ("policy: latency", Alone, latency::changes_reach_all_proxies),
     ("policy: no operator", Last, without::operator),

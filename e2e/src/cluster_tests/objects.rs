@@ -11,7 +11,7 @@ use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use std::time::Duration;
 
-const SHOWN: Duration = Duration::from_secs(30);
+const SHOWN: Duration = Duration::from_secs(120);
 const POLICY: &str = "AuthorizationPolicy";
 const POLICIES: &str = "authorizationpolicies";
 const REFUSED: &str = include_str!("../../manifests/refused-policies.yaml");

@@ -56,7 +56,7 @@ pub fn by_method_and_path(scene: &Scene<'_>) -> Result<String> {
     let enforced = policies::enforced(&scene.see, POLICIES, &scene.namespace, "hello", 1)?;
     scene.see.shown(&["get", POLICIES, "-n", &scene.namespace])?;
     // It was open while no policy asked for HTTP, and its requests can't be told apart now: it ends.
-    let end = before.ended_within(Duration::from_secs(30));
+    let end = before.ended_within(Duration::from_secs(120));
     ensure!(end == Outcome::Reset, "a connection from before the policy came to {end}");
     let mut kept = open(&client, to)?;
     let allowed = each(
@@ -144,7 +144,7 @@ pub fn by_token(scene: &Scene<'_>) -> Result<String> {
     for (whose, path, token, wanted) in cases {
         let header = token.map(|token| format!("Authorization: Bearer {token}\r\n")).unwrap_or_default();
         let outcome =
-            wait::until(&format!("{whose} at {path} to be {wanted}"), Duration::from_secs(20), || {
+            wait::until(&format!("{whose} at {path} to be {wanted}"), Duration::from_secs(120), || {
                 let outcome = open(&client, to).map(|mut kept| kept.request("GET", path, &header))?;
                 Ok(if outcome == wanted {
                     wait::Seen::Done(outcome)

@@ -14,7 +14,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 /// Far longer than a change takes to all proxies.
-const IN_FORCE: Duration = Duration::from_secs(30);
+const IN_FORCE: Duration = Duration::from_secs(120);
 /// With it a namespace refuses every capability.
 pub const RESTRICTED: &str = "pod-security.kubernetes.io/enforce=restricted";
 /// The port of every server.

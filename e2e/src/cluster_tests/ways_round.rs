@@ -24,7 +24,7 @@ const SIDECAR: &str = "cinch-proxy";
 /// Where a debug container in the sidecar's PID namespace finds the sidecar's socket.
 const SOCKET: &str = "/proc/1/root/var/run/cinch/agent/agent.sock";
 const TERMINATION_LOG: &str = "/dev/termination-log";
-const NFT: Duration = Duration::from_secs(10);
+const NFT: Duration = Duration::from_secs(60);
 /// Questions of one that asks in a loop.
 const LOOP: usize = 60;
 
@@ -127,7 +127,7 @@ impl<'s, 'a> WaysRound<'s, 'a> {
         let canonical = admission::canonical(see, &asked.to_string())?;
         let pods: Result<Vec<Value>> =
             STRANGERS.iter().map(|(name, _)| self.stranger(&canonical, name, uid)).collect();
-        let account = ["serviceaccount/default", "-n", &self.strangers, "--for=create", "--timeout=30s"];
+        let account = ["serviceaccount/default", "-n", &self.strangers, "--for=create", "--timeout=120s"];
         see.kubectl(&[&["wait"], &account[..]].concat())?;
         let pods = json!({"apiVersion": "v1", "kind": "List", "items": pods?}).to_string();
         see.refused(&see.create(&pods, &["--dry-run=server"])?, "DriverOutsideMesh")?;
@@ -232,16 +232,26 @@ impl<'s, 'a> WaysRound<'s, 'a> {
         self.loop_is_limited(pod)
     }
 
-    /// Who asks in a loop is told that it asks too often, and nothing else is done for it.
+    /// Who asks in a loop is told that it asks too often, and nothing else is done for it: as the sidecar's user, and as
+    /// any other.
     fn loop_is_limited(&self, pod: &str) -> Result<()> {
         let (user, times) = (PROXY_UID.to_string(), LOOP.to_string());
-        let ask = ["exec", "-n", &self.open, pod, "-c", PRIVILEGED, "--", "/cinch-demo-app", "ask"];
-        let how = ["--socket", SOCKET, "--user", &user, "--times", &times];
-        let told = self.scene.see.kubectl(&[&ask[..], &how].concat())?;
-        let count = |word: &str| told.lines().filter(|line| line.contains(word)).count();
-        let (limited, refused) = (count("AskedTooOften"), count("NotTheSidecar"));
-        ensure!(limited > 0 && limited + refused == LOOP, "{LOOP} questions in a loop: {told}");
-        terminal::show(&format!("{pod}, {PRIVILEGED}: of {LOOP} questions {limited} came too often"));
+        for how in [&["--user", &user][..], &[]] {
+            let ask = ["exec", "-n", &self.open, pod, "-c", PRIVILEGED, "--", "/cinch-demo-app", "ask"];
+            let ask = [&ask[..], &["--socket", SOCKET, "--times", &times], how].concat();
+            let told = self.scene.see.kubectl(&ask)?;
+            let count = |word: &str| told.lines().filter(|line| line.contains(word)).count();
+            // Other users are not waited for then: the answer may come before the question.
+            let (refused, limited) = (count("NotTheSidecar"), count("AskedTooOften") + count("no answer"));
+            ensure!(
+                count("AskedTooOften") > 0 && limited + refused == LOOP,
+                "{LOOP} questions in a loop: {told}"
+            );
+            let who = if how.is_empty() { "root" } else { "the sidecar's user" };
+            terminal::show(&format!(
+                "{pod}, {PRIVILEGED}, as {who}: of {LOOP} questions {limited} came too often"
+            ));
+        }
         Ok(())
     }
 

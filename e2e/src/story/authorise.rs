@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 const MARKET: &str = include_str!("../../manifests/market.yaml");
 const ONLY_WEB: &str = include_str!("../../manifests/api-from-web.yaml");
 /// Far longer than a policy takes to all proxies; how long it took is printed.
-const IN_FORCE: Duration = Duration::from_secs(30);
+const IN_FORCE: Duration = Duration::from_secs(120);
 
 /// A meshed client besides web, and what it calls.
 struct Other {

@@ -25,13 +25,13 @@ pub fn uninstall(story: &mut Story<'_>) -> Result<String> {
         story.see.rolled_out(namespace, workload)?;
     }
     // Its sidecar's volume is the agent's to take back, so the agent goes after it.
-    story.see.kubectl(&["delete", "pod", "lone", "-n", "shop", "--timeout=90s"])?;
+    story.see.kubectl(&["delete", "pod", "lone", "-n", "shop", "--timeout=180s"])?;
     let web = story.web_goes_on(20)?;
     let helm = story.see.cluster.helm(&["uninstall", "cinch", "-n", "cinch-system", "--wait"])?;
     ensure!(helm.ok(), "helm uninstall: {}", helm.text());
     nothing_left(story)?;
     story.see.apply(&after().to_string())?;
-    story.see.kubectl(&["wait", "-n", "shop", "pod/after", "--for=condition=Ready", "--timeout=60s"])?;
+    story.see.kubectl(&["wait", "-n", "shop", "pod/after", "--for=condition=Ready", "--timeout=180s"])?;
     let more = story.web_goes_on(20)?;
     Ok(format!(
         "no configuration, policy, binding or sidecar left; pod shop/after started; {web}, then {more}"

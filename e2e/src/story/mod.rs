@@ -3,10 +3,12 @@
 
 pub mod admission;
 mod authorise;
+mod bad;
 mod encrypt;
 mod end;
 mod enrol;
 mod guard;
+mod partial;
 mod port_modes;
 mod promote;
 mod shape;
@@ -53,7 +55,8 @@ pub const LINES: &[Line] = &[
     ("roll back", Carries, promote::roll_back),
     ("reject", Aside, guard::reject),
     ("ratchet", Aside, guard::ratchet),
-    ("bad tokens", Aside, guard::bad_tokens),
+    ("bad tokens", Aside, bad::tokens),
+    ("bad bytes", Aside, bad::bytes),
     ("reject, webhook dead", Carries, guard::reject_without_webhook),
     ("survive", Carries, survive::survive),
     ("no operator", Carries, survive::no_operator),

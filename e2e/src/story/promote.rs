@@ -2,6 +2,7 @@
 
 use super::Story;
 use super::encrypt::log_since;
+use super::partial;
 use crate::see::{See, number, text};
 use crate::terminal;
 use crate::wait::{self, Seen};
@@ -11,16 +12,19 @@ use std::time::Duration;
 
 const BANK: &str = include_str!("../../manifests/bank.yaml");
 /// Quiet period, settle and probation of the demo's values, and room for a busy machine.
-const PROMOTION: Duration = Duration::from_secs(150);
-const EVIDENCE: Duration = Duration::from_secs(30);
+pub const PROMOTION: Duration = Duration::from_secs(150);
+const EVIDENCE: Duration = Duration::from_secs(120);
 
 /// old-client's plaintext works, is counted and named; a scan is shown and does not count as served.
 pub fn observe(story: &mut Story<'_>) -> Result<String> {
-    let see = &story.see;
+    let (see, begun) = (&story.see, jiff::Timestamp::now());
     let served =
         see.posture_until("shop", "the Posture of shop to name legacy/old-client", EVIDENCE, |status| {
             let offender = offender(status, "legacy/old-client")?;
-            (number(status, "/plaintext/served") > 0 && number(&offender, "/port") == 8080)
+            // It calls all the time, so it was seen just now, and not when it was first named.
+            let last_seen: jiff::Timestamp = text(&offender, "/lastSeen").parse().ok()?;
+            let now = last_seen >= begun && last_seen <= jiff::Timestamp::now();
+            (now && number(status, "/plaintext/served") > 0 && number(&offender, "/port") == 8080)
                 .then_some(offender)
         })?;
     let logs = see.kubectl(&["logs", "-n", "legacy", "deployment/old-client", "--since=3s"])?;
@@ -142,6 +146,8 @@ pub fn roll_back(story: &mut Story<'_>) -> Result<String> {
     // First: with nobody who speaks plaintext to it, bank would be promoted within seconds.
     see.kubectl(&["scale", "-n", "legacy", "deployment/late-client", "--replicas=1"])?;
     see.apply(BANK)?;
+    // For a later line, which needs it to have run for a while.
+    partial::prepare(see)?;
     see.meshed("bank", "deployment", "teller")?;
     see.posture_until("bank", "the Posture of bank to name legacy/late-client", PROMOTION, |status| {
         offender(status, "legacy/late-client")

@@ -2,14 +2,16 @@
 //! partial data.
 
 use super::Story;
+use super::partial::Cut;
 use crate::see::{APP_IMAGE, PODS, restricted_container, restricted_pod, text};
 use crate::terminal;
 use crate::wait::{self, Seen};
 use anyhow::{Context, Result, ensure};
+use jiff::Timestamp;
 use serde_json::{Value, json};
 use std::time::Duration;
 
-/// Kills the leader with SIGKILL, then every operator pod.
+/// Kills the leader with SIGKILL, then every operator pod, while one pod of a namespace is cut off.
 pub fn survive(story: &mut Story<'_>) -> Result<String> {
     let locked = text(&story.see.posture("shop")?, "/status/lockedSince");
     let (first, term) = (leader(story)?, term(story)?);
@@ -17,10 +19,24 @@ pub fn survive(story: &mut Story<'_>) -> Result<String> {
     let after_leader = story.web_goes_on(40)?;
     let second = new_leader(story, &term)?;
     terminal::show(&format!("leader {first} was killed; {second} leads; {after_leader}"));
+    let cut = Cut::begin(story)?;
+    let played = without_any(story, &cut, &locked);
+    let healed = cut.end();
+    let (served, shown) = played?;
+    healed?;
+    let promoted = cut.promotes(served)?;
+    let web = story.web_goes_on(20)?;
+    Ok(format!("leader killed: {after_leader}\n{shown}\n{promoted}; {web}"))
+}
+
+/// Kills all operators; what the next one makes of what it finds. Also returns when the pod that is cut off served
+/// plaintext.
+fn without_any(story: &Story<'_>, cut: &Cut<'_>, locked: &str) -> Result<(Timestamp, String)> {
     let pods = story.see.pods("cinch-system", "app.kubernetes.io/component=operator")?;
     for pod in &pods {
         story.see.cluster.kill_container("cinch-system", &text(pod, "/metadata/name"), "cinch-operator")?;
     }
+    let served = cut.meanwhile()?;
     let without_any = story.web_goes_on(40)?;
     let third = wait::until("an operator to lead again", PODS, || {
         let holder = leader(story)?;
@@ -36,6 +52,7 @@ pub fn survive(story: &mut Story<'_>) -> Result<String> {
             Seen::Not(format!("leader {holder:?}, reporting {pods:?}"))
         })
     })?;
+    let held_back = cut.holds_back()?;
     story.see.rolled_out("cinch-system", "deployment/cinch-operator")?;
     let posture = story.see.posture("shop")?;
     let (state, since) = (text(&posture, "/status/state"), text(&posture, "/status/lockedSince"));
@@ -44,12 +61,16 @@ pub fn survive(story: &mut Story<'_>) -> Result<String> {
         "shop is {state} since {since}, and was locked at {locked}"
     );
     let bank = text(&story.see.posture("bank")?, "/status/state");
-    ensure!(bank != "Probation" && bank != "Strict", "bank was promoted on partial data: {bank}");
+    ensure!(
+        bank != "Probation" && bank != "Strict",
+        "bank was promoted while it is served plaintext: {bank}"
+    );
     story.see.shown(&["get", "postures", "-A"])?;
-    let web = story.web_goes_on(40)?;
-    Ok(format!(
-        "leader killed: {after_leader}\nall operators killed: {without_any}\n{third} leads; shop Strict since {since}, bank {bank}; {web}"
-    ))
+    let shown = format!(
+        "all operators killed: {without_any}\n{third} leads; shop Strict since {since}, bank {bank}\n\
+         vault not promoted: {held_back}"
+    );
+    Ok((served, shown))
 }
 
 fn leader(story: &Story<'_>) -> Result<String> {
@@ -91,7 +112,7 @@ pub fn no_operator(story: &mut Story<'_>) -> Result<String> {
     story.see.kubectl(&["scale", "-n", "cinch-system", "deployment/cinch-operator", "--replicas=2"])?;
     let why = seen?;
     story.see.rolled_out("cinch-system", "deployment/cinch-operator")?;
-    story.see.kubectl(&["wait", "-n", "shop", "pod/early", "--for=condition=Ready", "--timeout=120s"])?;
+    story.see.kubectl(&["wait", "-n", "shop", "pod/early", "--for=condition=Ready", "--timeout=180s"])?;
     story.see.kubectl(&["delete", "pod", "early", "-n", "shop", "--wait=false"])?;
     let web = story.web_goes_on(20)?;
     Ok(format!("{why}; with the operator back the pod became ready; {web}"))

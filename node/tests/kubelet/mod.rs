@@ -30,7 +30,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::body::Body;
 
 /// How often agents of tests look who serves.
-const PACE: Duration = Duration::from_millis(5);
+pub const PACE: Duration = Duration::from_millis(5);
 pub const POD: &str = "0b1f7c52-6f0e-4a7e-9d43-5a3c2f7a9e11";
 const NOTES: &str = r#"{"attachmentID":"csi-1","driverName":"node.cinch.dev","nodeName":"node-1","specVolID":"cinch-agent","volumeHandle":"csi-2","volumeLifecycleMode":"Ephemeral"}"#;
 

@@ -1,6 +1,6 @@
 //! Service accounts for workloads. A workload of an enrolled namespace that asks for `default` gets an
 //! account of its own, so that it gets an identity of its own; the webhook assigns it. In go the workloads,
-//! accounts, role bindings and Postures that are watched (`observed`); decisions are pure (`plan`, `bound`);
+//! accounts, role bindings and Postures that are watched (`observed`); decisions are pure (`plan`, `bound`, `turns`);
 //! out come creations and corrections of our own accounts (`write`). Accounts of others are never touched. What is
 //! watched for this tells as well which workloads a lock of their namespace would stop (`refused`).
 
@@ -8,6 +8,7 @@ mod bound;
 mod observed;
 mod plan;
 mod refused;
+mod turns;
 mod watch;
 mod write;
 
@@ -24,13 +25,18 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::Notify;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use write::Round;
 
 /// Events of one moment are planned together; far below the two seconds that the webhook waits.
 const GATHER: Duration = Duration::from_millis(20);
 
 /// Writes that failed are planned again so often.
 const RETRY: Duration = Duration::from_secs(3);
+
+/// What is left of a plan is planned again after this at the latest: by then the watch has told of what was written.
+const NEXT: Duration = Duration::from_millis(200);
 
 /// A cheap handle to what was decided about accounts.
 #[derive(Debug, Clone, Default)]
@@ -68,7 +74,8 @@ impl Accounts {
     async fn keep(&self, client: Client, index: Index, observed: &Mutex<Observed>, changed: &Notify) {
         let mut namespaces = index.changes();
         let mut enrolled = Vec::new();
-        let mut failed = false;
+        // A time, not a pause: pods of the whole cluster change in between.
+        let mut again: Option<Instant> = None;
         loop {
             tokio::select! {
                 () = changed.notified() => {}
@@ -83,7 +90,7 @@ impl Accounts {
                     }
                     enrolled = now;
                 }
-                () = tokio::time::sleep(RETRY), if failed => {}
+                () = tokio::time::sleep_until(again.unwrap_or_else(Instant::now)), if again.is_some() => {}
             }
             tokio::time::sleep(GATHER).await;
             let (forced, steps) = {
@@ -95,7 +102,11 @@ impl Accounts {
                 plan::plan(&index.enrolled(), &observed)
             };
             *self.forced.write() = forced;
-            failed = !write::carry_out(&client, &steps).await;
+            again = match write::carry_out(&client, &steps).await {
+                Round::Done => None,
+                Round::More => Some(Instant::now() + NEXT),
+                Round::Failed => Some(Instant::now() + RETRY),
+            };
         }
     }
 }

@@ -3,6 +3,7 @@
 //! decided on, and replace whole lists: an apply after a create would leave the old owner in place.
 
 use super::plan::{Step, Wanted};
+use super::turns::Turns;
 use cinch_api::names::OPERATOR;
 use cinch_injection::{MANAGED_BY, MANAGED_BY_LABEL, OWNER_ANNOTATION};
 use k8s_openapi::api::core::v1::ServiceAccount;
@@ -11,24 +12,41 @@ use kube::{Api, Client};
 use serde_json::{Value, json};
 use tracing::{info, warn};
 
-/// Carries the steps out, one after the other; `false` when one must be tried again.
-pub(super) async fn carry_out(client: &Client, steps: &[Step]) -> bool {
-    let mut all = true;
-    for step in steps {
+/// What became of the steps of a plan.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Round {
+    /// All are carried out.
+    Done,
+    /// Others are left for the next plan.
+    More,
+    /// Some must be tried again.
+    Failed,
+}
+
+/// Carries the steps out, one after the other, as many as there are in a round.
+pub(super) async fn carry_out(client: &Client, steps: &[Step]) -> Round {
+    let (mut turns, mut all) = (Turns::new(steps), true);
+    while let Some(step) = turns.next() {
         let (Step::Create(wanted) | Step::Correct(wanted, _)) = step;
         match carry_out_one(client, step).await {
             Ok(()) => {
+                turns.succeeded();
                 info!(namespace = wanted.namespace, account = wanted.name, owner = %wanted.owner, "a service account was written");
             }
             // Somebody was faster: the watch tells, and the next plan takes it into account.
             Err(kube::Error::Api(status)) if status.code == 409 => all = false,
             Err(error) => {
                 warn!(namespace = wanted.namespace, account = wanted.name, %error, "a service account could not be written and is tried again");
+                turns.stop_namespace();
                 all = false;
             }
         }
     }
-    all
+    match (turns.is_more(), all) {
+        (true, _) => Round::More,
+        (false, true) => Round::Done,
+        (false, false) => Round::Failed,
+    }
 }
 
 async fn carry_out_one(client: &Client, step: &Step) -> kube::Result<()> {

@@ -2,6 +2,7 @@
 
 use super::Control;
 use super::frames::{self, FrameReader};
+use super::pace::Pace;
 use super::session::{Close, Introduction, Output, Session};
 use super::sessions::SessionEntry;
 use crate::issuing::{Holder, Refusal};
@@ -51,6 +52,7 @@ struct Running {
     in_flight: HashSet<SocketAddr>,
     resolving: FuturesUnordered<BoxFuture<'static, (SocketAddr, v1::Record)>>,
     refresh_at: Option<Instant>,
+    records: Pace,
     /// When the proxy last said something.
     heard: Instant,
 }
@@ -81,6 +83,7 @@ impl Bound<'_> {
             in_flight: HashSet::new(),
             resolving: FuturesUnordered::new(),
             refresh_at: Some(Instant::now()),
+            records: Pace::new(Instant::now()),
             heard: Instant::now(),
         };
         let close = tokio::select! {
@@ -154,12 +157,20 @@ impl Bound<'_> {
         match event {
             Event::Sent => {}
             Event::Changed => {
-                running.refresh_at.get_or_insert_with(|| Instant::now() + COALESCE);
+                let soon = Instant::now() + COALESCE;
+                running.refresh_at = Some(running.refresh_at.map_or(soon, |at| at.min(soon)));
             }
             Event::Refresh => {
-                running.refresh_at = None;
                 let bundle = self.control.bundle.borrow().clone();
-                let outputs = running.session.refresh(view, &bundle)?;
+                let mut outputs = running.session.refresh(view, &bundle)?;
+                let begun = Instant::now();
+                // Policies wait for no records.
+                running.refresh_at = running.records.rests_until(begun);
+                if running.refresh_at.is_none() {
+                    outputs.extend(running.session.refresh_records(view));
+                    let now = Instant::now();
+                    running.records.looked(now, now.duration_since(begun));
+                }
                 self.apply(running, outputs)?;
             }
             Event::Resolved(address, record) => {

@@ -41,17 +41,49 @@ pub(super) async fn serve(
     shutdown: &CancellationToken,
 ) {
     let lost = unbound.lost();
-    let close = tokio::select! {
-        close = run(control, stream, peer, unbound, shutdown) => close,
-        () = lost => Close { end: ConnectionEnd::Limit, refusal: None, why: "its place went to a source with fewer" },
-        () = late(shutdown) => Close { end: ConnectionEnd::Shutdown, refusal: None, why: "the operator ends" },
+    let ended = tokio::select! {
+        ended = run(control, stream, peer, unbound, shutdown) => ended,
+        () = lost => close(ConnectionEnd::Limit, "its place went to a source with fewer").into(),
+        () = late(shutdown) => close(ConnectionEnd::Shutdown, "the operator ends").into(),
     };
-    control.metrics.connection(close.end);
-    match close.end {
-        ConnectionEnd::Garbage => {
-            warn!(%peer, why = close.why, "closed a control connection that sent garbage")
-        }
-        end => debug!(%peer, end = end.as_str(), why = close.why, "a control connection ended"),
+    count(control, peer, &ended);
+}
+
+/// Counts a connection that does not get as far as a handshake.
+pub(super) fn turned_away(control: &Control, peer: SocketAddr) {
+    count(control, peer, &close(ConnectionEnd::Limit, "too many of its source, or too often").into());
+}
+
+/// How a connection ended.
+struct Ended {
+    close: Close,
+    /// What the peer did, for the log.
+    detail: String,
+}
+
+impl From<Close> for Ended {
+    fn from(close: Close) -> Self {
+        Self { close, detail: String::new() }
+    }
+}
+
+fn close(end: ConnectionEnd, why: &'static str) -> Close {
+    Close { end, refusal: None, why }
+}
+
+/// The log has a line about what no proxy does, as long as there are few: anybody may connect here.
+fn count(control: &Control, peer: SocketAddr, Ended { close, detail }: &Ended) {
+    let Close { end, why, .. } = close;
+    control.metrics.connection(*end);
+    let foreign =
+        [ConnectionEnd::Garbage, ConnectionEnd::Handshake, ConnectionEnd::Certificate, ConnectionEnd::Limit];
+    if !foreign.contains(end) {
+        debug!(%peer, end = end.as_str(), why, "a control connection ended");
+        return;
+    }
+    if let Some(unsaid) = control.lines.lock().say(end, std::time::Instant::now()) {
+        let peer = SocketAddr::new(peer.ip().to_canonical(), peer.port());
+        warn!(%peer, end = end.as_str(), why, detail, unsaid, "closed a control connection");
     }
 }
 
@@ -67,53 +99,55 @@ async fn run(
     peer: SocketAddr,
     unbound: Place,
     shutdown: &CancellationToken,
-) -> Close {
-    let ended = |end, why| Close { end, refusal: None, why };
+) -> Ended {
     let _ = stream.set_nodelay(true);
     let acceptor = TlsAcceptor::from(control.tls.borrow().clone());
     let stream = match timeout(FIRST_TIMEOUT, acceptor.accept(stream)).await {
         Ok(Ok(stream)) => stream,
-        Ok(Err(error)) => {
-            let Some(reason) = handshake_reason(&error) else {
-                debug!(%peer, %error, "a TLS handshake failed");
-                return ended(ConnectionEnd::Handshake, "the TLS handshake failed");
-            };
-            control.metrics.refused(reason);
-            warn!(%peer, %reason, %error, "refused the certificate of a control connection");
-            return ended(ConnectionEnd::Certificate, "its certificate was refused");
-        }
-        Err(_) => return ended(ConnectionEnd::Timeout, "no handshake in time"),
+        Ok(Err(error)) => return unshaken(control, &error),
+        Err(_) => return close(ConnectionEnd::Timeout, "no handshake in time").into(),
     };
     let (_, connection) = stream.get_ref();
     if require_alpn(connection, ALPN).is_err() {
-        return ended(ConnectionEnd::Handshake, "the peer does not speak cinch-control/1");
+        return close(ConnectionEnd::Handshake, "the peer does not speak cinch-control/1").into();
     }
     let shown = connection.peer_certificates().is_some();
     let identity = peer_id(connection.peer_certificates());
     let not_after = peer_not_after(connection.peer_certificates());
-    match (shown, identity, not_after) {
+    let ended = match (shown, identity, not_after) {
         (false, ..) => first_certificate(control, stream, peer).await,
         (true, Ok(id), Ok(not_after)) => {
             let bound = Caller { control, peer, id, not_after, shutdown };
             bound.serve(stream, unbound).await
         }
-        (true, ..) => ended(ConnectionEnd::Certificate, "its certificate has no single identity"),
-    }
+        (true, ..) => close(ConnectionEnd::Certificate, "its certificate has no single identity"),
+    };
+    ended.into()
+}
+
+/// A handshake that failed, by the peer's certificate or before.
+fn unshaken(control: &Control, error: &std::io::Error) -> Ended {
+    let Some(reason) = handshake_reason(error) else {
+        let close = close(ConnectionEnd::Handshake, "the TLS handshake failed");
+        return Ended { close, detail: error.to_string() };
+    };
+    control.metrics.refused(reason);
+    let close = close(ConnectionEnd::Certificate, "its certificate was refused");
+    Ended { close, detail: format!("{reason}: {error}") }
 }
 
 /// The one exchange of a connection without a certificate.
 async fn first_certificate(control: &Control, stream: TlsStream<TcpStream>, peer: SocketAddr) -> Close {
-    let ended = |end, why| Close { end, refusal: None, why };
     let (reader, mut writer) = tokio::io::split(stream);
     let mut reader = FrameReader::new(reader, MAX_FIRST_MESSAGE);
     let request = match timeout(FIRST_TIMEOUT, reader.next()).await {
         Ok(Ok(Some(v1::ProxyMessage { kind: Some(Request::FirstCertificate(request)) }))) => request,
         Ok(Ok(Some(_))) => {
-            return ended(ConnectionEnd::Garbage, "only a first certificate comes without one");
+            return close(ConnectionEnd::Garbage, "only a first certificate comes without one");
         }
-        Ok(Ok(None)) => return ended(ConnectionEnd::Closed, "the peer asked for nothing"),
-        Ok(Err(error)) => return ended(error.end(), "the first message could not be read"),
-        Err(_) => return ended(ConnectionEnd::Timeout, "no first message in time"),
+        Ok(Ok(None)) => return close(ConnectionEnd::Closed, "the peer asked for nothing"),
+        Ok(Err(error)) => return close(error.end(), "the first message could not be read"),
+        Err(_) => return close(ConnectionEnd::Timeout, "no first message in time"),
     };
     let ip = peer.ip().to_canonical();
     let pod_uid = control.view.pod_by_ip(ip).map(|pod| pod.uid.to_string());
@@ -123,7 +157,7 @@ async fn first_certificate(control: &Control, stream: TlsStream<TcpStream>, peer
         Err(refusal) => (Kind::Refused(refusal.message()), ConnectionEnd::Refused),
     };
     say(&mut writer, kind).await;
-    ended(end, "the one exchange of the connection is done")
+    close(end, "the one exchange of the connection is done")
 }
 
 /// Sends one message and closes; a peer that does not read it is not waited for.
@@ -171,7 +205,7 @@ impl Caller<'_> {
                 ..Refusal::new(Reason::Overloaded, "too many streams")
             };
             say(&mut writer, Kind::Refused(refusal.message())).await;
-            return Close { end: ConnectionEnd::Limit, refusal: None, why: "too many streams" };
+            return close(ConnectionEnd::Limit, "too many streams");
         };
         reader.set_limit(MAX_MESSAGE);
         let entry = self.control.sessions.open(&hello.pod_uid, hello.policy_version);
@@ -194,13 +228,12 @@ impl Caller<'_> {
         &self,
         reader: &mut FrameReader<R>,
     ) -> Result<Introduction, Close> {
-        let ended = |end, why| Close { end, refusal: None, why };
         match timeout(FIRST_TIMEOUT, reader.next()).await {
             Ok(Ok(Some(v1::ProxyMessage { kind: Some(Request::Hello(hello)) }))) => Introduction::of(&hello),
-            Ok(Ok(Some(_))) => Err(ended(ConnectionEnd::Garbage, "a stream begins with a Hello")),
-            Ok(Ok(None)) => Err(ended(ConnectionEnd::Closed, "the peer said nothing")),
-            Ok(Err(error)) => Err(ended(error.end(), "the first message could not be read")),
-            Err(_) => Err(ended(ConnectionEnd::Timeout, "no first message in time")),
+            Ok(Ok(Some(_))) => Err(close(ConnectionEnd::Garbage, "a stream begins with a Hello")),
+            Ok(Ok(None)) => Err(close(ConnectionEnd::Closed, "the peer said nothing")),
+            Ok(Err(error)) => Err(close(error.end(), "the first message could not be read")),
+            Err(_) => Err(close(ConnectionEnd::Timeout, "no first message in time")),
         }
     }
 

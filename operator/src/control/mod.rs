@@ -2,13 +2,15 @@
 //! and evidence travel.
 //!
 //! `connection` takes a socket to the point where it is known who speaks, `bound` runs a stream, `session` is
-//! its state without I/O, `sessions` the registry that the rest of the operator asks.
+//! its state without I/O, `pace` says how often its records are looked at, `sessions` is the registry that the rest of
+//! the operator asks.
 
 mod bound;
 pub mod certificate;
 mod connection;
 mod frames;
 mod knocks;
+mod pace;
 pub mod session;
 mod sessions;
 mod view;
@@ -21,8 +23,9 @@ use crate::metrics::{ConnectionEnd, Metrics};
 use cinch_control::v1;
 use cinch_control::v1::operator_message::Kind;
 use cinch_identity::{TrustBundle, TrustDomain};
-use cinch_places::{AtLimit, Limits, Places};
+use cinch_places::{AtLimit, Limits, Lines, Places};
 use knocks::Knocks;
+use parking_lot::Mutex;
 use rustls::ServerConfig;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -48,6 +51,8 @@ pub struct Control {
     report_interval: Duration,
     metrics: Metrics,
     streams: Semaphore,
+    /// Of the log, about connections that came to nothing.
+    lines: Mutex<Lines<ConnectionEnd>>,
 }
 
 /// What [`Control::new`] is made of.
@@ -83,6 +88,7 @@ impl Control {
             report_interval: parts.report_interval,
             metrics: parts.metrics,
             streams: Semaphore::new(MAX_STREAMS),
+            lines: Mutex::default(),
         }
     }
 
@@ -124,7 +130,7 @@ pub async fn serve(listener: TcpListener, control: Arc<Control>, shutdown: Cance
         let is_pod = |ip| control.view.pod_by_ip(ip).is_some();
         let place = knocks.may_enter(peer.ip(), is_pod, Instant::now()).then(|| unbound.take(peer.ip()));
         let Some(place) = place.flatten() else {
-            control.metrics.connection(ConnectionEnd::Limit);
+            connection::turned_away(&control, peer);
             continue;
         };
         let (control, shutdown) = (Arc::clone(&control), shutdown.clone());

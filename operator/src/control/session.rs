@@ -247,7 +247,7 @@ impl Session {
         Some(Output::Send(Kind::Record(record)))
     }
 
-    /// Everything that differs from what was sent last.
+    /// Everything that differs from what was sent last, but for records.
     ///
     /// # Errors
     /// [`Close`] when the pod turned out to have other addresses.
@@ -269,7 +269,6 @@ impl Session {
             out.push(Output::Send(Kind::Policy(self.readable(&policy))));
         }
         out.extend(self.indexed(view)?);
-        self.refresh_records(view, &mut out);
         Ok(out)
     }
 
@@ -283,8 +282,9 @@ impl Session {
         policy
     }
 
-    fn refresh_records(&mut self, view: &dyn ClusterView, out: &mut Vec<Output>) {
-        let mut changed = Vec::new();
+    /// Every record that differs from what was sent last. The time that this takes grows with what the proxy follows.
+    pub fn refresh_records(&mut self, view: &dyn ClusterView) -> Vec<Output> {
+        let (mut out, mut changed) = (Vec::new(), Vec::new());
         for (address, last) in &self.records {
             let record = view.record(&self.pod_uid, *address);
             match record.kind() {
@@ -301,6 +301,7 @@ impl Session {
         for (address, record) in changed {
             out.extend(self.send(address, record));
         }
+        out
     }
 
     /// Tells the proxy once that peers who ask for its addresses get a true answer.

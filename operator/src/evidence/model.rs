@@ -96,6 +96,8 @@ pub struct SourceEvidence {
     pub last_served_unix_ms: Option<u64>,
     /// The newest refused connection.
     pub last_denied_unix_ms: Option<u64>,
+    /// The newest of these that policies would have let through: only the mode refused it.
+    pub last_denied_by_mode_unix_ms: Option<u64>,
     /// UID of the pod that saw it last, of those that are there; only in the evidence of a namespace.
     pub seen_by: Option<Arc<str>>,
 }
@@ -112,6 +114,7 @@ impl SourceEvidence {
             last_seen_unix_ms: None,
             last_served_unix_ms: None,
             last_denied_unix_ms: None,
+            last_denied_by_mode_unix_ms: None,
             seen_by: None,
         }
     }
@@ -122,6 +125,8 @@ impl SourceEvidence {
         self.last_seen_unix_ms = self.last_seen_unix_ms.max(other.last_seen_unix_ms);
         self.last_served_unix_ms = self.last_served_unix_ms.max(other.last_served_unix_ms);
         self.last_denied_unix_ms = self.last_denied_unix_ms.max(other.last_denied_unix_ms);
+        self.last_denied_by_mode_unix_ms =
+            self.last_denied_by_mode_unix_ms.max(other.last_denied_by_mode_unix_ms);
     }
 }
 

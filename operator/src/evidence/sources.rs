@@ -83,6 +83,9 @@ impl Seen {
         evidence.last_seen_unix_ms = clock.ago(wire.last_seen_age_ms);
         evidence.last_served_unix_ms = when(delta.served > 0, wire_counts.last_served_age_ms);
         evidence.last_denied_unix_ms = when(delta.denied > 0, wire.last_denied_age_ms);
+        // A proxy that does not tell whose refusals they were may mean the mode's.
+        let by_mode = wire.last_denied_by_mode_age_ms.unwrap_or(wire.last_denied_age_ms);
+        evidence.last_denied_by_mode_unix_ms = when(delta.denied > 0, by_mode);
         sources.add(&evidence, room);
     }
 }

@@ -1,5 +1,6 @@
 //! The ledger, on reports as proxies send them, on a clock of the test's own.
 
+mod by_mode;
 use super::ledger::{Clock, Ledger};
 use super::model::Counts;
 use crate::index::{SourceName, WorkloadName};
@@ -64,14 +65,14 @@ fn counts(served: u64, denied: u64, open: u64) -> v1::PlaintextCounts {
 }
 
 fn source(last: u8, counts: v1::PlaintextCounts) -> v1::PlaintextSource {
-    let IpAddr::V4(ip) = ip(last) else { unreachable!() };
     let last_denied_age_ms = if counts.denied > 0 { 100 } else { NEVER };
     v1::PlaintextSource {
-        ip: ip.octets().to_vec().into(),
+        ip: vec![10, 1, 0, last].into(),
         port: 8080,
         counts: Some(counts),
         last_seen_age_ms: 100,
         last_denied_age_ms,
+        last_denied_by_mode_age_ms: None,
     }
 }
 
@@ -93,9 +94,8 @@ fn report(boot: u64, sequence: u64, sources: Vec<v1::PlaintextSource>) -> v1::Ev
     }
 }
 
-fn last(mut report: v1::Evidence) -> v1::Evidence {
-    report.r#final = true;
-    report
+fn last(report: v1::Evidence) -> v1::Evidence {
+    v1::Evidence { r#final: true, ..report }
 }
 
 #[test]

@@ -32,14 +32,14 @@ pub(crate) mod sample;
 mod tests;
 
 pub use model::{Labels, NamespaceInfo, Phase, PodInfo, PodPort, Protocol, SourceName, WorkloadName};
-pub use policies::{JwksSource, PolicyInfo, PolicyKey, PolicyKind, UnknownKey};
+pub use policies::{Asker, JwksSource, PolicyInfo, PolicyKey, PolicyKind, UnknownKey};
 
 use cinch_control::v1;
 use cinch_policy::{MeshConfig, PathNormalization};
 use ipnet::IpNet;
 use parking_lot::{Mutex, RwLock};
 use state::State;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
@@ -181,7 +181,7 @@ impl Index {
 
     /// The key sets that policies ask for.
     #[must_use]
-    pub fn jwks_sources(&self) -> BTreeSet<JwksSource> {
+    pub fn jwks_sources(&self) -> BTreeMap<JwksSource, BTreeSet<Asker>> {
         self.shared.state.read().jwks_sources()
     }
 

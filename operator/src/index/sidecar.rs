@@ -28,6 +28,12 @@ const AGENT: &str = "cinch-agent";
 /// What the injection mounts into the proxy: volume and path.
 const MOUNTS: [(&str, &str); 3] =
     [(TOKEN, "/var/run/cinch/token"), (TRUST, "/var/run/cinch/trust"), (AGENT, AGENT_MOUNT)];
+/// Below it is what the sidecar is given, in whichever version.
+const OURS: &str = "/var/run/cinch/";
+/// With it begin the names of the sidecar's volumes.
+const VOLUME_PREFIX: &str = "cinch-";
+/// With it begin the names of its variables.
+const PREFIX: &str = "CINCH_";
 /// What the API server mounts by itself, under a name of its own.
 const OF_ACCOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
 /// Variables that tell the proxy about its pod, and the fields that they must come from.
@@ -61,6 +67,11 @@ pub struct Ours {
 /// An image is ours by its repository, which is that of one of [`Ours::images`]: whatever version runs. Which version
 /// may start is for admission to say; a pod that runs would otherwise be unmeshed from the moment at which an upgrade
 /// names the next one. So are earlier settings of the proxy.
+///
+/// Nor is a pod unmeshed by a roll-back, or by a leader that is older than the webhook: what a later version may add
+/// counts as ours although this one does not know it. That is variables of our prefix, mounts beside ours and probes by
+/// HTTP. No program that this version knows reads any of them, so a look-alike gains nothing by them; whatever else a
+/// later version changes needs a version in between that knows it.
 #[must_use]
 pub fn is_injected(spec: &PodSpec, ours: &Ours) -> bool {
     let (stands, others) = match spec.init_containers.as_deref() {
@@ -92,6 +103,12 @@ fn needs_redirect(probe: &Probe) -> bool {
     })
 }
 
+/// Whether the probe is a question over HTTP to the pod itself: it runs nothing in the container. Only the startup probe
+/// has to need the redirect: nothing else starts before it has passed.
+fn asks_the_pod(probe: &Probe) -> bool {
+    probe.http_get.as_ref().is_some_and(|get| get.host.is_none())
+}
+
 /// Whether the proxy asks its node's agent for the redirect, and has the socket by which the agent knows the pod.
 /// Then it never becomes ready without one.
 fn asks_agent(spec: &PodSpec, proxy: &Container) -> bool {
@@ -118,8 +135,8 @@ fn is_ours(container: &Container, name: &str, does: &str, ours: &Ours) -> bool {
         && container.volume_devices.as_ref().is_none_or(Vec::is_empty)
         && container.volume_mounts.iter().flatten().all(|mount| is_given_mount(mount, name))
         && container.lifecycle.is_none()
-        && container.liveness_probe.is_none()
-        && container.readiness_probe.as_ref().is_none_or(needs_redirect)
+        && container.liveness_probe.as_ref().is_none_or(asks_the_pod)
+        && container.readiness_probe.as_ref().is_none_or(asks_the_pod)
         && container.working_dir.is_none()
 }
 
@@ -133,7 +150,10 @@ fn is_given_variable(variable: &EnvVar, ours: &Ours) -> bool {
         REDIRECT => literal && said == BY_AGENT,
         name => {
             let field = variable.value_from.as_ref().and_then(|from| from.field_ref.as_ref());
-            field.is_some_and(|field| FIELDS.contains(&(name, field.field_path.as_str())))
+            match FIELDS.iter().find(|(known, _)| *known == name) {
+                Some((_, path)) => field.is_some_and(|field| field.field_path == *path),
+                None => name.starts_with(PREFIX) && (literal || field.is_some()),
+            }
         }
     }
 }
@@ -141,9 +161,22 @@ fn is_given_variable(variable: &EnvVar, ours: &Ours) -> bool {
 /// A mount elsewhere may replace the program, and one of something else the token or the trust.
 fn is_given_mount(mount: &VolumeMount, container: &str) -> bool {
     let at = (mount.name.as_str(), mount.mount_path.as_str());
-    let given = container == PROXY && MOUNTS.contains(&at);
+    let given = container == PROXY && (MOUNTS.contains(&at) || is_beside_ours(mount));
     let of_account = mount.mount_path == OF_ACCOUNT && !is_our_volume(&mount.name);
     mount.sub_path.is_none() && mount.sub_path_expr.is_none() && (given || of_account)
+}
+
+/// Whether the mount is of a volume of our prefix that is none of those we know, at a place of its own: below one of ours
+/// it would replace a part of it.
+fn is_beside_ours(mount: &VolumeMount) -> bool {
+    let own_place = |place: &str| {
+        let plain = |letter: u8| letter.is_ascii_lowercase() || letter.is_ascii_digit() || letter == b'-';
+        !place.is_empty() && place.bytes().all(plain)
+    };
+    mount.name.starts_with(VOLUME_PREFIX)
+        && !is_our_volume(&mount.name)
+        && MOUNTS.iter().all(|(_, path)| *path != mount.mount_path)
+        && mount.mount_path.strip_prefix(OURS).is_some_and(own_place)
 }
 
 fn is_our_volume(name: &str) -> bool {

@@ -106,6 +106,9 @@ pub enum Fault {
     /// More sources than one operator fetches.
     #[error("more than {0} sources of keys are named by RequestAuthentications")]
     TooMany(usize),
+    /// More sources than one namespace may name.
+    #[error("more than {0} sources of keys are named by the RequestAuthentications of the namespace")]
+    TooManyOfOne(usize),
 }
 
 impl Fault {

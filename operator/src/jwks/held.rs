@@ -4,6 +4,8 @@
 use super::fault::Fault;
 use super::obtain::{KeySet, Origin};
 use super::schedule::{Schedule, Timing};
+use super::shares::{self, MOST_OF_ONE, Running};
+use crate::index::Asker;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -18,6 +20,8 @@ pub(super) struct Wanted {
     pub(super) origin: Origin,
     /// How long a fetch may take.
     pub(super) timeout: Duration,
+    /// Whose policies they are.
+    pub(super) askers: BTreeSet<Asker>,
 }
 
 /// How it stands with a source.
@@ -50,8 +54,8 @@ struct Source {
 #[derive(Debug, Default)]
 pub(super) struct Held {
     sources: BTreeMap<Arc<str>, Source>,
-    /// Sources over the bound.
-    left_out: BTreeSet<Arc<str>>,
+    /// Sources over the bounds, and over which.
+    left_out: BTreeMap<Arc<str>, Fault>,
 }
 
 /// What ended a fetch changes.
@@ -68,48 +72,64 @@ pub(super) enum Outcome {
 }
 
 impl Held {
-    /// Takes in which sources are wanted now; the names of those that are no longer.
+    /// Takes in which sources are wanted now; the names of those that are no longer, or have no place any more.
     pub(super) fn want(&mut self, wanted: BTreeMap<Arc<str>, Wanted>, now: Instant) -> Vec<Arc<str>> {
-        let gone: Vec<_> = self.sources.keys().filter(|name| !wanted.contains_key(*name)).cloned().collect();
+        let places = shares::places(&wanted);
+        let fault = if places.len() < MOST_SOURCES {
+            Fault::TooManyOfOne(MOST_OF_ONE)
+        } else {
+            Fault::TooMany(MOST_SOURCES)
+        };
+        let gone: Vec<_> = self.sources.keys().filter(|name| !places.contains(*name)).cloned().collect();
         for name in &gone {
             self.sources.remove(name);
         }
         self.left_out.clear();
         for (name, wanted) in wanted {
-            let room = self.sources.len() < MOST_SOURCES;
             match self.sources.get_mut(&name) {
                 // The same name may have become an issuer's instead of a URI's.
-                Some(source) if source.wanted.origin == wanted.origin => {
-                    source.wanted.timeout = wanted.timeout;
-                }
+                Some(source) if source.wanted.origin == wanted.origin => source.wanted = wanted,
                 Some(source) => *source = Source::new(wanted, now),
-                None if room => {
+                None if places.contains(&name) => {
                     self.sources.insert(name, Source::new(wanted, now));
                 }
                 None => {
-                    self.left_out.insert(name);
+                    self.left_out.insert(name, fault.clone());
                 }
             }
         }
         gone
     }
 
-    /// Sources that are due, as many as `room` has; they count as running from now on.
+    /// Sources that are due and whose askers have a fetch left, as many as `room` has, the longest due first; they count
+    /// as running from now on.
     pub(super) fn begin(&mut self, now: Instant, room: usize, timing: &Timing) -> Vec<(Arc<str>, Wanted)> {
-        let due =
-            self.sources.iter_mut().filter(|(_, source)| !source.running && source.schedule.due() <= now);
-        due.take(room)
-            .map(|(name, source)| {
+        let mut running = self.running();
+        let idle = self.sources.iter_mut().filter(|(_, source)| !source.running);
+        let mut due: Vec<_> = idle.filter(|(_, source)| source.schedule.due() <= now).collect();
+        due.sort_by_key(|(_, source)| source.schedule.due());
+        let mut begun = Vec::new();
+        for (name, source) in due {
+            if begun.len() < room && running.may_begin(&source.wanted) {
+                running.add(&source.wanted);
                 source.running = true;
                 source.schedule.begin(now, timing);
-                (Arc::clone(name), source.wanted.clone())
-            })
-            .collect()
+                begun.push((Arc::clone(name), source.wanted.clone()));
+            }
+        }
+        begun
     }
 
-    /// When the next one is due.
+    fn running(&self) -> Running {
+        Running::of(self.sources.values().filter(|source| source.running).map(|source| &source.wanted))
+    }
+
+    /// When the next one is due that may begin then; whoever waits for a fetch of his to end begins when it does.
     pub(super) fn next(&self) -> Option<Instant> {
-        self.sources.values().filter(|source| !source.running).map(|source| source.schedule.due()).min()
+        let running = self.running();
+        let idle =
+            self.sources.values().filter(|source| !source.running && running.may_begin(&source.wanted));
+        idle.map(|source| source.schedule.due()).min()
     }
 
     /// A fetch of `wanted` ended. `chance` is between 0 and 1.
@@ -152,8 +172,8 @@ impl Held {
 
     /// How it stands with a source; `None` for one that nobody wants.
     pub(super) fn state(&self, name: &str) -> Option<KeyState> {
-        if self.left_out.contains(name) {
-            return Some(KeyState::Failed { fault: Fault::TooMany(MOST_SOURCES), keeps_old: false });
+        if let Some(fault) = self.left_out.get(name) {
+            return Some(KeyState::Failed { fault: fault.clone(), keeps_old: false });
         }
         let source = self.sources.get(name)?;
         Some(match (&source.fault, &source.keys) {
@@ -188,7 +208,12 @@ mod tests {
     const TIMING: Timing = Timing { refresh: Duration::from_secs(1200), retry: Duration::from_secs(60) };
 
     fn wanted(name: &str) -> (Arc<str>, Wanted) {
-        (name.into(), Wanted { origin: Origin::Uri(name.to_owned()), timeout: Duration::from_secs(5) })
+        asked_by(Asker::Mesh, name)
+    }
+
+    fn asked_by(asker: Asker, name: &str) -> (Arc<str>, Wanted) {
+        let (origin, timeout) = (Origin::Uri(name.to_owned()), Duration::from_secs(5));
+        (name.into(), Wanted { origin, timeout, askers: [asker].into() })
     }
 
     fn keys(text: &str, ids: &[&str]) -> KeySet {
@@ -255,5 +280,39 @@ mod tests {
         let few = [wanted(&last)].into();
         held.want(few, now);
         assert_eq!(held.state(&last), Some(KeyState::Pending));
+    }
+
+    #[test]
+    fn a_namespace_whose_issuers_hang_delays_nobody_else_and_is_told_what_is_too_much() {
+        let (mut held, start) = (Held::default(), Instant::now());
+        let asker = |name: &str| Asker::Namespace(name.into());
+        let greedy =
+            (0..=MOST_OF_ONE).map(|number| asked_by(asker("greedy"), &format!("https://0/{number:02}")));
+        let mut all: BTreeMap<_, _> = greedy.collect();
+        held.want(all.clone(), start);
+        assert_eq!(held.begin(start, 8, &TIMING).len(), 2);
+        assert_eq!(held.next(), None, "the others wait for these");
+        let last = format!("https://0/{MOST_OF_ONE:02}");
+        let fault = Fault::TooManyOfOne(MOST_OF_ONE);
+        assert_eq!(held.state(&last), Some(KeyState::Failed { fault, keeps_old: false }));
+        all.extend([asked_by(asker("shop"), "https://z/k")]);
+        held.want(all, start);
+        assert_eq!(held.next(), Some(start));
+        let begun = held.begin(start, 8, &TIMING);
+        assert_eq!(begun.iter().map(|(name, _)| &**name).collect::<Vec<_>>(), ["https://z/k"]);
+        let (name, wanted) = asked_by(asker("greedy"), "https://0/00");
+        held.end(&name, &wanted, Ok(keys("1", &[])), &TIMING, (start, 0.5));
+        let begun = held.begin(start, 8, &TIMING);
+        assert_eq!(begun.iter().map(|(name, _)| &**name).collect::<Vec<_>>(), ["https://0/02"]);
+    }
+
+    #[test]
+    fn who_has_been_due_for_longest_is_fetched_first() {
+        let (mut held, start) = (Held::default(), Instant::now());
+        held.want([wanted("https://b/k")].into(), start);
+        let later = start + Duration::from_secs(1);
+        held.want([wanted("https://a/k"), wanted("https://b/k")].into(), later);
+        let order = held.begin(later, 1, &TIMING);
+        assert_eq!(order.iter().map(|(name, _)| &**name).collect::<Vec<_>>(), ["https://b/k"]);
     }
 }

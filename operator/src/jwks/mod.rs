@@ -11,6 +11,7 @@ mod fetch;
 mod held;
 mod obtain;
 mod schedule;
+mod shares;
 #[cfg(test)]
 mod tests;
 mod trust;
@@ -20,7 +21,7 @@ pub use fault::Fault;
 pub use held::KeyState;
 pub use url::Plain;
 
-use crate::index::{Index, JwksSource, UnknownKey};
+use crate::index::{Asker, Index, JwksSource, UnknownKey};
 use crate::metrics::Metrics;
 use crate::settings::JwksSettings;
 use fetch::Fetcher;
@@ -113,7 +114,7 @@ impl KeySets {
         let mut changes = self.changes();
         let tried = async {
             loop {
-                let known = index.jwks_sources().iter().all(|source| self.state(source.name()).is_some());
+                let known = index.jwks_sources().keys().all(|source| self.state(source.name()).is_some());
                 if known && self.shared.held.lock().all_tried() {
                     return;
                 }
@@ -200,7 +201,7 @@ impl Room {
         let wanted = wanted(&self.index.jwks_sources(), self.settings.timeout);
         let gone = self.sets.shared.held.lock().want(wanted, Instant::now());
         for name in gone {
-            info!(source = &*name, "no policy names this source of keys any more");
+            info!(source = &*name, "this source of keys is not fetched any more");
             self.index.set_jwks(&name, None);
         }
         self.count();
@@ -257,18 +258,19 @@ impl Room {
     }
 }
 
-/// One entry for each name. Policies of several namespaces may share one, and none may do another harm: the most
+/// One entry for each name, with all who ask for it. Policies of several namespaces may share one, and none may do another harm: the most
 /// patient one sets the time, and where one takes an issuer for the URI of its keys, the issuer it is.
-fn wanted(sources: &BTreeSet<JwksSource>, default: Duration) -> BTreeMap<Arc<str>, Wanted> {
+fn wanted(sources: &BTreeMap<JwksSource, BTreeSet<Asker>>, default: Duration) -> BTreeMap<Arc<str>, Wanted> {
     let mut all: BTreeMap<Arc<str>, Wanted> = BTreeMap::new();
-    for source in sources {
+    for (source, askers) in sources {
         let origin = match &source.uri {
             Some(uri) => Origin::Uri(uri.clone()),
             None => Origin::Issuer(source.issuer.clone()),
         };
         let timeout = source.timeout.unwrap_or(default).clamp(SHORTEST_TIMEOUT, LONGEST_TIMEOUT);
-        let entry =
-            all.entry(source.name().into()).or_insert_with(|| Wanted { origin: origin.clone(), timeout });
+        let new = || Wanted { origin: origin.clone(), timeout, askers: BTreeSet::new() };
+        let entry = all.entry(source.name().into()).or_insert_with(new);
+        entry.askers.extend(askers.iter().cloned());
         entry.timeout = entry.timeout.max(timeout);
         entry.origin = entry.origin.clone().max(origin);
     }

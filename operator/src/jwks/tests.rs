@@ -6,7 +6,7 @@ use super::obtain::{KeySet, Origin, obtain};
 use super::trust::Trust;
 use super::url::Plain;
 use super::{KeySets, KeyState, wanted};
-use crate::index::{JwksSource, PolicyKind, sample};
+use crate::index::{Asker, JwksSource, PolicyKind, sample};
 use crate::metrics::Metrics;
 use crate::settings::JwksSettings;
 use cinch_reason::Reason;
@@ -14,7 +14,7 @@ use ipnet::IpNet;
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use rustls::ServerConfig;
 use rustls_pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -25,7 +25,7 @@ use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
 
 const HOST: &str = "issuer.example";
-const PATIENT: Duration = Duration::from_secs(20);
+const PATIENT: Duration = Duration::from_secs(60);
 
 /// A key set as issuers publish it (the Ed25519 key of RFC 8037, appendix A).
 fn jwks(kid: &str) -> String {
@@ -438,14 +438,16 @@ fn policies_that_share_a_source_can_not_harm_each_other() {
         timeout: timeout.map(Duration::from_millis),
     };
     let default = Duration::from_secs(5);
-    let sources = BTreeSet::from([
-        source("https://good", None, None),
-        source("", Some("https://good"), Some(1)),
-        source("https://patient", None, Some(9_000_000)),
+    let asker = |namespace: &str| BTreeSet::from([Asker::Namespace(namespace.into())]);
+    let sources = BTreeMap::from([
+        (source("https://good", None, None), asker("a")),
+        (source("", Some("https://good"), Some(1)), asker("b")),
+        (source("https://patient", None, Some(9_000_000)), asker("a")),
     ]);
     let wanted = wanted(&sources, default);
     assert_eq!(wanted["https://good"].origin, Origin::Issuer("https://good".to_owned()));
     assert_eq!(wanted["https://good"].timeout, default);
+    assert_eq!(wanted["https://good"].askers.len(), 2);
     assert_eq!(wanted["https://patient"].timeout, Duration::from_secs(30));
 }
 

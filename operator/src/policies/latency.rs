@@ -20,6 +20,10 @@ const BUCKETS: [f64; 12] = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 
 const GIVE_UP: Duration = Duration::from_secs(30);
 /// How often acknowledgements are looked at while some are missing. They carry their own time.
 const LOOK: Duration = Duration::from_millis(20);
+/// After a look it rests for so many times what it took: where thousands of proxies are missing, the threads are theirs.
+const REST: u32 = 19;
+/// But for no longer than this.
+const LONGEST_REST: Duration = Duration::from_secs(1);
 
 /// A change that is under way.
 #[derive(Debug)]
@@ -174,11 +178,12 @@ pub(super) async fn run(index: Index, sessions: Sessions, metrics: Metrics) {
     let mut changes = index.changes();
     let mut revision = index.policies_revision();
     let mut tracker = Tracker::new(&index.policies());
+    let mut look_at = Instant::now();
     loop {
         let idle = tracker.pending.is_empty();
         tokio::select! {
             changed = changes.changed() => if changed.is_err() { return },
-            () = tokio::time::sleep(LOOK), if !idle => {}
+            () = tokio::time::sleep_until(look_at.into()), if !idle => {}
         }
         let (mesh, now) = (Live { index: &index, sessions: &sessions }, Instant::now());
         let newest = index.policies_revision();
@@ -186,10 +191,19 @@ pub(super) async fn run(index: Index, sessions: Sessions, metrics: Metrics) {
             revision = newest;
             tracker.changed(&index.policies(), &mesh);
         }
+        if now < look_at {
+            continue;
+        }
         for settled in tracker.settled(&mesh, now) {
             tell(&settled, &took, &late);
         }
+        look_at = Instant::now() + rest(now.elapsed());
     }
+}
+
+/// How long to rest after a look that took so long.
+fn rest(took: Duration) -> Duration {
+    took.saturating_mul(REST).clamp(LOOK, LONGEST_REST)
 }
 
 fn tell(settled: &Settled, took: &Histogram, late: &Counter) {
@@ -207,6 +221,13 @@ fn tell(settled: &Settled, took: &Histogram, late: &Counter) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_look_at_many_proxies_is_rarer_than_one_at_few() {
+        for (took, want) in [(0, 20), (1, 20), (10, 190), (500, 1000)] {
+            assert_eq!(rest(Duration::from_millis(took)), Duration::from_millis(want), "{took}");
+        }
+    }
     use crate::index::{PolicyKind, sample};
     use std::collections::HashMap;
 

@@ -6,6 +6,7 @@ use crate::index::{NamespaceInfo, PodInfo, SourceName};
 use crate::settings::{PromotionDefault, RedirectMode, Settings};
 use cinch_api::names::{PROMOTION_ANNOTATION, RELAX_REASON_ANNOTATION};
 use cinch_api::{Posture, PromotionPolicy};
+use cinch_control::v1::bypass::Way;
 use cinch_promotion as promotion;
 use promotion::{
     Departure, Facts, Finding, Memory, Millis, Pod, PodClass, Policy, Report, Slot, Source, Word,
@@ -70,6 +71,8 @@ fn read_time(text: &str) -> Option<Millis> {
 
 /// What is gathered besides labels and spec.
 pub(super) struct Gathered<'a> {
+    /// The operator's clock.
+    pub now: Millis,
     /// What the step before left.
     pub memory: &'a Memory,
     pub pods: Vec<Arc<PodInfo>>,
@@ -86,7 +89,7 @@ pub(super) fn gather(
     posture: &Posture,
     gathered: Gathered<'_>,
 ) -> Facts {
-    let now = now();
+    let now = gathered.now;
     let spec = spec(posture, &parts.settings);
     // As far as the decision looks back.
     let cutoff = now.saturating_sub(gathered.memory.period(&spec));
@@ -161,16 +164,18 @@ pub(super) fn redirect_gone(evidence: &PodEvidence) -> Option<promotion::Redirec
     Some(promotion::RedirectGone { times: evidence.set_again, last })
 }
 
-/// The newest of each transport: no more is shown, or asked for.
+/// By transport, the newest of each way: no more is shown, or asked for.
 pub(super) fn bypass(evidence: &PodEvidence) -> Vec<promotion::Bypass> {
-    let transport = |tcp| if tcp { promotion::Transport::Tcp } else { promotion::Transport::Udp };
-    let seen = |seen: &BypassEvidence| promotion::Bypass {
-        transport: transport(seen.is_tcp()),
-        what: seen.to_string(),
-        last_seen: seen.last_seen_unix_ms,
+    let newest = |transport, ways: [Way; 2]| {
+        let of_way = |way| evidence.bypass.iter().find(|seen| seen.way == way);
+        let seen: Vec<&BypassEvidence> = ways.into_iter().filter_map(of_way).collect();
+        let last_seen = seen.iter().map(|seen| seen.last_seen_unix_ms).max()?;
+        let what = seen.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
+        Some(promotion::Bypass { transport, what, last_seen })
     };
-    let newest = |tcp| evidence.bypass.iter().find(|seen| seen.is_tcp() == tcp);
-    [true, false].into_iter().filter_map(newest).map(seen).collect()
+    let tcp = newest(promotion::Transport::Tcp, [Way::Outbound, Way::Inbound]);
+    let udp = newest(promotion::Transport::Udp, [Way::UdpPeer, Way::UdpListener]);
+    tcp.into_iter().chain(udp).collect()
 }
 
 /// The last words of pods that are gone. The store's own list is the older news.
@@ -199,6 +204,7 @@ fn plaintext(evidence: &NamespaceEvidence, names: &Names<'_>) -> promotion::Plai
         last_seen: seen.last_seen_unix_ms,
         last_served: seen.last_served_unix_ms,
         last_denied: seen.last_denied_unix_ms,
+        last_denied_by_mode: seen.last_denied_by_mode_unix_ms,
         reported_by: seen.seen_by.as_deref().and_then(|uid| names.get(uid)).map(ToString::to_string),
     };
     promotion::Plaintext {

@@ -6,6 +6,7 @@
 //! The order of a round is what makes a change of leader safe: decide, persist the memory into status, and only
 //! then act on the namespace.
 
+mod clock;
 mod facts;
 mod pins;
 mod record;

@@ -1,5 +1,6 @@
 //! One round over all enrolled namespaces: decide, persist, act.
 
+use super::clock::Clock;
 use super::facts::{self, Gathered};
 use super::pins::Pins;
 use super::record::Record;
@@ -42,13 +43,15 @@ pub(super) struct Room {
     pub(super) postures: Postures,
     pins: Pins,
     record: Record,
+    clock: Clock,
     held: BTreeMap<String, Held>,
 }
 
 impl Room {
     pub(super) fn new(parts: Parts, postures: Postures) -> Self {
         let record = Record::new(parts.client.clone(), &parts.settings.pod.name, &parts.metrics);
-        Room { parts, postures, pins: Pins::default(), record, held: BTreeMap::new() }
+        let (pins, clock) = (Pins::default(), Clock::default());
+        Room { parts, postures, pins, record, clock, held: BTreeMap::new() }
     }
 
     /// Everything has been listed once; before, nothing can be said of anything.
@@ -144,9 +147,24 @@ impl Room {
         if under_way < settings.max_concurrent as usize && rested { Slot::Free } else { Slot::Taken }
     }
 
+    /// The time to judge by. Of what a clock that was set forward seems to say nothing counts as observed.
+    fn now(&mut self) -> Millis {
+        let now = facts::now();
+        let skipped = self.clock.set_forward(now, Instant::now());
+        if skipped > 0 {
+            warn!(
+                seconds = skipped / 1_000,
+                "the clock was set forward: quiet periods and probations wait as long as before"
+            );
+            self.held.values_mut().for_each(|held| held.memory.skip(skipped));
+        }
+        now
+    }
+
     async fn look(&mut self, info: &NamespaceInfo, posture: &Posture) -> (State, Option<Millis>) {
         let name = info.name.to_string();
         let slot = self.slot(&name);
+        let now = self.now();
         let Some(held) = self.held.get_mut(&name) else { return (State::Observing, None) };
         let pods = self.parts.index.pods_in(&name);
         held.follow(pods.iter().map(|pod| Arc::clone(&pod.uid)).collect());
@@ -154,7 +172,7 @@ impl Room {
         let mut findings = self.pins.of(&name);
         let refused = self.parts.accounts.refused_when_locked(&name);
         findings.extend(workloads::findings(refused, info.host_network_allowed));
-        let gathered = Gathered { memory: &held.memory, pods, findings, slot, gone };
+        let gathered = Gathered { now, memory: &held.memory, pods, findings, slot, gone };
         let facts = facts::gather(&self.parts, info, posture, gathered);
         let outcome = step(&facts, &held.memory);
         held.memory = outcome.memory.clone();

@@ -304,7 +304,7 @@ fn a_redirect_that_was_gone_blocks_and_is_told() {
 }
 
 #[test]
-fn of_what_passes_by_the_newest_of_each_transport_is_told() {
+fn of_what_passes_by_the_newest_of_each_way_is_told() {
     use v1::bypass::Way;
     let seen = |way, port, last_seen_unix_ms| BypassEvidence {
         way,
@@ -316,19 +316,22 @@ fn of_what_passes_by_the_newest_of_each_transport_is_told() {
     };
     let mut evidence = evidence();
     assert!(facts::bypass(&evidence).is_empty());
+    // As the store has it: TCP first, and of that the newest.
     evidence.bypass = vec![
         seen(Way::Inbound, 1, 9),
         seen(Way::Outbound, 2, 8),
+        seen(Way::Inbound, 5, 4),
         seen(Way::UdpPeer, 3, 7),
         seen(Way::UdpListener, 4, 6),
+        seen(Way::UdpPeer, 6, 5),
     ];
     let told = facts::bypass(&evidence);
     let told: Vec<_> = told.iter().map(|seen| (seen.transport, &*seen.what, seen.last_seen)).collect();
     assert_eq!(
         told,
         [
-            (Transport::Tcp, "curl in app, TCP at port 1", 9),
-            (Transport::Udp, "curl in app, UDP at port 3", 7)
+            (Transport::Tcp, "curl in app, TCP at port 2; curl in app, TCP at port 1", 9),
+            (Transport::Udp, "curl in app, UDP at port 3; curl in app, UDP at port 4", 7)
         ]
     );
 }

@@ -7,6 +7,7 @@
 mod backoff;
 mod connection;
 mod error;
+mod missing_keys;
 mod session;
 pub mod trust;
 
@@ -79,7 +80,14 @@ struct Renewal {
 
 impl Control {
     /// Runs until [`Control::finish`] is cancelled.
-    pub async fn run(&self, mut trust: watch::Receiver<Option<Arc<Trust>>>) {
+    pub async fn run(&self, trust: watch::Receiver<Option<Arc<Trust>>>) {
+        tokio::select! {
+            () = self.keep_connected(trust) => {}
+            () = missing_keys::give_up(&self.policy) => {}
+        }
+    }
+
+    async fn keep_connected(&self, mut trust: watch::Receiver<Option<Arc<Trust>>>) {
         let mut backoff = Backoff::default();
         let mut renewal = Renewal { at: Instant::now() };
         let mut distrusted = 0;

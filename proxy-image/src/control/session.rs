@@ -1,7 +1,7 @@
 //! The authenticated stream, from Hello to its end.
 
 use super::connection::Connection;
-use super::{Control, ControlError, FromOperator, Renewal, ToOperator};
+use super::{Control, ControlError, FromOperator, Renewal, ToOperator, missing_keys};
 use crate::credentials;
 use crate::discovery::{Change, ip_address, ip_bytes, networks_of};
 use crate::workload_policy::{self, Target};
@@ -208,10 +208,9 @@ impl Session<'_> {
         };
         let mut received = workload_policy::receive(message, &target);
         if let Some(former) = &*self.control.policy.borrow() {
-            for source in received.keep_keys_of(former) {
-                tracing::warn!(%source, "no key set came with the policy; the last one stays in use");
-            }
+            received.keep_keys_of(former, std::time::Instant::now(), settings.tuning.limits.keys_kept);
         }
+        missing_keys::tell(&received, &self.control.metrics);
         let (policy_version, mode) = (received.version, received.modes.default_mode());
         if received.nack.is_empty() {
             tracing::info!(policy_version, %mode, "policy in force");

@@ -1,6 +1,7 @@
 //! The bounded table of sources. In go single connections, out comes what each source did; what finds no place is in
 //! the totals alone.
 
+use crate::limits::Refusals;
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::time::Instant;
@@ -22,6 +23,8 @@ pub(super) struct Source {
     pub(super) counts: Counts,
     pub(super) last_seen: Instant,
     pub(super) last_denied: Option<Instant>,
+    /// The newest of these that the mode alone made.
+    pub(super) last_denied_by_mode: Option<Instant>,
 }
 
 pub(super) type Key = (IpAddr, u16);
@@ -30,8 +33,15 @@ pub(super) type Key = (IpAddr, u16);
 /// one entry.
 const SEVERAL: u16 = 0;
 
-/// Ports at which one address is named.
-pub(super) const PORTS_OF_ONE: usize = 16;
+/// What the table may hold, and who hears what it could not.
+#[derive(Debug)]
+pub(super) struct Bounds {
+    /// Sources, by address and port.
+    pub(super) sources: usize,
+    /// Ports at which one address is named.
+    pub(super) ports: usize,
+    pub(super) refusals: Refusals,
+}
 
 #[derive(Debug, Default)]
 pub(super) struct Table {
@@ -51,16 +61,19 @@ impl Source {
 impl Table {
     /// Where a connection counts besides the totals, if it has or finds a place. Only what was served or refused, as
     /// `by_port` says, needs its port.
-    pub(super) fn place(&mut self, (ip, port): Key, by_port: bool, capacity: usize) -> Option<Key> {
+    pub(super) fn place(&mut self, (ip, port): Key, by_port: bool, bounds: &Bounds) -> Option<Key> {
         let (ip, mut at) = (ip.to_canonical(), port);
         if !self.sources.contains_key(&(ip, port)) {
             let ports = || self.sources.keys().filter(|(known, _)| *known == ip).count();
-            if !by_port || ports() >= PORTS_OF_ONE {
+            if !by_port {
+                at = SEVERAL;
+            } else if ports() >= bounds.ports {
+                bounds.refusals.count("evidence_ports");
                 at = SEVERAL;
             }
         }
         let key = (ip, at);
-        (self.sources.contains_key(&key) || self.make_room(capacity)).then_some(key)
+        (self.sources.contains_key(&key) || self.make_room(bounds)).then_some(key)
     }
 
     /// Applies `change` to the totals and to the source that has the place.
@@ -75,6 +88,7 @@ impl Table {
             counts: Counts::default(),
             last_seen: now,
             last_denied: None,
+            last_denied_by_mode: None,
         });
         change(&mut entry.counts);
         entry.last_seen = now;
@@ -84,10 +98,11 @@ impl Table {
     /// Makes room for one more source. The source that goes is the longest unseen one that was never served and
     /// has nothing open, of those that only knocked if there is one: those that were served or refused are what
     /// promotion and rollback must name.
-    fn make_room(&mut self, capacity: usize) -> bool {
-        if self.sources.len() < capacity {
+    fn make_room(&mut self, bounds: &Bounds) -> bool {
+        if self.sources.len() < bounds.sources {
             return true;
         }
+        bounds.refusals.count("evidence_sources");
         self.dropped += 1;
         let victim = self
             .sources

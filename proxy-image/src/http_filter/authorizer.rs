@@ -17,7 +17,7 @@ use crate::refusal;
 use crate::telemetry::flags;
 use cinch_http::{Authorizer, Patch, Peer as Side, Refusal, RequestHead, RequestId, Verdict};
 use cinch_policy::jwt::{Authenticated, HttpView, TokenFault, TokenRefusal};
-use cinch_policy::{Connection, Readings, Report, Request, no_providers};
+use cinch_policy::{BadPath, Connection, Readings, Report, Request, no_providers};
 use std::cell::Cell;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -27,7 +27,7 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 pub(super) struct RequestAuthorizer<'a> {
     ctx: &'a Context,
     subject: &'a Subject,
-    ends: (SocketAddr, SocketAddr),
+    from: SocketAddr,
     policy: Arc<InboundPolicy>,
     answers: Answers,
     /// Told by the relay once it is known.
@@ -42,8 +42,8 @@ pub(super) struct RequestAuthorizer<'a> {
     /// What decisions have cost since the turn began, as in [`price`].
     spent: Cell<usize>,
     forged: Cell<Forged>,
-    /// Why a request in flight is refused now.
-    again: Option<(RequestId, Denial)>,
+    /// Why a request in flight is refused now. Boxed, because that is rare.
+    again: Option<Box<(RequestId, Denial)>>,
 }
 
 impl<'a> RequestAuthorizer<'a> {
@@ -57,7 +57,7 @@ impl<'a> RequestAuthorizer<'a> {
         RequestAuthorizer {
             ctx,
             subject,
-            ends: (from, subject.destination),
+            from,
             passes: Passes::by(&policy),
             policy,
             answers: Answers::default(),
@@ -84,7 +84,12 @@ impl<'a> RequestAuthorizer<'a> {
 
     /// More forged tokens have come than anybody sends in good faith.
     pub(super) fn is_distrusted(&self) -> bool {
-        self.forged.get().are_too_many()
+        self.forged.get().are_too_many(self.ctx.limits.http_forged_tokens)
+    }
+
+    /// From where to where the connection goes.
+    fn ends(&self) -> (SocketAddr, SocketAddr) {
+        (self.from, self.subject.destination)
     }
 
     fn spend(&self, cost: usize) {
@@ -113,7 +118,8 @@ impl<'a> RequestAuthorizer<'a> {
         let Some(policies) = policy.policies.as_deref() else {
             return Ok(Passed { readings: None, authenticated: None, decision: None });
         };
-        let readings = readings(policies, policy.path_normalization, head);
+        let most = self.ctx.limits.http_path_bytes;
+        let readings = readings(policies, (policy.path_normalization, most), head);
         self.spend(readings.as_ref().map_or(head.target.len(), Readings::cost));
         let readings = match readings {
             // Nothing is refused for what is only tried.
@@ -155,14 +161,14 @@ impl<'a> RequestAuthorizer<'a> {
         view: &HttpView<'_>,
         now: u64,
     ) -> Result<Authenticated<'p>, TokenRefusal> {
-        let judged = tokens.authenticate(&self.ctx.http.tokens, view, now);
+        let judged = tokens.authenticate(&self.ctx.http.tokens, view, (self.now, now));
         let (signatures, parsed) = match &judged {
             Ok(passed) => (passed.signatures, passed.parsed),
             Err(refusal) => (refusal.signatures, refusal.parsed),
         };
         self.spend(price::of_tokens(signatures, parsed));
         // However many keys were tried, it is one token.
-        if signatures > 0 && judged.as_ref().is_err_and(|refusal| refusal.fault == TokenFault::Signature) {
+        if judged.as_ref().is_err_and(|refusal| refusal.is_forged) {
             self.forged.set(self.forged.get().and_one(self.now));
         }
         judged
@@ -180,11 +186,20 @@ impl<'a> RequestAuthorizer<'a> {
     fn refuse(&mut self, id: RequestId, head: &RequestHead<'_>, failed: Failed) -> Verdict {
         let (refusal, denial, detail) = match failed {
             Failed::Path(fault) => {
+                if fault == BadPath::TooLong {
+                    self.ctx.metrics.count_limit("http_path_bytes");
+                }
                 let refusal = Refusal::bad_request("the path can not be normalised");
                 (refusal, Denial::of(fault.reason()), fault.to_string())
             }
             Failed::Policy(denial) => (Refusal::forbidden(denial.reason), denial, String::new()),
             Failed::Token(refusal) => {
+                if refusal.fault == TokenFault::TooMany {
+                    self.ctx.metrics.count_limit("http_tokens_per_request");
+                }
+                if refusal.is_untried {
+                    self.ctx.metrics.count_limit("http_token_tries");
+                }
                 if let Some(source) = &refusal.refetch {
                     let kid = refusal.key_id.as_deref().unwrap_or_default();
                     self.ctx.http.unknown_keys.ask(source, kid);
@@ -207,7 +222,7 @@ impl<'a> RequestAuthorizer<'a> {
     ) {
         let target = head.map(|head| head.target).unwrap_or_default();
         let request = tell::Told {
-            ends: self.ends,
+            ends: self.ends(),
             peer: self.peer(),
             method: head.map(|head| head.method).unwrap_or_default(),
             path: target.split(['?', '#']).next().unwrap_or_default(),
@@ -224,7 +239,7 @@ impl<'a> RequestAuthorizer<'a> {
     }
 
     fn whose(&self) -> Whose<'a> {
-        let (from, to) = self.ends;
+        let (from, to) = self.ends();
         Whose { telemetry: &self.ctx.metrics.telemetry, from, to, peer: self.peer() }
     }
 
@@ -244,7 +259,7 @@ impl<'a> RequestAuthorizer<'a> {
         let cut = denial.cloned().unwrap_or_else(|| Denial::of(reason));
         let flags = flags::of_refusal(reason);
         if !self.requests.lose(whose, now, flags, Some(&cut)) {
-            refusal::tell_cut(whose.telemetry, self.ends, self.peer(), &cut);
+            refusal::tell_cut(whose.telemetry, self.ends(), self.peer(), &cut);
         }
     }
 
@@ -282,7 +297,7 @@ impl Authorizer for RequestAuthorizer<'_> {
         let policy = self.policy.clone();
         let now = Self::now(&policy);
         let spent = self.spent.get();
-        let (metrics, ends) = (&self.ctx.metrics, self.ends);
+        let (metrics, ends) = (&self.ctx.metrics, self.ends());
         let passed = match self.judge(&policy, head, now, |report| tell::reported(metrics, report, ends)) {
             Ok(passed) => passed,
             Err(failed) => return self.refuse(id, head, failed),
@@ -319,7 +334,7 @@ impl Authorizer for RequestAuthorizer<'_> {
             Failed::Policy(denial) => (Refusal::forbidden(denial.reason), denial, String::new()),
             Failed::Token(refusal) => of_token(&refusal),
         };
-        self.again = Some((id, denial));
+        self.again = Some(Box::new((id, denial)));
         Verdict::Refuse(refusal)
     }
 
@@ -338,7 +353,7 @@ impl Authorizer for RequestAuthorizer<'_> {
             return;
         }
         self.spend(price::UNREADABLE);
-        let denial = match self.again.take() {
+        let denial = match self.again.take().map(|again| *again) {
             Some((of, denial)) if of == id => denial,
             _ => Denial::of(refusal.reason),
         };
@@ -346,6 +361,10 @@ impl Authorizer for RequestAuthorizer<'_> {
         if !refusal.limit.is_empty() {
             self.ctx.metrics.count_limit(refusal.limit);
         }
+    }
+
+    fn over_limit(&mut self, limit: &'static str) {
+        self.ctx.metrics.count_limit(limit);
     }
 
     fn answered(&mut self, id: RequestId, status: u16) {

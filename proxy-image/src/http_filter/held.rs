@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::task::{Context, Waker};
 
 /// Who holds no more, and nothing unfinished, is only counted as long as there is room: the head of nearly any request
-/// and its place among those in flight.
+/// and its place among those in flight. No setting, nor is the part: they say who needs a lock, and the bound is the same.
 const SMALL: usize = 4 * 1024;
 /// A part of the bound that is no threat to it, one in so many.
 const PART: i64 = 4;

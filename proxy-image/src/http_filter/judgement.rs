@@ -7,7 +7,7 @@ use cinch_http::{Header, Patch, Refusal, RequestHead};
 use cinch_policy::jwt::{Authenticated, TokenRefusal};
 use cinch_policy::{
     BadPath, Decision, PathNormalization, Readings, Report, Request, WorkloadPolicies, no_providers,
-    normalize,
+    normalize_within,
 };
 use cinch_reason::Reason;
 
@@ -52,10 +52,10 @@ pub(super) fn of_token(refusal: &TokenRefusal) -> (Refusal, Denial, String) {
     (answer, Denial { reason, policy: Some(refusal.policy.clone()), rule }, refusal.fault.to_string())
 }
 
-/// The path as policies read it. `*` (for OPTIONS) is none to normalise.
+/// The path as policies read it, whose forms may have `most` bytes. `*` (for OPTIONS) is none to normalise.
 pub(super) fn readings<'h>(
     policies: &WorkloadPolicies,
-    mode: PathNormalization,
+    (mode, most): (PathNormalization, usize),
     head: &RequestHead<'h>,
 ) -> Result<Readings<'h>, BadPath> {
     let mode = match mode {
@@ -63,7 +63,7 @@ pub(super) fn readings<'h>(
         PathNormalization::Safe if !policies.asks_path() => PathNormalization::Base,
         mode => mode,
     };
-    normalize(mode, head.target)
+    normalize_within(mode, head.target, most)
 }
 
 /// DENY and ALLOW, on the headers that the app will get.

@@ -24,5 +24,5 @@ mod wires;
 pub use metrics::{HttpMetrics, Kind, RequestLabels};
 pub use relay::{Ended, Job, relay};
 pub use shared::Shared;
-pub use tokens::Tokens;
+pub use tokens::{MissingKeys, Tokens};
 pub use unknown_keys::{UnknownKey, UnknownKeys};

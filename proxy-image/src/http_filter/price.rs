@@ -5,7 +5,8 @@ use cinch_http::RequestHead;
 use std::time::{Duration, Instant};
 
 /// What the decisions of one turn may cost before others have theirs, in bytes of paths and of the forms that back
-/// ends could make of them: about a millisecond.
+/// ends could make of them: about a millisecond. No setting, nor are the prices: nothing is refused by them, and what is
+/// left is judged in the next turn.
 pub(super) const TURN: usize = 64 * 1024;
 /// What any request costs in the same measure: its decision, its metrics, its line in the log, our answer.
 const REQUEST: usize = 256;
@@ -31,10 +32,8 @@ pub(super) fn of_tokens(signatures: u32, parsed: usize) -> usize {
     SIGNATURE * signatures as usize + TOKEN_BYTE * parsed
 }
 
-/// Forged tokens after which a connection is drained. Tokens that have run out or are for somebody else are none, and
-/// those that come again neither.
-const FORGED: u32 = 64;
-/// In this time half of them are forgotten: a gateway's connection lasts, and carries the tokens of many.
+/// In this time half of the forged tokens are forgotten: a gateway's connection lasts, and carries the tokens of many. No
+/// setting: how many there may be is one.
 const HALF_LIFE: Duration = Duration::from_secs(60);
 
 /// The forged tokens that a connection carried lately.
@@ -55,9 +54,10 @@ impl Forged {
         Forged { count: left.saturating_add(1), since: Some(since + HALF_LIFE.saturating_mul(halvings)) }
     }
 
-    /// More than anybody sends in good faith.
-    pub(super) fn are_too_many(self) -> bool {
-        self.count >= FORGED
+    /// As many as `most`, after which a connection is drained. Tokens that have run out or are for somebody else are none,
+    /// and those that come again neither.
+    pub(super) fn are_too_many(self, most: u32) -> bool {
+        self.count >= most
     }
 }
 
@@ -94,16 +94,16 @@ mod tests {
         let start = Instant::now();
         let mut forged = Forged::default();
         for number in 1..=64 {
-            assert!(!forged.are_too_many(), "{number}");
+            assert!(!forged.are_too_many(64), "{number}");
             forged = forged.and_one(start + HALF_LIFE.mul_f64(0.9));
         }
-        assert!(forged.are_too_many());
+        assert!(forged.are_too_many(64) && !forged.are_too_many(65));
 
         let mut slow = Forged::default();
         for minute in 0..1000 {
             for _ in 0..30 {
                 slow = slow.and_one(start + HALF_LIFE * minute);
-                assert!(!slow.are_too_many(), "minute {minute}");
+                assert!(!slow.are_too_many(64), "minute {minute}");
             }
         }
         assert_eq!(slow.and_one(start + HALF_LIFE * 100_000).count, 1);

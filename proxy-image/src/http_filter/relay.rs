@@ -21,7 +21,8 @@ use tokio::sync::watch;
 
 /// Memory that only saves time is given back after so much quiet.
 const QUIET: Duration = Duration::from_secs(5);
-/// After so many rounds, each a read of either side, others have their turn.
+/// After so many rounds, each a read of either side, others have their turn. No setting: nothing is refused by it, and what
+/// is left is read in the next turn.
 const ROUNDS: usize = 8;
 /// So long a drained connection may take to say its first byte: it may be on its way.
 const PARTING: Duration = Duration::from_secs(1);
@@ -51,48 +52,30 @@ pub struct Ended {
 
 /// Copies between `client` and `app` what the filter lets pass, until both directions have ended, a side fails, or
 /// the connection is cut. `observer` hears of bytes that reach the app, and of those that come from it.
-pub async fn relay(
-    client: &mut impl Side,
-    app: &mut impl Side,
-    job: Job<'_>,
-    observer: &mut impl Observer,
-) -> Ended {
-    let mut policy = job.ctx.policy.clone();
-    let current = policy.borrow_and_update().clone();
-    let Some(current) = current else {
-        return Ended { end: End::Cut(Reason::ControlUnreachable), spoke: !job.early.is_empty() };
-    };
-    let now = Instant::now();
-    let mut filtered = Filtered {
-        authorizer: RequestAuthorizer::new(job.ctx, job.registered.subject(), job.from, current, now),
-        protocol: Protocol::new(now + job.ctx.limits.http_first_byte),
-        held: Held::new(&job.ctx.http.held, job.from.ip()),
-        timer: Timer::default(),
-        busy_at: now,
-        quiet: false,
-        draining: false,
-        late: job.registered.is_draining(),
-        spoke: !job.early.is_empty(),
-        silent: Both::default(),
-        ended: Both::default(),
-        told: Both::default(),
-        leaving: None,
-        app_failed: false,
-        early: job.early,
-        policy,
-        registered: job.registered,
-        ctx: job.ctx,
-    };
+pub fn relay<'a>(
+    client: &'a mut impl Side,
+    app: &'a mut impl Side,
+    job: Job<'a>,
+    observer: &'a mut impl Observer,
+) -> impl Future<Output = Ended> {
+    // No `async fn`: it would keep room for its arguments beside what is made of them.
+    let spoke = !job.early.is_empty();
+    let mut filtered = Filtered::new(job);
     let mut io = Io { client, app, observer };
-    let end = poll_fn(|cx| {
-        with_buffers(|buffers| match filtered.poll(cx, Instant::now(), &mut io, buffers) {
-            Ok(()) => Poll::Pending,
-            Err(end) => Poll::Ready(end),
+    async move {
+        let Some(filtered) = &mut filtered else {
+            return Ended { end: End::Cut(Reason::ControlUnreachable), spoke };
+        };
+        let end = poll_fn(|cx| {
+            with_buffers(|buffers| match filtered.poll(cx, Instant::now(), &mut io, buffers) {
+                Ok(()) => Poll::Pending,
+                Err(end) => Poll::Ready(end),
+            })
         })
-    })
-    .await;
-    filtered.authorizer.over(end, filtered.ended.app, filtered.registered.denial());
-    Ended { end, spoke: filtered.spoke }
+        .await;
+        filtered.authorizer.over(end, filtered.ended.app, filtered.registered.denial());
+        Ended { end, spoke: filtered.spoke }
+    }
 }
 
 struct Filtered<'a> {
@@ -125,6 +108,36 @@ struct Filtered<'a> {
 
 /// The end of the connection stands as an error: it stops whatever is under way.
 type Step<T> = Result<T, End>;
+
+impl<'a> Filtered<'a> {
+    /// `None`: no policy has come yet.
+    fn new(job: Job<'a>) -> Option<Filtered<'a>> {
+        let Job { ctx, registered, from, early } = job;
+        let mut policy = ctx.policy.clone();
+        let current = policy.borrow_and_update().clone()?;
+        let now = Instant::now();
+        Some(Filtered {
+            authorizer: RequestAuthorizer::new(ctx, registered.subject(), from, current, now),
+            protocol: Protocol::new(now + ctx.limits.http_first_byte),
+            held: Held::new(&ctx.http.held, from.ip()),
+            timer: Timer::default(),
+            busy_at: now,
+            quiet: false,
+            draining: false,
+            late: registered.is_draining(),
+            spoke: !early.is_empty(),
+            silent: Both::default(),
+            ended: Both::default(),
+            told: Both::default(),
+            leaving: None,
+            app_failed: false,
+            early,
+            policy,
+            registered,
+            ctx,
+        })
+    }
+}
 
 impl Filtered<'_> {
     /// `Ok`: all that can be done now is done, and the task is woken when there is more.

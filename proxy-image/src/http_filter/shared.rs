@@ -25,9 +25,12 @@ impl Shared {
     pub fn new(limits: &Limits, metrics: &PathMetrics) -> Arc<Shared> {
         Arc::new(Shared {
             limits: Arc::new(limits.http.clone()),
-            tokens: TokenCache::default(),
+            tokens: TokenCache::within(limits.tokens()),
             held: Holders::new(metrics.http.held_bytes.clone(), limits.http_held_bytes),
-            unknown_keys: Arc::default(),
+            unknown_keys: Arc::new(UnknownKeys::within(
+                limits.http_unknown_keys,
+                metrics.limit_refusals.clone(),
+            )),
         })
     }
 }

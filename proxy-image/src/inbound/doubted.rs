@@ -10,13 +10,15 @@ pub(super) struct Doubted {
     side: TcpSide,
     /// The first words, until it is known what they are; `None` when that is so.
     first: Option<Vec<u8>>,
+    /// Bytes that a tunnel's ClientHello may have.
+    most: usize,
     is_tunnel: bool,
 }
 
 impl Doubted {
-    /// `silent`: its first words are still to come, and to be looked at.
-    pub(super) fn new(side: TcpSide, silent: bool) -> Doubted {
-        Doubted { side, first: silent.then(Vec::new), is_tunnel: false }
+    /// `silent`: its first words are still to come, and to be looked at, `most` bytes of a ClientHello.
+    pub(super) fn new(side: TcpSide, silent: bool, most: usize) -> Doubted {
+        Doubted { side, first: silent.then(Vec::new), most, is_tunnel: false }
     }
 
     /// A tunnel's ClientHello came; the copy then failed by this side.
@@ -33,10 +35,10 @@ impl Doubted {
     fn look(&mut self, bytes: &[u8], fin: bool) -> Option<Vec<u8>> {
         let first = self.first.as_mut()?;
         first.extend_from_slice(bytes);
-        match sniff::classify(first) {
+        match sniff::classify(first, self.most) {
             First::Tunnel => self.is_tunnel = true,
             First::Undecided if !fin => {}
-            First::Undecided | First::Other => return self.first.take(),
+            First::Undecided | First::Other | First::TooLong => return self.first.take(),
         }
         None
     }

@@ -7,7 +7,7 @@
 //! waited for goes to who has fewer: the oldest of the host that has most. Among equals, and where all are young, the
 //! next one waits.
 
-use crate::gate::{Gate, Turn};
+use crate::gate::{Gate, NoTurn, Turn};
 use cinch_places::source_of;
 use parking_lot::Mutex;
 use std::cmp::Reverse;
@@ -71,11 +71,21 @@ impl Handshakes {
         Arc::new(Handshakes { most, grace, turns, taken: Mutex::default(), freed: Notify::new() })
     }
 
-    /// Waits at most `limit` for a place. `None`: there is none, or too many wait already.
-    pub(super) async fn enter(self: &Arc<Self>, source: IpAddr, limit: Duration) -> Option<Pass> {
+    /// Waits at most `limit` for a place.
+    ///
+    /// # Errors
+    /// The name of the limit: there is none, or too many wait already.
+    pub(super) async fn enter(
+        self: &Arc<Self>,
+        source: IpAddr,
+        limit: Duration,
+    ) -> Result<Pass, &'static str> {
         let host = source_of(source);
         let entering = async {
-            let turn = self.turns.queue(host, limit).await?;
+            let turn = self.turns.queue(host, limit).await.map_err(|why| match why {
+                NoTurn::Late => "handshakes_inbound",
+                NoTurn::TooMany => "handshakes_waiting",
+            })?;
             let (number, lost) = loop {
                 if let Some(place) = self.take(host) {
                     break place;
@@ -83,9 +93,9 @@ impl Handshakes {
                 // Those that are too young to go grow older.
                 let _ = tokio::time::timeout(self.grace, self.freed.notified()).await;
             };
-            Some(Pass { of: self.clone(), host, number, lost, _turn: turn })
+            Ok(Pass { of: self.clone(), host, number, lost, _turn: turn })
         };
-        tokio::time::timeout(limit, entering).await.ok()?
+        tokio::time::timeout(limit, entering).await.unwrap_or(Err("handshakes_inbound"))
     }
 
     fn take(&self, host: IpAddr) -> Option<(u64, CancellationToken)> {
@@ -180,7 +190,7 @@ mod tests {
         let _second = handshakes.enter(ip(101), WAIT).await.expect("a place");
         assert_eq!(lost(&held), [0, 1]);
         assert!(!honest.lost.is_cancelled());
-        assert!(handshakes.enter(ip(2), WAIT).await.is_none(), "it has its share");
+        assert!(handshakes.enter(ip(2), WAIT).await.is_err(), "it has its share");
         drop(held);
         assert_eq!(handshakes.taken.lock().all, 2, "what was lost is not given back twice");
     }
@@ -189,11 +199,11 @@ mod tests {
     async fn the_young_keep_their_places_and_who_waits_gets_one_that_becomes_free() {
         let handshakes = Handshakes::with(16, 64, LONG);
         let mut held = full(&handshakes, 8).await;
-        assert!(handshakes.enter(ip(100), WAIT).await.is_none());
+        assert!(handshakes.enter(ip(100), WAIT).await.is_err());
         assert_eq!(lost(&held), [0; 0]);
         let waiter = tokio::spawn({
             let handshakes = handshakes.clone();
-            async move { handshakes.enter(ip(100), LONG).await.is_some() }
+            async move { handshakes.enter(ip(100), LONG).await.is_ok() }
         });
         tokio::task::yield_now().await;
         held.pop();
@@ -204,12 +214,12 @@ mod tests {
     async fn who_waits_gets_a_place_once_others_have_had_their_time() {
         let handshakes = Handshakes::with(8, 64, Duration::from_millis(50));
         let held = full(&handshakes, 8).await;
-        assert!(handshakes.enter(ip(100), 3 * WAIT).await.is_none(), "all have as few as it would have");
+        assert!(handshakes.enter(ip(100), 3 * WAIT).await.is_err(), "all have as few as it would have");
         assert_eq!(lost(&held), [0; 0]);
         drop(held);
         let handshakes = Handshakes::with(16, 64, Duration::from_millis(50));
         let held = full(&handshakes, 8).await;
-        assert!(handshakes.enter(ip(100), LONG).await.is_some());
+        assert!(handshakes.enter(ip(100), LONG).await.is_ok());
         assert_eq!(lost(&held), [0]);
     }
 
@@ -219,12 +229,12 @@ mod tests {
         let mapped: IpAddr = "::ffff:10.0.0.1".parse().unwrap();
         let _held = [handshakes.enter(ip(1), WAIT).await, handshakes.enter(mapped, WAIT).await];
         for address in [ip(1), mapped] {
-            assert!(handshakes.enter(address, WAIT).await.is_none());
+            assert!(handshakes.enter(address, WAIT).await.is_err());
         }
         // Pods of one node have addresses of one network.
         let at = |last: u16| IpAddr::from([0x2001, 0xdb8, 0, 7, 1, 2, 3, last]);
         let _pod = [handshakes.enter(at(1), WAIT).await, handshakes.enter(at(1), WAIT).await];
-        assert!(handshakes.enter(at(1), WAIT).await.is_none());
-        assert!(handshakes.enter(at(2), WAIT).await.is_some());
+        assert!(handshakes.enter(at(1), WAIT).await.is_err());
+        assert!(handshakes.enter(at(2), WAIT).await.is_ok());
     }
 }

@@ -14,10 +14,10 @@ pub use local::serve_local;
 pub use watch::Watch;
 
 use crate::accept::{Accepted, OriginalDestination, accept, redirected};
-use crate::capacity::{Capacity, Place};
+use crate::capacity::Capacity;
 use crate::context::{Context, HEALTH_PORT, InboundPolicy, METRICS_PORT};
 use crate::evidence::Outcome;
-use crate::live::{Denial, Pass, Peer, Registered, Subject, judge_new, report};
+use crate::live::{Denial, Pass, Peer, Registered, Subject, judge_new, policies_may_admit, report};
 use crate::path_metrics::{Direction, OpenGauge};
 use crate::presence::Presence;
 use crate::refusal;
@@ -29,6 +29,7 @@ use handshakes::Handshakes;
 use peers::Peers;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use streams::Begun;
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::task::TaskTracker;
 
@@ -89,8 +90,13 @@ pub async fn serve_with(listener: TcpListener, ctx: Arc<Context>, original: Orig
     let capacity = Capacity::new(limits.connections, limits.connections_per_source)
         .sparing(&[METRICS_PORT, HEALTH_PORT]);
     let accepting = accept(listener, capacity, original, &ctx, |accepted| {
+        // Boxed, so that what a tunnel needs only to begin is gone with it.
+        let begun = Box::pin(inbound.clone().take(accepted));
         let inbound = inbound.clone();
-        inbound.tasks.clone().spawn(async move { inbound.take(accepted).await });
+        inbound.tasks.clone().spawn(async move {
+            let Some(begun) = begun.await else { return };
+            inbound.streams(begun).await;
+        });
     });
     let told = async {
         ctx.drain.cancelled().await;
@@ -106,28 +112,28 @@ pub async fn serve_with(listener: TcpListener, ctx: Arc<Context>, original: Orig
 }
 
 impl Inbound {
-    async fn take(&self, Accepted { stream, from, to, place, opening }: Accepted) {
+    /// Serves a connection, or says what tunnel it is, once its handshake is over.
+    async fn take(self: Arc<Self>, accepted: Accepted) -> Option<Box<Begun>> {
+        let Accepted { stream, from, to, place, opening } = accepted;
         let Some(to) = to else {
             self.ctx.metrics.count_refused(Direction::Inbound, Reason::RedirectMissing);
             socket::abort(stream);
-            return;
+            return None;
         };
         if let Err(why) = self.check_destination(from, to) {
             self.refuse(stream, from, to, Reason::DestinationRefused, why);
-            return;
+            return None;
         }
         if to.port() == METRICS_PORT || to.port() == HEALTH_PORT {
             // Nobody listens on these ports, so only a working redirect can have brought this here.
             self.ctx.evidence.note_inbound_proof();
             self.ctx.probes.serve(to.port(), stream, from).await;
-            return;
+            return None;
         }
         socket::reset_on_drop(&stream, true);
-        self.dispatch(
-            Box::new(Arrival { stream, from, to, prefix: Vec::new(), doubted: false, opening }),
-            place,
-        )
-        .await;
+        let arrival = Arrival { stream, from, to, prefix: Vec::new(), doubted: false, opening };
+        let tunnel = self.dispatch(Box::new(arrival)).await?;
+        self.begin(tunnel, place).await
     }
 
     fn check_destination(&self, from: SocketAddr, to: SocketAddr) -> Result<(), &'static str> {
@@ -144,20 +150,23 @@ impl Inbound {
         Ok(())
     }
 
-    async fn dispatch(&self, arrival: Box<Arrival>, place: Place) {
+    /// Serves what is no tunnel; says what is one.
+    async fn dispatch(&self, arrival: Box<Arrival>) -> Option<Box<Arrival>> {
         let mode = self.policy().map(|policy| policy.modes.mode(arrival.to.port()));
         let Some(mode) = mode else {
             let Arrival { stream, from, to, .. } = *arrival;
             self.refuse(stream, from, to, Reason::ControlUnreachable, "no policy has come yet");
-            return;
+            return None;
         };
         match mode {
             Mode::Strict => self.strict(arrival).await,
-            // Boxed, so that tunnels on STRICT ports are no larger for what may become of others.
+            // Boxed, so that handshakes on STRICT ports take no more memory for what may become of others.
             Mode::Permissive => Box::pin(self.permissive(arrival)).await,
-            Mode::Disable => Box::pin(self.plaintext(arrival)).await,
+            Mode::Disable => {
+                Box::pin(self.plaintext(arrival)).await;
+                None
+            }
         }
-        drop(place);
     }
 
     fn policy(&self) -> Option<Arc<InboundPolicy>> {
@@ -177,7 +186,13 @@ impl Inbound {
     /// Refuses plaintext, and remembers whose.
     fn deny_plaintext(&self, arrival: Arrival, denial: &Denial) {
         let Arrival { stream, from, to, .. } = arrival;
-        self.ctx.evidence.refused(from.ip(), to.port(), Outcome::Denied);
+        let subject = Subject { peer: Peer::Unknown, source: from.ip(), destination: to };
+        let policy = self.ctx.policy.borrow().clone();
+        // Whom policy refuses too is no reason to take the mode back.
+        let by_mode = denial.reason == Reason::StrictPlaintext
+            && policy.is_none_or(|policy| policies_may_admit(&policy, &subject));
+        let outcome = if by_mode { Outcome::DeniedByMode } else { Outcome::Denied };
+        self.ctx.evidence.refused(from.ip(), to.port(), outcome);
         refusal::denied(&self.ctx.metrics, denial, (from, to), None);
         socket::abort(stream);
     }

@@ -19,6 +19,8 @@ enum Heard {
     Tunnel,
     /// Bytes of something else.
     Other,
+    /// A ClientHello that is longer than a tunnel's may be.
+    TooLong,
     /// Not enough to say, and no more will come: the client has ended its direction.
     Ended,
     /// Not enough to say within the time.
@@ -28,59 +30,65 @@ enum Heard {
 }
 
 impl Inbound {
-    /// STRICT: a tunnel or nothing.
-    pub(super) async fn strict(&self, mut arrival: Box<Arrival>) {
+    /// STRICT: a tunnel or nothing. Says if it is a tunnel.
+    pub(super) async fn strict(&self, mut arrival: Box<Arrival>) -> Option<Box<Arrival>> {
         let began = Instant::now();
-        let heard = listen(&mut arrival, self.ctx.limits.handshake_timeout).await;
+        let limits = &self.ctx.limits;
+        let heard = listen(&mut arrival, limits.handshake_timeout, limits.hello_bytes).await;
         if matches!(heard, Heard::Tunnel) {
-            self.tunnel(arrival).await;
-            return;
+            return Some(arrival);
         }
         let silent = arrival.prefix.is_empty() && !matches!(heard, Heard::Nothing);
         if silent && began.elapsed() < self.ctx.limits.silence {
             // Connected and gone: a scan. Who stays longer waits for the app's first word, in plaintext.
             self.nothing_came(*arrival);
-            return;
+            return None;
         }
-        if matches!(heard, Heard::Nothing) {
-            self.ctx.metrics.count_limit("handshake_timeout");
+        match heard {
+            Heard::Nothing => self.ctx.metrics.count_limit("handshake_timeout"),
+            Heard::TooLong => self.ctx.metrics.count_limit("hello_bytes"),
+            _ => {}
         }
         self.deny_plaintext(*arrival, &Denial::of(Reason::StrictPlaintext));
+        None
     }
 
-    /// PERMISSIVE: a tunnel, plaintext, or a client that waits for the app's first word.
-    pub(super) async fn permissive(&self, mut arrival: Box<Arrival>) {
+    /// PERMISSIVE: a tunnel, plaintext, or a client that waits for the app's first word. Says if it is a tunnel.
+    pub(super) async fn permissive(&self, mut arrival: Box<Arrival>) -> Option<Box<Arrival>> {
         let limits = &self.ctx.limits;
         let is_peer = self.peers.knows(arrival.from.ip());
         let silence = if is_peer { limits.silence_of_peers.max(limits.silence) } else { limits.silence };
-        match listen(&mut arrival, silence).await {
-            Heard::Tunnel => self.tunnel(arrival).await,
-            Heard::Other => self.plaintext(arrival).await,
+        match listen(&mut arrival, silence, limits.hello_bytes).await {
+            Heard::Tunnel => return Some(arrival),
+            Heard::Other | Heard::TooLong => self.plaintext(arrival).await,
             Heard::Broken => self.nothing_came(*arrival),
             // A scan, or an app client that ends its direction and then reads.
             Heard::Ended => self.plaintext(arrival).await,
             Heard::Nothing => {
                 arrival.doubted = is_peer;
-                self.silent(arrival).await;
+                return self.silent(arrival).await;
             }
         }
+        None
     }
 
     /// The client has not said enough: connect it to the app in plaintext, unless policy forbids that or a
-    /// tunnel's ClientHello comes before the app has said a word.
-    async fn silent(&self, mut arrival: Box<Arrival>) {
+    /// tunnel's ClientHello comes before the app has said a word. Says if one has.
+    async fn silent(&self, mut arrival: Box<Arrival>) -> Option<Box<Arrival>> {
         let registered = match self.admit(Peer::Unknown, arrival.from, arrival.to) {
             Ok(registered) => registered,
             Err(denial) => {
                 // It may still be a slow tunnel.
-                match listen(&mut arrival, self.ctx.limits.handshake_timeout).await {
-                    Heard::Tunnel => self.tunnel(arrival).await,
-                    _ => self.deny_plaintext(*arrival, &denial),
+                let limits = &self.ctx.limits;
+                let heard = listen(&mut arrival, limits.handshake_timeout, limits.hello_bytes).await;
+                if matches!(heard, Heard::Tunnel) {
+                    return Some(arrival);
                 }
-                return;
+                self.deny_plaintext(*arrival, &denial);
+                return None;
             }
         };
-        let Some((arrival, app)) = self.reach_app(arrival).await else { return };
+        let (arrival, app) = self.reach_app(arrival).await?;
         let accepted = self.ctx.evidence.accepted(arrival.from.ip(), arrival.to.port());
         // It has reached the app, so it counts as open, whatever it turns out to be.
         let (direction, transport) = (Direction::Inbound, Transport::Plaintext);
@@ -92,11 +100,10 @@ impl Inbound {
             true => None,
             false => Some(self.ctx.limits.handshake_timeout),
         };
-        match late_hello(&mut arrival, &app, &registered, patience).await {
+        match late_hello(&mut arrival, &app, &registered, (patience, self.ctx.limits.hello_bytes)).await {
             true => {
                 accepted.became_tunnel();
-                drop((app, registered, metrics));
-                self.tunnel(arrival).await;
+                Some(arrival)
             }
             false => {
                 self.ctx.metrics.connections.get_or_create(&ConnectionLabels { direction, transport }).inc();
@@ -104,34 +111,40 @@ impl Inbound {
                     // As the filter would end it, which would grant the same time once more.
                     self.ctx.metrics.count_limit("http_first_byte");
                     accepted.ended(false);
-                    return socket::reset_on_drop(&arrival.stream, false);
+                    socket::reset_on_drop(&arrival.stream, false);
+                    return None;
                 }
                 self.copy_plaintext((arrival, metrics), app, accepted, registered).await;
+                None
             }
         }
     }
 }
 
-/// Reads until it is known what the connection is, at most for `limit`.
-async fn listen(arrival: &mut Arrival, limit: Duration) -> Heard {
-    if !arrival.prefix.is_empty() {
-        match sniff::classify(&arrival.prefix) {
-            First::Tunnel => return Heard::Tunnel,
-            First::Other => return Heard::Other,
-            First::Undecided => {}
-        }
+/// What the bytes that have come are, if they say.
+fn decided(bytes: &[u8], most: usize) -> Option<Heard> {
+    match sniff::classify(bytes, most) {
+        First::Tunnel => Some(Heard::Tunnel),
+        First::Other => Some(Heard::Other),
+        First::TooLong => Some(Heard::TooLong),
+        First::Undecided => None,
+    }
+}
+
+/// Reads until it is known what the connection is, at most for `limit`, and `most` bytes of a ClientHello.
+async fn listen(arrival: &mut Arrival, limit: Duration, most: usize) -> Heard {
+    if let Some(heard) = decided(&arrival.prefix, most) {
+        return heard;
     }
     let reading = async {
         loop {
-            match read_more(&arrival.stream, &mut arrival.prefix).await {
+            match read_more(&arrival.stream, &mut arrival.prefix, most).await {
                 Err(_) => return Heard::Broken,
                 Ok(0) => return Heard::Ended,
                 Ok(_) => {}
             }
-            match sniff::classify(&arrival.prefix) {
-                First::Tunnel => return Heard::Tunnel,
-                First::Other => return Heard::Other,
-                First::Undecided => {}
+            if let Some(heard) = decided(&arrival.prefix, most) {
+                return heard;
             }
         }
     };
@@ -140,10 +153,10 @@ async fn listen(arrival: &mut Arrival, limit: Duration) -> Heard {
 
 /// Room is made once there is something to read, and for no more than can still decide: anybody may open connections and
 /// be silent.
-async fn read_more(stream: &TcpStream, prefix: &mut Vec<u8>) -> io::Result<usize> {
+async fn read_more(stream: &TcpStream, prefix: &mut Vec<u8>, most: usize) -> io::Result<usize> {
     loop {
         stream.readable().await?;
-        prefix.reserve_exact(sniff::MAX_HELLO.saturating_sub(prefix.len()).clamp(1, CHUNK));
+        prefix.reserve_exact(most.saturating_sub(prefix.len()).clamp(1, CHUNK));
         match stream.try_read_buf(prefix) {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             read => return read,
@@ -158,7 +171,7 @@ async fn late_hello(
     arrival: &mut Arrival,
     app: &TcpStream,
     registered: &Registered,
-    patience: Option<Duration>,
+    (patience, most): (Option<Duration>, usize),
 ) -> bool {
     let cut = std::future::poll_fn(|cx| match registered.poll_cut(cx) {
         Some(_) => std::task::Poll::Ready(()),
@@ -172,13 +185,13 @@ async fn late_hello(
     };
     let client = async {
         loop {
-            match read_more(&arrival.stream, &mut arrival.prefix).await {
+            match read_more(&arrival.stream, &mut arrival.prefix, most).await {
                 Err(_) | Ok(0) => return false,
                 Ok(_) => {}
             }
-            match sniff::classify(&arrival.prefix) {
+            match sniff::classify(&arrival.prefix, most) {
                 First::Tunnel => return true,
-                First::Other => return false,
+                First::Other | First::TooLong => return false,
                 First::Undecided => {}
             }
         }

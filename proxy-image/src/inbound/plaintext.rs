@@ -80,7 +80,7 @@ impl Inbound {
             }
         }
         drop(prefix);
-        let mut client = Doubted::new(client, doubted);
+        let mut client = Doubted::new(client, doubted, self.ctx.limits.hello_bytes);
         let mut watch = Watch::new(&metrics).judged(&registered).witnessed(&mut accepted);
         if doubted {
             watch = watch.doubting(self.ctx.limits.handshake_timeout);
@@ -128,7 +128,10 @@ impl Inbound {
         refusal::cut(&self.ctx.metrics, reason, registered.denial(), from, to);
         // A client that has said nothing may be a tunnel's: it counts as plaintext only if its first words, which may
         // have come in this moment, are something else.
-        let spoke = spoke || client.read_now().is_ok_and(|words| sniff::classify(&words) == First::Other);
+        let is_other = |words: &[u8]| {
+            matches!(sniff::classify(words, self.ctx.limits.hello_bytes), First::Other | First::TooLong)
+        };
+        let spoke = spoke || client.read_now().is_ok_and(|words| is_other(&words));
         accepted.cut(spoke);
         client.abort();
         app.abort();

@@ -2,6 +2,7 @@
 //! two ready ones picked at random, the one with fewer open connections of ours.
 
 use crate::context::Endpoint;
+use cinch_identity::SpiffeId;
 use parking_lot::Mutex;
 use rand::RngExt;
 use std::collections::HashMap;
@@ -50,6 +51,8 @@ impl Drop for Load {
 pub(super) struct Tried {
     addresses: Vec<SocketAddr>,
     attempts: usize,
+    /// Where another peer was than the record says, and who was expected there.
+    wrong: Vec<(SocketAddr, Option<SpiffeId>)>,
 }
 
 impl Tried {
@@ -63,9 +66,26 @@ impl Tried {
         self.attempts
     }
 
+    /// The peer at `endpoint` is another one. That was no attempt, and another record may say who it is.
+    pub(super) fn add_wrong(&mut self, endpoint: &Endpoint) {
+        self.addresses.retain(|tried| *tried != endpoint.address);
+        self.attempts = self.attempts.saturating_sub(1);
+        self.wrong.push((endpoint.address, endpoint.identity.clone()));
+    }
+
+    /// How many peers were other ones.
+    pub(super) fn count_wrong(&self) -> usize {
+        self.wrong.len()
+    }
+
+    fn excludes(&self, endpoint: &Endpoint) -> bool {
+        self.addresses.contains(&endpoint.address)
+            || self.wrong.iter().any(|(address, id)| *address == endpoint.address && *id == endpoint.identity)
+    }
+
     /// Permits `address` once more where there is no other.
     pub(super) fn again_if_alone(&mut self, address: SocketAddr, endpoints: &[Endpoint]) {
-        if !endpoints.iter().any(|other| other.ready && !self.addresses.contains(&other.address)) {
+        if !endpoints.iter().any(|other| other.ready && !self.excludes(other)) {
             self.addresses.retain(|tried| *tried != address);
         }
     }
@@ -125,7 +145,7 @@ pub(super) fn choose<'a>(
         endpoints
             .iter()
             .filter(|endpoint| endpoint.ready || endpoint.address == to)
-            .filter(|endpoint| !tried.addresses.contains(&endpoint.address))
+            .filter(|endpoint| !tried.excludes(endpoint))
     };
     if let Some(kept) = preferred.and_then(|address| usable().find(|endpoint| endpoint.address == address)) {
         return Some(kept);
@@ -242,6 +262,33 @@ mod tests {
         tried.again_if_alone(address(2), &all);
         assert_eq!(choose(&all, service(), None, &tried, &loads).unwrap().address, address(2));
         assert_eq!(tried.count(), 2);
+    }
+
+    #[test]
+    fn a_peer_that_is_another_one_is_left_out_until_the_record_says_who_it_is() {
+        let id =
+            |account: &str| SpiffeId::parse(&format!("spiffe://cluster.local/ns/shop/sa/{account}")).ok();
+        let meshed = |last: u8, account: &str| Endpoint {
+            meshed: true,
+            identity: id(account),
+            ..endpoints(&[true; 9])[usize::from(last) - 1].clone()
+        };
+        let (stale, mended) = ([meshed(1, "api"), meshed(2, "api")], [meshed(1, "other"), meshed(2, "api")]);
+        let loads = Loads::default();
+        let mut tried = Tried::default();
+        tried.add(address(1));
+        tried.add_wrong(&stale[0]);
+        assert_eq!((tried.count(), tried.count_wrong()), (0, 1), "it was no attempt");
+        let chosen = |endpoints: &[Endpoint], tried: &Tried| {
+            (0..50)
+                .map(|_| choose(endpoints, service(), None, tried, &loads).unwrap().address)
+                .collect::<std::collections::BTreeSet<_>>()
+        };
+        assert_eq!(chosen(&stale, &tried), [address(2)].into());
+        assert_eq!(chosen(&mended, &tried), [address(1), address(2)].into());
+        tried.add(address(2));
+        tried.again_if_alone(address(2), &stale);
+        assert_eq!(chosen(&stale, &tried), [address(2)].into(), "alone but for the wrong one");
     }
 
     #[test]

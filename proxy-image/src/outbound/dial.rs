@@ -18,6 +18,7 @@ use rustls::ClientConfig;
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 /// Configurations kept, one for each peer identity; beyond that they are made anew.
 const CONFIGS: usize = 1024;
@@ -41,6 +42,28 @@ pub(super) enum Trouble {
     Mismatch,
     /// The app has reset its connection meanwhile.
     AppGone,
+}
+
+/// How long a connection may wait in all for turns and places, whatever endpoints it tries: where everybody waits,
+/// whoever tries three times as often must not wait three times as long.
+#[derive(Debug)]
+pub(super) struct Patience {
+    limit: Duration,
+    /// `None` until it has had to wait: most connections find a tunnel, and for them no clock is read.
+    until: Option<Instant>,
+}
+
+impl Patience {
+    pub(super) fn new(limit: Duration) -> Patience {
+        Patience { limit, until: None }
+    }
+
+    /// What is left of it.
+    fn left(&mut self) -> Duration {
+        let now = Instant::now();
+        let until = *self.until.get_or_insert(now + self.limit);
+        until.saturating_duration_since(now)
+    }
 }
 
 #[derive(Default)]
@@ -102,6 +125,7 @@ impl Dialler {
         address: SocketAddr,
         identity: &SpiffeId,
         fresh: bool,
+        patience: &mut Patience,
     ) -> Result<(Key, Tunnel), Trouble> {
         let credentials = self.ctx.credentials.borrow().clone();
         let credentials = credentials.ok_or(Trouble::Refused(Reason::ControlUnreachable))?;
@@ -116,18 +140,25 @@ impl Dialler {
         }
         // Many connections to one new peer at once shake hands a few at a time, and the others take what has become
         // idle by then.
-        let Some(turn) = self.gate.queue(address.ip(), self.ctx.limits.open_timeout).await else {
-            self.ctx.metrics.count_limit("handshakes");
+        let Ok(turn) = self.gate.queue(address.ip(), patience.left()).await else {
+            self.ctx.metrics.count_limit("handshakes_per_source");
+            // Of this address too many are frozen; another one may not be.
             return Err(Trouble::Unreachable(Reason::Overloaded));
         };
         if !fresh && let Some(tunnel) = self.pool.take(&key) {
             return Ok((key, tunnel));
         }
-        let tunnel = self.dial(&key, &credentials, turn).await?;
+        let tunnel = self.dial(&key, &credentials, turn, patience).await?;
         Ok((key, tunnel))
     }
 
-    async fn dial(&self, key: &Key, credentials: &Credentials, turn: Turn) -> Result<Tunnel, Trouble> {
+    async fn dial(
+        &self,
+        key: &Key,
+        credentials: &Credentials,
+        turn: Turn,
+        patience: &mut Patience,
+    ) -> Result<Tunnel, Trouble> {
         let (limits, metrics) = (&self.ctx.limits, &self.ctx.metrics);
         // Before there is a place for the handshake: an endpoint that swallows packets must not keep places from
         // those that answer.
@@ -136,10 +167,10 @@ impl Dialler {
             .inspect_err(|error| note_connect(metrics, error))
             .map_err(|_| Trouble::Unreachable(Reason::NoListener))?;
         socket::prepare_tunnel(&stream, limits.peer_timeout);
-        let Some(pass) = turn.enter(limits.handshake_timeout).await else {
+        let Some(pass) = turn.enter(limits.handshake_timeout.min(patience.left())).await else {
             metrics.count_limit("handshakes");
-            // Of this address too many are frozen; another one may not be.
-            return Err(Trouble::Unreachable(Reason::Overloaded));
+            // All places are taken, so there is none for another endpoint either.
+            return Err(Trouble::Refused(Reason::Overloaded));
         };
         let config = self.config(key, credentials)?;
         let gauge = metrics.tunnel_open(Direction::Outbound);
@@ -195,6 +226,7 @@ impl Dialler {
                     self.ctx.metrics.count_protocol_error(Direction::Outbound);
                 }
                 if error.is_vanished() {
+                    self.ctx.metrics.count_limit("peer_timeout");
                     self.pool.forget(&key);
                 }
                 tunnel.abort();
@@ -218,7 +250,11 @@ impl Dialler {
 async fn settle(ctx: Arc<Context>, pool: Arc<Pool>, key: Key, mut tunnel: Tunnel, why: Option<ResetCode>) {
     match tokio::time::timeout(ctx.limits.settle, tunnel.settle(why)).await {
         Ok(Ok(())) => pool.put(key, tunnel),
-        Ok(Err(_)) | Err(_) => tunnel.abort(),
+        Ok(Err(_)) => tunnel.abort(),
+        Err(_) => {
+            ctx.metrics.count_limit("settle");
+            tunnel.abort();
+        }
     }
 }
 
@@ -252,5 +288,24 @@ fn reason(code: RefuseCode) -> Reason {
         RefuseCode::Denied => Reason::DeniedByPolicy,
         RefuseCode::Draining | RefuseCode::Limit => Reason::Overloaded,
         _ => Reason::TunnelBroken,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_waited_at_one_endpoint_is_not_there_for_the_next() {
+        let seconds = Duration::from_secs;
+        let mut patience = Patience::new(seconds(10));
+        assert!(patience.until.is_none(), "who finds a tunnel needs none");
+        assert_eq!(patience.left(), seconds(10));
+        let mut pass = |time| {
+            patience.until = patience.until.map(|until| until - time);
+            patience.left()
+        };
+        assert!(pass(seconds(7)) <= seconds(3));
+        assert_eq!(pass(seconds(7)), Duration::ZERO);
     }
 }

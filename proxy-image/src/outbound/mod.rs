@@ -21,7 +21,7 @@ use cinch_policy::Mode;
 use cinch_reason::Reason;
 use cinch_redirect::{AGENT_TEST_ADDRESS, AGENT_TEST_ADDRESS_V6};
 use cinch_tunnel::ResetCode;
-use dial::{Dialler, Opened, Trouble};
+use dial::{Dialler, Opened, Patience, Trouble};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -30,9 +30,6 @@ use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::yield_now;
 use tokio_util::task::TaskTracker;
-
-/// Endpoints tried for one connection, until it is told that there is none.
-const ENDPOINTS: usize = 3;
 
 /// So often the runtime looks for news before OPEN leaves without the app's first words. With them, it leaves in one
 /// record and one segment, which saves both sides system calls and the other one a wake-up. Most apps speak right after
@@ -59,6 +56,8 @@ struct Departure {
     early: Vec<u8>,
     /// Counts it as on its way.
     opening: OpenGauge,
+    /// What it may still wait for a tunnel.
+    patience: Patience,
 }
 
 /// What became of the attempt to reach one of the endpoints.
@@ -66,7 +65,7 @@ enum Routed {
     /// It is over, one way or the other.
     Done,
     /// The peer at this endpoint proved another identity than the record says.
-    Mismatch(Box<Departure>, SocketAddr),
+    Mismatch(Box<Departure>, Box<Endpoint>),
 }
 
 /// Serves `listener` until the drain has begun and every connection has ended, or the drain has. What is open
@@ -152,7 +151,8 @@ impl Outbound {
         // Who dials the listener himself is told that he meant the listener.
         let local = to.port() == self.port && stream.local_addr().is_ok_and(|local| local == to);
         let app = TcpSide::new(stream, self.ctx.kept.share_of_records());
-        let departure = Box::new(Departure { app, from, to, early: Vec::new(), opening });
+        let patience = Patience::new(self.ctx.limits.open_timeout);
+        let departure = Box::new(Departure { app, from, to, early: Vec::new(), opening, patience });
         if local || to.ip().is_unspecified() || to.ip().is_multicast() {
             return self.refuse(*departure, Reason::DestinationRefused, "not a redirected connection");
         }
@@ -161,7 +161,9 @@ impl Outbound {
     }
 
     async fn route(&self, mut departure: Box<Departure>) {
-        for _ in 0..2 {
+        let mut tried = Tried::default();
+        // Wherever somebody else stood nobody goes again, so there may be healthy ones among those that are left.
+        while tried.count_wrong() < self.ctx.limits.endpoint_tries {
             let to = departure.to;
             let (endpoints, within) = match self.ctx.discovery.resolve(to).await {
                 Destination::PassThrough => return Box::pin(self.plain(departure, to)).await,
@@ -169,10 +171,11 @@ impl Outbound {
                 Destination::Endpoints(endpoints) => (endpoints, None),
                 Destination::Sticky(endpoints, within) => (endpoints, Some(within)),
             };
-            match self.reach(departure, &endpoints, within).await {
+            match self.reach(departure, &endpoints, within, &mut tried).await {
                 Routed::Done => return,
                 Routed::Mismatch(back, endpoint) => {
-                    self.ctx.discovery.forget(to, endpoint);
+                    tried.add_wrong(&endpoint);
+                    self.ctx.discovery.forget(to, &endpoint);
                     departure = back;
                 }
             }
@@ -186,6 +189,7 @@ impl Outbound {
         mut departure: Box<Departure>,
         endpoints: &[Endpoint],
         within: Option<Duration>,
+        tried: &mut Tried,
     ) -> Routed {
         if !endpoints.is_empty() && endpoints.iter().all(|endpoint| !endpoint.meshed) {
             // As the app meant it: what balances this address outside of the mesh goes on doing so.
@@ -195,11 +199,14 @@ impl Outbound {
         }
         let to = departure.to;
         let preferred = within.and_then(|_| self.affinity.of(to, Instant::now()));
-        let mut tried = Tried::default();
         let mut retried = false;
-        let mut reason = Reason::NoListener;
-        while tried.count() < ENDPOINTS {
-            let Some(endpoint) = choose(endpoints, to, preferred, &tried, &self.loads) else { break };
+        let mut reason =
+            if tried.count_wrong() > 0 { Reason::PeerIdentityMismatch } else { Reason::NoListener };
+        while let Some(endpoint) = choose(endpoints, to, preferred, tried, &self.loads) {
+            if tried.count() >= self.ctx.limits.endpoint_tries {
+                self.ctx.metrics.count_limit("endpoint_tries");
+                break;
+            }
             if self.ctx.is_own(endpoint.address.ip()) {
                 self.keep_to(endpoint, to, within);
                 let Departure { app, from, early, opening, .. } = *departure;
@@ -229,7 +236,7 @@ impl Outbound {
                     self.copy_tunnel(departure, opened).await;
                     return Routed::Done;
                 }
-                Err(Trouble::Mismatch) => return Routed::Mismatch(departure, endpoint.address),
+                Err(Trouble::Mismatch) => return Routed::Mismatch(departure, Box::new(endpoint.clone())),
                 Err(Trouble::Unreachable(why)) => reason = why,
                 Err(Trouble::Retry(why)) if !retried => {
                     retried = true;
@@ -272,7 +279,8 @@ impl Outbound {
         if departure.early.is_empty() {
             departure.early = first_words(&mut departure.app).await.map_err(|_| Trouble::AppGone)?;
         }
-        let (key, mut tunnel) = self.dialler.tunnel(endpoint.address, identity, fresh).await?;
+        let (key, mut tunnel) =
+            self.dialler.tunnel(endpoint.address, identity, fresh, &mut departure.patience).await?;
         if departure.early.is_empty() {
             // A handshake took its time.
             departure.early = departure.app.read_heard().map_err(|_| Trouble::AppGone)?;
@@ -299,7 +307,7 @@ impl Outbound {
 
     /// `upstream`: to where `network` goes.
     async fn copy_plain(&self, departure: Box<Departure>, network: TcpStream, upstream: SocketAddr) {
-        let Departure { mut app, from, to, early, opening } = *departure;
+        let Departure { mut app, from, to, early, opening, .. } = *departure;
         let ends = (from, to);
         let record = ConnectionRecord::outbound(&self.ctx.metrics.telemetry, ends, upstream, None);
         let metrics = self.ctx.metrics.connection(Direction::Outbound, Transport::Plaintext);
@@ -321,7 +329,7 @@ impl Outbound {
     }
 
     async fn copy_tunnel(&self, departure: Box<Departure>, mut opened: Opened) {
-        let Departure { mut app, from, to, early, opening } = *departure;
+        let Departure { mut app, from, to, early, opening, .. } = *departure;
         let telemetry = &self.ctx.metrics.telemetry;
         let record =
             ConnectionRecord::outbound(telemetry, (from, to), opened.key.address, Some(&opened.key.peer));
@@ -358,6 +366,9 @@ impl Outbound {
         let fault = tunnel.take_fault();
         if let TunnelError::Protocol(_) | TunnelError::Tls(_) = fault {
             self.ctx.metrics.count_protocol_error(Direction::Outbound);
+        }
+        if fault.is_vanished() {
+            self.ctx.metrics.count_limit("peer_timeout");
         }
         refusal::cut_outbound(&self.ctx.metrics, Reason::TunnelBroken, from, to);
         fault

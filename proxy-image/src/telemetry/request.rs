@@ -57,6 +57,10 @@ impl Handles {
             if self.answers.len() >= KEPT {
                 self.answers.remove(0);
             }
+            if self.answers.capacity() == 0 {
+                // Mostly all answers of a connection are of one kind.
+                self.answers.reserve_exact(1);
+            }
             self.answers.push((kind, telemetry.0.answers.get(peer, kind)));
             self.answers.len() - 1
         });

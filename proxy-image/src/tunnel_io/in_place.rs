@@ -16,6 +16,10 @@ use tokio::net::TcpStream;
 /// A tunnel whose socket is full gives the thread's buffer back if so little is left that a copy is cheaper.
 const COPIED: usize = SEALED / 4;
 
+/// A peer may pad its records beyond what is asked for at a time (RFC 8446, section 5.4); the rest of one is read in steps
+/// of this, however much waits already.
+const LEAST_READ: usize = 256;
+
 thread_local! {
     static SPARE: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
 }
@@ -151,7 +155,7 @@ impl InPlace {
         }
         with_scratch(|scratch| {
             let (front, room) = scratch.split_at_mut(self.waiting.len());
-            let most = most.saturating_sub(self.waiting.len()).max(1).min(room.len());
+            let most = to_read(most, self.waiting.len()).min(room.len());
             let mut buffer = ReadBuf::new(room.get_mut(..most).unwrap_or_default());
             ready!(Pin::new(&mut *tcp).poll_read(cx, &mut buffer)).map_err(TunnelError::Broken)?;
             let come = buffer.filled().len();
@@ -210,5 +214,23 @@ impl InPlace {
             self.push(tcp);
         }
         Ok(any)
+    }
+}
+
+/// Bytes to ask for when `waiting` of the `most` that may be held have come.
+fn to_read(most: usize, waiting: usize) -> usize {
+    most.saturating_sub(waiting).max(LEAST_READ)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_rest_of_a_padded_record_is_not_read_byte_by_byte() {
+        assert_eq!((to_read(SEALED, 0), to_read(SEALED, SEALED - 300)), (SEALED, 300));
+        for waiting in [SEALED - 1, SEALED, SEALED + 200] {
+            assert_eq!(to_read(SEALED, waiting), LEAST_READ, "{waiting}");
+        }
     }
 }

@@ -3,6 +3,7 @@
 use super::*;
 use cinch_policy::{Connection, Decision, Partial, no_providers};
 use std::net::IpAddr;
+use std::time::{Duration, Instant};
 
 const WEB: &str = "spiffe://cluster.local/ns/shop/sa/web";
 const DENY_PUT: &str = r#"{"action":"DENY","rules":[{"to":[{"operation":{"methods":["PUT"]}}]}]}"#;
@@ -231,7 +232,7 @@ fn tokens_that_nobody_can_look_at_close_and_the_reason_says_so() {
 }
 
 #[test]
-fn key_sets_that_do_not_come_with_a_policy_stay_those_in_force() {
+fn key_sets_that_do_not_come_with_a_policy_stay_those_in_force_for_a_time() {
     let keys = |source: &str| v1::Jwks {
         source: source.into(),
         document:
@@ -249,18 +250,35 @@ fn key_sets_that_do_not_come_with_a_policy_stay_those_in_force() {
         };
         receive(message(vec![tokens]), &target())
     };
+    let (day, start) = (Duration::from_secs(24 * 3600), Instant::now());
+    let after = |hours: u32| start + Duration::from_secs(3600) * hours;
+    let missing = |policy: &InboundPolicy| -> Vec<(String, Instant, Instant)> {
+        let keys = policy.missing_keys().into_iter();
+        keys.map(|keys| (keys.source.to_string(), keys.since, keys.until)).collect()
+    };
+    let a = |hours: u32| ("https://a.example".to_owned(), after(hours), after(hours) + day);
+    let b = |hours: u32| ("https://b.example".to_owned(), after(hours), after(hours) + day);
     let first = with(vec![keys("https://a.example"), keys("https://gone.example")]);
+    assert_eq!(missing(&first), [], "what never came is not in use");
     let mut second = with(vec![keys("https://b.example")]);
-    assert_eq!(
-        second.keep_keys_of(&first),
-        [Arc::<str>::from("https://a.example")],
-        "what no rule names goes"
-    );
+    second.keep_keys_of(&first, after(1), day);
+    assert_eq!(missing(&second), [a(1)], "what no rule names goes");
     let mut third = with(vec![]);
-    let mut kept = third.keep_keys_of(&second);
-    kept.sort();
-    assert_eq!(kept, ["https://a.example", "https://b.example"].map(Arc::<str>::from));
-    assert!(with(vec![keys("https://a.example"), keys("https://b.example")]).keep_keys_of(&third).is_empty());
+    third.keep_keys_of(&second, after(2), day);
+    assert_eq!(
+        missing(&third),
+        [a(1), b(2)],
+        "however many policies come without them, they get no more time"
+    );
+    let mut fourth = with(vec![]);
+    fourth.keep_keys_of(&third, after(30), day);
+    assert_eq!(missing(&fourth), [a(1), b(2)], "it is still told once they are over");
+    let mut fifth = with(vec![keys("https://a.example")]);
+    fifth.keep_keys_of(&fourth, after(31), day);
+    assert_eq!(missing(&fifth), [b(2)]);
+    let mut sixth = with(vec![]);
+    sixth.keep_keys_of(&fifth, after(32), day);
+    assert_eq!(missing(&sixth), [a(32), b(2)], "it had come again");
 }
 
 #[test]

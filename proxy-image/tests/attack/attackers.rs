@@ -25,12 +25,13 @@ pub type Attack = fn(Arc<Material>, Stop) -> u64;
 /// Every attack, in the order in which they are played, with the rounds that it goes on.
 pub const ALL: &[(&str, u32, Attack)] = &[
     ("SYN flood", 1, packets::syn_flood),
-    ("handshakes begun, then silence", 1, hello_and_silence),
+    // Two rounds are longer than the longest of the times that the scene sets.
+    ("handshakes begun, then silence", 2, hello_and_silence),
     ("handshakes begun and given up", 1, hello_and_away),
     ("ClientHello byte by byte", 1, slow_hello),
     ("tunnel header byte by byte", 1, slow_header),
-    // The longest of the times that the scene sets.
-    ("silence on an HTTP port", 2, silence_on_http),
+    // Those of the first byte and of the silence before it, one after the other.
+    ("silence on an HTTP port", 3, silence_on_http),
     ("HTTP heads byte by byte", 1, slow_heads),
     ("requests of 1-byte writes", 1, small_writes),
     ("answers that nobody reads", 1, never_read),

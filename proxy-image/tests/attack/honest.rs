@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 /// An honest client gives up after this time.
-const PATIENCE: Duration = Duration::from_secs(10);
+pub const PATIENCE: Duration = Duration::from_secs(60);
 /// Between two requests of one client, so that there are about 200 a second of each kind.
 const PAUSE: Duration = Duration::from_millis(5);
 
@@ -51,8 +51,17 @@ impl Honest {
         }
         let this = Self(score);
         // Both proxies know each other before anybody counts.
-        std::thread::sleep(Duration::from_millis(300));
+        let begin = Instant::now();
+        while this.0.lock().unwrap().good < 20 && begin.elapsed() < PATIENCE {
+            std::thread::sleep(Duration::from_millis(10));
+        }
         this
+    }
+
+    /// Whether anything came to its end since the last time.
+    pub fn has_done(&self) -> bool {
+        let score = self.0.lock().unwrap();
+        score.good > 0 || !score.failures.is_empty()
     }
 
     /// What was done since the last time.

@@ -17,7 +17,7 @@ use tokio::net::TcpSocket;
 
 const READERS: usize = 4000;
 /// Until all of them are there.
-const WAIT: Duration = Duration::from_secs(20);
+const WAIT: Duration = Duration::from_secs(120);
 /// How long they then go on.
 const ROUND: Duration = Duration::from_secs(1);
 

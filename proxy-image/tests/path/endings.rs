@@ -107,7 +107,7 @@ async fn a_close_is_a_close_even_if_it_is_met_while_sending() {
     client.begin(b"").unwrap();
     // It meets a socket that is closed, which answers with a reset.
     flush(&mut client).await;
-    tokio::time::sleep(Duration::from_millis(100)).await;
+    pass(Duration::from_millis(100)).await;
     client.send(b"more", false).unwrap();
     assert!(matches!(within(client.answer()).await, Err(TunnelError::Closed)));
 }
@@ -141,7 +141,7 @@ async fn idle_tunnels_keep_no_new_one_out() {
 async fn what_was_said_before_the_drain_arrives_though_nobody_had_accepted_it() {
     let mesh = Mesh::with_echo(Mode::Strict).await;
     // The accept loop waits.
-    tokio::time::sleep(Duration::from_millis(20)).await;
+    pass(Duration::from_millis(20)).await;
     // Without a pause in which it could run.
     let mut said = std::net::TcpStream::connect(mesh.web.outbound).unwrap();
     io::Write::write_all(&mut said, b"last words").unwrap();
@@ -161,8 +161,10 @@ async fn a_connection_on_its_way_counts_until_it_is_open_or_over() {
     assert_eq!((opening(), mesh.api.metric("connections_opening ")), (Some(0), Some(0)));
     // Nobody answers the handshake there.
     let silent = TcpListener::bind((API_IP, 0)).await.unwrap();
-    mesh.web.told.say(SERVICE, one_of(vec![endpoint(silent.local_addr().unwrap(), API)]));
-    let mut waiting = mesh.dial().await;
+    let web = Pod::with(WEB_IP, mesh.authority.good(WEB), Mode::Permissive, hasty()).await;
+    let opening = || web.metric("connections_opening ");
+    web.told.say(SERVICE, one_of(vec![endpoint(silent.local_addr().unwrap(), API)]));
+    let mut waiting = web.dial(SERVICE).await;
     assert_eq!(opening(), Some(1));
     assert_reset(&mut waiting).await;
     eventually("it is over", || opening() == Some(0)).await;

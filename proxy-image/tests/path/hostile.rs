@@ -4,6 +4,7 @@ use crate::mesh::*;
 use crate::modes::{pod, tunnel};
 use cinch_identity::{Peer, client_config, server_name};
 use cinch_policy::Mode;
+use cinch_proxy::limits::Limits;
 use rand::{Rng, RngExt, SeedableRng, rngs::StdRng};
 use std::sync::Arc;
 use std::time::Duration;
@@ -132,7 +133,11 @@ async fn noise_on_the_outbound_port_is_only_an_apps_bytes() {
 
 #[tokio::test]
 async fn handshakes_that_never_end_do_not_keep_others_out() {
-    let mesh = Mesh::with_echo(Mode::Strict).await;
+    let mut mesh = Mesh::with_echo(Mode::Strict).await;
+    let brief = Limits { handshake_timeout: Duration::from_secs(1), ..limits() };
+    mesh.api = Pod::with(API_IP, mesh.authority.good(API), Mode::Strict, brief).await;
+    mesh.api.set_app(echo(API_IP).await);
+    mesh.web.told.say(SERVICE, one_of(vec![endpoint(mesh.api.inbound, API)]));
     let credentials = mesh.authority.good(WEB);
     let peer = Peer::Exactly(id(API));
     let config =
@@ -146,7 +151,7 @@ async fn handshakes_that_never_end_do_not_keep_others_out() {
         stream.write_all(&hello).await.unwrap();
         held.push(stream);
     }
-    // They time out after half a second; the good one waits for its place.
+    // They time out after a second; the good one waits for its place.
     tokio::time::sleep(Duration::from_millis(1200)).await;
     assert_eq!(exchange(&mut mesh.dial().await, b"my turn").await.unwrap(), b"my turn");
 }

@@ -26,8 +26,12 @@ async fn greeting() -> SocketAddr {
 
 /// A pod that has had a tunnel from the address that tests use.
 async fn visited_pod(silence_of_peers: Duration) -> (Authority, Pod) {
+    visited_pod_with(Limits { silence_of_peers, ..limits() }).await
+}
+
+async fn visited_pod_with(limits: Limits) -> (Authority, Pod) {
     let authority = Authority::new();
-    let limits = Limits { silence: Duration::from_millis(20), silence_of_peers, ..limits() };
+    let limits = Limits { silence: Duration::from_millis(20), ..limits };
     let pod = Pod::with(API_IP, authority.good(API), Mode::Permissive, limits).await;
     pod.set_app(greeting().await);
     drop(tunnel(&authority, &pod, Duration::ZERO).await);
@@ -53,7 +57,7 @@ async fn hear_banner(stream: &mut TcpStream) {
 
 #[tokio::test]
 async fn a_late_hello_from_where_tunnels_came_lately_is_waited_for() {
-    let (authority, pod) = visited_pod(Duration::from_secs(5)).await;
+    let (authority, pod) = visited_pod(Duration::from_secs(20)).await;
     let mut late = tunnel(&authority, &pod, Duration::from_millis(300)).await;
     late.begin(b"").unwrap();
     assert_eq!(within(late.answer()).await.unwrap(), Answer::Opened);
@@ -70,7 +74,7 @@ async fn a_hello_that_comes_after_the_apps_first_word_is_no_plaintext() {
         let mut late = TcpStream::connect(pod.inbound).await.unwrap();
         hear_banner(&mut late).await;
         late.write_all(&hello[..cut]).await.unwrap();
-        tokio::time::sleep(Duration::from_millis(20)).await;
+        pass(Duration::from_millis(20)).await;
         late.write_all(&hello[cut..]).await.unwrap();
         assert_reset(&mut late).await;
     }
@@ -98,7 +102,8 @@ async fn who_was_plaintext_once_is_not_waited_for_again() {
 
 #[tokio::test]
 async fn plaintext_from_where_tunnels_came_lately_is_told() {
-    let (_authority, pod) = visited_pod(Duration::from_millis(20)).await;
+    let brief = Limits { silence_of_peers: Duration::from_millis(20), ..hasty() };
+    let (_authority, pod) = visited_pod_with(brief).await;
     let mut speaks = TcpStream::connect(pod.inbound).await.unwrap();
     hear_banner(&mut speaks).await;
     speaks.write_all(b"HELO").await.unwrap();
@@ -107,7 +112,7 @@ async fn plaintext_from_where_tunnels_came_lately_is_told() {
     let mut tls = TcpStream::connect(pod.inbound).await.unwrap();
     hear_banner(&mut tls).await;
     tls.write_all(&[0x16, 3, 1, 0, 5]).await.unwrap();
-    tokio::time::sleep(Duration::from_millis(20)).await;
+    pass(Duration::from_millis(20)).await;
     tls.write_all(&[2, 0, 0, 0, 0]).await.unwrap();
     eventually("nor is that a tunnel", || pod.totals().served == 2).await;
     // Silent ones: one that stays, and one that leaves after it has heard the app.

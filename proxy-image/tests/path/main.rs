@@ -8,6 +8,7 @@
 const RECORDS: cinch_identity::RecordLayer = cinch_identity::RecordLayer::InPlace;
 
 mod bounds;
+mod choices;
 mod declared;
 mod endings;
 mod evidence;
@@ -24,6 +25,7 @@ mod modes;
 mod outbound;
 mod policies;
 mod records;
+mod refusals;
 mod reuse;
 mod slow;
 mod states;

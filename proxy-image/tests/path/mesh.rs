@@ -30,7 +30,7 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
@@ -41,6 +41,8 @@ pub const WEB: &str = "spiffe://cluster.local/ns/shop/sa/web";
 pub const API: &str = "spiffe://cluster.local/ns/shop/sa/api";
 pub const WEB_IP: Ipv4Addr = Ipv4Addr::new(127, 0, 1, 1);
 pub const API_IP: Ipv4Addr = Ipv4Addr::new(127, 0, 2, 1);
+/// How long something may take that is to come: only on a machine that stands still it does not.
+pub const PATIENCE: Duration = Duration::from_secs(60);
 /// What web's apps dial; nothing listens there.
 pub const SERVICE: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(10, 96, 0, 10)), 80);
 
@@ -137,7 +139,7 @@ impl Discovery for Told {
         Box::pin(async move { found.unwrap_or(unknown) })
     }
 
-    fn forget(&self, to: SocketAddr, _endpoint: SocketAddr) {
+    fn forget(&self, to: SocketAddr, _endpoint: &Endpoint) {
         self.forgotten.lock().unwrap().push(to);
         if let Some(all) = self.destinations.lock().unwrap().get_mut(&to)
             && all.len() > 1
@@ -238,7 +240,12 @@ fn says(address: &Arc<Mutex<SocketAddr>>) -> OriginalDestination {
 pub fn limits() -> Limits {
     // Tunnels and plaintext come from one address here.
     let usual = Limits::default();
-    Limits { handshake_timeout: Duration::from_millis(500), silence_of_peers: usual.silence, ..usual }
+    Limits { silence_of_peers: usual.silence, ..usual }
+}
+
+/// Where a handshake is not to end: too short for an honest one on a machine that has much to do.
+pub fn hasty() -> Limits {
+    Limits { handshake_timeout: Duration::from_millis(500), ..limits() }
 }
 
 impl Pod {
@@ -265,7 +272,7 @@ impl Pod {
             policy: policy_seen,
             live,
             discovery: told.clone(),
-            evidence: Arc::new(Evidence::new(limits.evidence_sources)),
+            evidence: Arc::new(Evidence::within(&limits, metrics.limit_refusals.clone())),
             kept: Kept::new(limits.kept_bytes, &metrics),
             http: Shared::new(&limits, &metrics),
             metrics,
@@ -297,7 +304,9 @@ impl Pod {
         *self.dialled.lock().unwrap() = to;
         let stream = TcpStream::connect(self.outbound).await.unwrap();
         // The accept loop must have asked for the destination before the next dial.
-        tokio::time::sleep(Duration::from_millis(5)).await;
+        for _ in 0..5 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
         stream
     }
 
@@ -377,7 +386,7 @@ pub async fn exchange(stream: &mut TcpStream, words: &[u8]) -> io::Result<Vec<u8
 
 /// Fails the test when `what` takes too long.
 pub async fn within<T>(what: impl Future<Output = T>) -> T {
-    tokio::time::timeout(Duration::from_secs(10), what).await.expect("it takes too long")
+    tokio::time::timeout(PATIENCE, what).await.expect("it takes too long")
 }
 
 /// Reads until the connection ends; the error, when it ended by a reset.
@@ -406,11 +415,21 @@ pub fn reset(stream: TcpStream) {
 
 /// Waits until `condition` holds.
 pub async fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
-    for _ in 0..500 {
+    let begun = Instant::now();
+    while begun.elapsed() < PATIENCE {
         if condition() {
             return;
         }
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     panic!("{what} did not come about");
+}
+
+/// Lets everything that is under way in this thread go on for so long and for as many turns of the runtime as that has on
+/// an idle machine: then all has happened that needs nobody else.
+pub async fn pass(time: Duration) {
+    const TURNS: u32 = 20;
+    for _ in 0..TURNS {
+        tokio::time::sleep(time / TURNS).await;
+    }
 }

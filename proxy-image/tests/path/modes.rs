@@ -72,7 +72,8 @@ fn foreign_hello() -> Vec<u8> {
 
 #[tokio::test]
 async fn a_client_that_waits_on_a_strict_port_is_reset_and_counted() {
-    let (_authority, pod) = pod(Mode::Strict).await;
+    let authority = Authority::new();
+    let pod = Pod::with(API_IP, authority.good(API), Mode::Strict, hasty()).await;
     let mut stream = TcpStream::connect(pod.inbound).await.unwrap();
     assert_reset(&mut stream).await;
     assert_eq!((pod.totals().denied, pod.totals().empty), (1, 0));
@@ -215,7 +216,7 @@ async fn only_the_locked_port_is_cut() {
     let other = pod.app.lock().unwrap().port().wrapping_add(1);
     let modes = PortModes::uniform(Mode::Permissive, [(other, Mode::Strict)]);
     pod.policy.send_replace(Some(Arc::new(InboundPolicy { modes, ..policy(Mode::Permissive) })));
-    tokio::time::sleep(Duration::from_millis(30)).await;
+    pass(Duration::from_millis(30)).await;
     assert_eq!(exchange(&mut stream, b"two").await.unwrap(), b"two");
 }
 

@@ -16,6 +16,8 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
+const MALLORY: &str = "spiffe://cluster.local/ns/shop/sa/mallory";
+
 async fn web() -> (Authority, Pod) {
     let authority = Authority::new();
     let pod = Pod::start(WEB_IP, authority.good(WEB), Mode::Permissive).await;
@@ -37,11 +39,20 @@ async fn assert_refused(web: &Pod, api: &Pod) {
     assert_eq!(api.totals().served, 0);
 }
 
+/// A server that was not trusted is counted where it was dialled, twice shaken hands with and once refused.
+fn assert_counted_by_client(web: &Pod, reason: &str) {
+    let failed = "tunnel_handshakes_total{direction=\"outbound\",outcome=\"failed\"}";
+    assert_eq!(web.metric(failed), Some(2));
+    let refused = format!("connections_refused_total{{direction=\"outbound\",reason=\"{reason}\"}}");
+    assert_eq!(web.metric(&refused), Some(1));
+}
+
 #[tokio::test]
 async fn an_expired_server_is_refused() {
     let (authority, web) = web().await;
     let api = against(&web, authority.credentials(API, -60, authority.bundle())).await;
     assert_refused(&web, &api).await;
+    assert_counted_by_client(&web, "CertificateExpired");
 }
 
 #[tokio::test]
@@ -63,6 +74,7 @@ async fn certificates_of_a_foreign_authority_are_refused_on_either_side() {
     let bundle: TrustBundle = authority.bundle();
     let api = against(&web, foreign.credentials(API, 3600, bundle.clone())).await;
     assert_refused(&web, &api).await;
+    assert_counted_by_client(&web, "CertificateUntrusted");
     let api = against(&web, authority.good(API)).await;
     let other = Credentials { generation: 2, ..foreign.credentials(WEB, 3600, bundle) };
     web.credentials.send_replace(Some(Arc::new(other)));
@@ -74,11 +86,13 @@ async fn certificates_of_a_foreign_authority_are_refused_on_either_side() {
 #[tokio::test]
 async fn a_peer_with_another_identity_is_asked_for_once_more_and_then_refused() {
     let (authority, web) = web().await;
-    let api = against(&web, authority.good("spiffe://cluster.local/ns/shop/sa/mallory")).await;
+    let api = against(&web, authority.good(MALLORY)).await;
     assert_refused(&web, &api).await;
-    assert_eq!(*web.told.forgotten.lock().unwrap(), [SERVICE, SERVICE]);
+    assert_eq!(*web.told.forgotten.lock().unwrap(), [SERVICE]);
     let refused = "connections_refused_total{direction=\"outbound\",reason=\"PeerIdentityMismatch\"}";
     assert_eq!(web.metric(refused), Some(1));
+    let shaken = "tunnel_handshakes_total{direction=\"outbound\",outcome=\"failed\"}";
+    assert_eq!(web.metric(shaken), Some(1), "the answer was the same, and nobody asked the peer again");
 }
 
 #[tokio::test]
@@ -429,7 +443,7 @@ async fn connections_over_the_limit_are_refused_and_counted() {
 }
 
 /// A port whose queue of connections is full: the kernel drops each further SYN, and who dials it waits.
-fn swallows() -> (socket2::Socket, Vec<socket2::Socket>, SocketAddr) {
+pub fn swallows() -> (socket2::Socket, Vec<socket2::Socket>, SocketAddr) {
     let socket = || socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
     let listener = socket();
     listener.bind(&SocketAddr::from((API_IP, 0)).into()).unwrap();
@@ -457,7 +471,7 @@ async fn endpoints_that_swallow_packets_take_no_places_for_handshakes() {
     web.told.say(lost, one_of(vec![endpoint(hole, API)]));
     web.told.say(SERVICE, one_of(vec![endpoint(api.inbound, API)]));
     let _waiting = web.dial(lost).await;
-    tokio::time::sleep(Duration::from_millis(50)).await;
+    pass(Duration::from_millis(50)).await;
     assert_eq!(exchange(&mut web.dial(SERVICE).await, b"through").await.unwrap(), b"through");
     assert_eq!(web.metric("limit_refusals_total{limit=\"handshakes\"}"), None);
 }

@@ -72,6 +72,24 @@ async fn a_policy_that_asks_for_a_principal_lets_the_tunnel_in_and_plaintext_not
     assert_eq!((mesh.api.totals().denied, mesh.api.totals().served), (1, 0));
 }
 
+#[tokio::test]
+async fn strict_tells_which_plaintext_only_the_mode_refused() {
+    let cases = [
+        ("anybody may", v1::Mode::Strict, json!({"action": "ALLOW", "rules": [{}]}), true),
+        ("only who is known may", v1::Mode::Strict, from("ALLOW", WEB_ONLY), false),
+        ("not by the mode", v1::Mode::Permissive, from("ALLOW", WEB_ONLY), false),
+    ];
+    for (case, mode, spec, by_mode) in cases {
+        let mesh = Mesh::with_echo(Mode::Strict).await;
+        put(&mesh.api, policies(2, mode, &[("shop/p", spec)]));
+        assert_refuses(&mut TcpStream::connect(mesh.api.inbound).await.unwrap(), b"who am I").await;
+        eventually("it is counted", || mesh.api.totals().denied == 1).await;
+        let source = mesh.api.ctx.evidence.report(1, false).sources[0].clone();
+        assert_ne!(source.last_denied_age_ms, u64::MAX, "{case}");
+        assert_eq!(source.last_denied_by_mode_age_ms.is_some_and(|age| age < u64::MAX), by_mode, "{case}");
+    }
+}
+
 /// An app that keeps what it hears.
 async fn listening(pod: &Pod) -> Arc<Mutex<Vec<u8>>> {
     let heard = Arc::new(Mutex::new(Vec::new()));

@@ -19,6 +19,8 @@ use tokio_rustls::server::TlsStream;
 
 const HANDSHAKES: &str = "tunnel_handshakes_total{direction=\"outbound\",outcome=\"ok\"}";
 const IDLE: &str = "tunnels_idle ";
+/// Seconds for which a certificate is good that is to end in a test.
+const LIFETIME: i64 = 5;
 
 /// A server's side of a tunnel that echoes and can do anything else.
 struct Served {
@@ -246,7 +248,7 @@ async fn a_fault_in_the_middle_is_a_reset_for_the_app_and_the_end_of_the_tunnel(
             assert_eq!(served.hear().await[0], Said::Open);
             served.opened().await;
             served.say(b"the first half", false).await;
-            tokio::time::sleep(Duration::from_millis(20)).await;
+            pass(Duration::from_millis(20)).await;
             let left = commit(fault, served).await;
             std::future::pending::<()>().await;
             drop(left);
@@ -264,11 +266,13 @@ async fn a_fault_in_the_middle_is_a_reset_for_the_app_and_the_end_of_the_tunnel(
 
 #[tokio::test]
 async fn after_a_reset_it_is_used_again_only_when_both_directions_have_ended() {
-    let short = Limits { settle: Duration::from_millis(500), ..limits() };
     for answers in [true, false] {
+        // Who answers has the time that it takes.
+        let settle = if answers { PATIENCE } else { Duration::from_millis(500) };
+        let short = Limits { settle, ..limits() };
         let now = Arc::new(Semaphore::new(0));
         let told = now.clone();
-        let (_authority, web, _) = web_against(short.clone(), move |number, mut served| {
+        let (_authority, web, _) = web_against(short, move |number, mut served| {
             let told = told.clone();
             async move {
                 if number == 0 {
@@ -288,9 +292,9 @@ async fn after_a_reset_it_is_used_again_only_when_both_directions_have_ended() {
         .await;
         let mut stream = web.dial(SERVICE).await;
         stream.write_all(b"words").await.unwrap();
-        tokio::time::sleep(Duration::from_millis(50)).await;
+        pass(Duration::from_millis(50)).await;
         reset(stream);
-        tokio::time::sleep(Duration::from_millis(100)).await;
+        pass(Duration::from_millis(100)).await;
         assert_eq!(web.metric(IDLE), Some(0), "the server's direction has not ended");
         now.add_permits(1);
         if answers {
@@ -326,30 +330,34 @@ async fn a_client_takes_no_tunnel_past_the_certificate() {
     // The server's certificate is good for an hour; this one is not.
     let brief = cinch_proxy::context::Credentials {
         generation: 2,
-        ..authority.credentials(WEB, 2, authority.bundle())
+        ..authority.credentials(WEB, LIFETIME, authority.bundle())
     };
     web.credentials.send_replace(Some(Arc::new(brief.clone())));
     talk(&web, b"before").await;
     talk(&web, b"still").await;
     assert_eq!(web.metric(HANDSHAKES), Some(1));
-    tokio::time::sleep(Duration::from_millis(2200)).await;
+    // Whole seconds are compared, so that it may be good for nearly one more.
+    tokio::time::sleep(Duration::from_millis(LIFETIME.unsigned_abs() * 1000 + 1200)).await;
     // As if it was renewed under the same number: only the tunnel's own time is left to stop it.
     let renewed = cinch_proxy::context::Credentials { generation: 2, ..authority.good(WEB) };
     web.credentials.send_replace(Some(Arc::new(renewed)));
-    // The server may refuse the new tunnel, to which the certificate of that number is shown too: it ends about now.
-    let _ = exchange(&mut web.dial(SERVICE).await, b"after").await;
+    // A new tunnel shows the certificate of that number too, and so no server takes it; the one that is there would do.
+    assert_refuses(&mut web.dial(SERVICE).await, b"after").await;
     assert!(web.metric(HANDSHAKES) > Some(1));
+    let fresh = cinch_proxy::context::Credentials { generation: 3, ..authority.good(WEB) };
+    web.credentials.send_replace(Some(Arc::new(fresh)));
+    talk(&web, b"at last").await;
 }
 
 #[tokio::test]
 async fn a_server_opens_nothing_on_a_tunnel_past_the_certificate() {
     let (authority, pod) = pod(Mode::Strict).await;
-    pod.credentials.send_replace(Some(Arc::new(authority.credentials(API, 2, authority.bundle()))));
+    pod.credentials.send_replace(Some(Arc::new(authority.credentials(API, LIFETIME, authority.bundle()))));
     let mut tunnel = tunnel(&authority, &pod, Duration::ZERO).await;
     // A stream that was there before goes on; the next one is refused, or the tunnel is closed.
     tunnel.begin(b"long").unwrap();
     within(tunnel.answer()).await.unwrap();
-    tokio::time::sleep(Duration::from_millis(2200)).await;
+    tokio::time::sleep(Duration::from_millis(LIFETIME.unsigned_abs() * 1000 + 200)).await;
     within(tunnel.settle(Some(ResetCode::App))).await.unwrap();
     let next = match tunnel.begin(b"late") {
         Ok(()) => within(tunnel.answer()).await,
@@ -406,7 +414,7 @@ async fn a_peer_that_was_replaced_at_its_address_is_noticed_before_a_byte() {
         eventually("the tunnel is idle", || mesh.web.metric(IDLE) == Some(1)).await;
         *target.lock().unwrap() = mallory.inbound;
         dead.add_permits(1);
-        tokio::time::sleep(pause).await;
+        pass(pause).await;
         std::thread::sleep(Duration::from_millis(20));
         // The first may meet the end of the old tunnel, the next one meets mallory in any case.
         for _ in 0..2 {

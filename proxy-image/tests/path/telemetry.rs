@@ -13,7 +13,7 @@ use tokio::net::TcpStream;
 async fn told(pod: &Pod, count: usize) -> Vec<Value> {
     eventually(&format!("{count} lines: {}", pod.log.text()), || pod.log.lines().len() >= count).await;
     // One more would come at once.
-    tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    pass(std::time::Duration::from_millis(50)).await;
     let lines = pod.log.lines();
     assert_eq!(lines.len(), count, "{}", pod.log.text());
     lines
@@ -206,7 +206,7 @@ async fn who_broke_off_is_told_by_a_flag() {
         );
         let mut client = connect(&mesh, over).await;
         client.send("GET /poll HTTP/1.1\r\nHost: shop\r\n\r\n").await;
-        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        pass(std::time::Duration::from_millis(50)).await;
         reset(client.0.into_inner());
         let lines = told(&mesh.api, 2).await;
         assert_tells(&lines[1], json!({"path": "/poll", "response_code": 0, "response_flags": "DC"}));
@@ -220,7 +220,7 @@ async fn a_request_that_a_new_policy_cuts_is_told_as_denied_by_it() {
     let mesh = start(public_only()).await;
     let mut client = connect(&mesh, Over::Tunnel).await;
     client.send("GET /poll HTTP/1.1\r\nHost: shop\r\n\r\n").await;
-    tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    pass(std::time::Duration::from_millis(50)).await;
     let no_polls = json!({"action": "DENY", "rules": [{"to": [{"operation": {"paths": ["/poll"]}}]}]});
     put(&mesh.api, 3, &[("shop/no-polls", no_polls)]).await;
     client.rest().await;
@@ -392,7 +392,7 @@ async fn streams_that_were_reset_say_by_whom() {
     let (answer, _) = ready.send_request(ask("app"), true).unwrap();
     within(answer).await.unwrap_err();
     let (answer, mut stream) = ready.send_request(ask("client"), true).unwrap();
-    tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    pass(std::time::Duration::from_millis(50)).await;
     stream.send_reset(h2::Reason::CANCEL);
     drop(answer);
     let lines = told(&mesh.api, 2).await;

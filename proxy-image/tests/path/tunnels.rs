@@ -94,7 +94,7 @@ async fn a_reset_on_one_side_is_a_reset_on_the_other_and_the_tunnel_stays() {
             stream.read_exact(&mut word).await.unwrap();
             if &word == b"half" {
                 stream.write_all(b"the first half").await.unwrap();
-                tokio::time::sleep(Duration::from_millis(50)).await;
+                pass(Duration::from_millis(50)).await;
                 return reset(stream);
             }
             told.send(stream.read(&mut word).await.map_err(|error| error.kind())).unwrap();
@@ -109,7 +109,7 @@ async fn a_reset_on_one_side_is_a_reset_on_the_other_and_the_tunnel_stays() {
 
     let mut stream = mesh.dial().await;
     stream.write_all(b"wait").await.unwrap();
-    tokio::time::sleep(Duration::from_millis(50)).await;
+    pass(Duration::from_millis(50)).await;
     reset(stream);
     assert_eq!(within(heard.recv()).await.unwrap(), Err(ErrorKind::ConnectionReset));
     eventually("the tunnel is kept", || mesh.web.metric("tunnels_idle ") == Some(1)).await;
@@ -248,7 +248,7 @@ async fn a_tunnel_outlives_a_change_of_mode() {
     let mut open = mesh.dial().await;
     for mode in [Mode::Permissive, Mode::Disable, Mode::Strict] {
         mesh.api.policy.send_replace(Some(Arc::new(policy(mode))));
-        tokio::time::sleep(Duration::from_millis(20)).await;
+        pass(Duration::from_millis(20)).await;
         assert_eq!(exchange(&mut open, b"still").await.unwrap(), b"still", "{mode}");
     }
 }
@@ -282,7 +282,7 @@ async fn a_draining_server_finishes_what_is_open_and_then_ends() {
     let mut open = mesh.dial().await;
     assert_eq!(exchange(&mut open, b"before").await.unwrap(), b"before");
     mesh.api.ctx.drain.cancel();
-    tokio::time::sleep(Duration::from_millis(50)).await;
+    pass(Duration::from_millis(50)).await;
     assert_eq!(exchange(&mut open, b"after").await.unwrap(), b"after");
     assert!(!mesh.api.serving[0].is_finished());
     drop(open);

@@ -149,9 +149,15 @@ fn play(what: &str, scene: &Scene, to: Vec<SocketAddrV4>) {
 fn assert_no_limit(scene: &Scene) {
     for ip in [CLIENT_SIDE_IP, FIRST_SIDE_IP] {
         let page = scene.metrics(ip);
-        for limit in
-            ["connections", "connections_per_source", "handshakes", "handshake_timeout", "open_timeout"]
-        {
+        for limit in [
+            "connections",
+            "connections_per_source",
+            "handshakes",
+            "handshakes_per_source",
+            "handshakes_waiting",
+            "handshake_timeout",
+            "open_timeout",
+        ] {
             assert_eq!(page.limit(limit), 0, "{limit}");
         }
     }

@@ -14,6 +14,8 @@ const OLDEST_KERNEL: (u32, u32) = (5, 13);
 pub struct Facts {
     /// Such as `1.33`.
     pub version: String,
+    /// Definitions of kinds that the API server does not serve.
+    pub unserved: Vec<String>,
     /// The parts that are Deployments.
     pub parts: Vec<Part>,
     /// Which operator does the work.
@@ -134,7 +136,7 @@ impl fmt::Display for Line {
 /// All checks, in the order in which one would look.
 #[must_use]
 pub fn judge(facts: &Facts) -> Vec<Line> {
-    let mut lines = vec![kubernetes(&facts.version)];
+    let mut lines = vec![kubernetes(&facts.version), kinds(&facts.unserved)];
     lines.extend(facts.parts.iter().map(part));
     lines.push(leader(&facts.leader));
     lines.push(webhooks(&facts.uncalled));
@@ -175,6 +177,15 @@ fn kubernetes(version: &str) -> Line {
         }
         _ => Line::good(what),
     }
+}
+
+fn kinds(unserved: &[String]) -> Line {
+    if unserved.is_empty() {
+        return Line::good("the API server serves Posture and the policies");
+    }
+    let what = format!("the API server does not serve {}", unserved.join(", "));
+    let hint = "install the chart anew, with istioCRDs.install where Istio's definitions are not there";
+    Line::new(Mark::Bad, what, hint)
 }
 
 fn part(part: &Part) -> Line {
@@ -289,6 +300,7 @@ mod tests {
         let parts = vec![Part { name: "cinch-operator", ready: 2, all: 2 }];
         Facts {
             version: "1.37".to_owned(),
+            unserved: Vec::new(),
             parts,
             leader: Leader::Ready("cinch-operator-6b5f-x2k7p".to_owned()),
             uncalled: Vec::new(),
@@ -311,6 +323,7 @@ mod tests {
         let (text, failed) = told(&facts(vec![healthy("node1")]));
         let expected = "\
 ✓ Kubernetes 1.37
+✓ the API server serves Posture and the policies
 ✓ cinch-operator: 2 of 2 ready
 ✓ cinch-operator-6b5f-x2k7p leads
 ✓ API servers can call the webhook
@@ -351,9 +364,11 @@ mod tests {
         facts.parts = vec![Part { name: "cinch-webhook", ready: 0, all: 2 }];
         facts.driver = false;
         facts.by_init = 3;
+        facts.unserved = vec!["postures.cinch.dev".to_owned()];
         let (text, failed) = told(&facts);
-        assert_eq!(failed, 3, "{text}");
-        for part in ["1.33 or newer", "Deployment cinch-webhook", "no CSIDriver", "! 3 pods"] {
+        assert_eq!(failed, 4, "{text}");
+        let missing = "✗ the API server does not serve postures.cinch.dev";
+        for part in ["1.33 or newer", missing, "Deployment cinch-webhook", "no CSIDriver", "! 3 pods"] {
             assert!(text.contains(part), "{part} is missing in {text}");
         }
     }

@@ -3,6 +3,7 @@
 
 mod control;
 mod judge;
+mod kinds;
 mod policies;
 
 use crate::cluster::{Cluster, SETTINGS};
@@ -66,6 +67,7 @@ async fn facts(cluster: &Cluster) -> Result<Facts> {
     let drivers = Api::<CSIDriver>::all(cluster.client.clone());
     Ok(Facts {
         version: format!("{}.{}", version.major, version.minor.trim_end_matches('+')),
+        unserved: kinds::unserved(cluster).await?,
         parts: vec![part(cluster, OPERATOR).await?, part(cluster, WEBHOOK).await?],
         leader: control::leader(cluster).await?,
         uncalled: control::uncalled(cluster).await?,

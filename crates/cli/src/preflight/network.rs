@@ -17,26 +17,67 @@ use std::collections::{BTreeMap, BTreeSet};
 const CONTROL_PORT: i32 = 7443;
 const CONTROL_PORT_NAME: &str = "control";
 
-/// A sentence for each set of policies that cuts workloads off; `left_out` need no operator.
+/// A sentence for each set of policies that cuts workloads off; `left_out` need no operator. Where nothing makes pods
+/// yet, those that would cut later pods.
 pub fn cut(survey: &Survey, left_out: &BTreeSet<Owner>) -> Vec<String> {
     let mut cut: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    let mut note = |pod: &Labels, whom: String| {
+        let policies = cutting(survey, pod);
+        if policies.is_empty() {
+            return;
+        }
+        let cut_off = cut.entry(policies.join(", ")).or_default();
+        if !cut_off.contains(&whom) {
+            cut_off.push(whom);
+        }
+    };
     for workload in survey.workloads.iter().filter(|workload| !left_out.contains(&workload.owner)) {
-        let policies = cutting(survey, &labels_of(&workload.template));
-        if !policies.is_empty() {
-            cut.entry(policies.join(", ")).or_default().push(workload.owner.to_string());
+        note(&labels_of(&workload.template), workload.owner.to_string());
+    }
+    if survey.workloads.is_empty() {
+        for policy in survey.network_policies.iter().filter(|policy| limits_egress(policy)) {
+            let pod = selected_by(policy);
+            note(&pod, later(&pod));
         }
     }
     let namespace = survey.operator.namespace_labels.get("kubernetes.io/metadata.name");
     let operator = namespace.map_or("cinch-system", String::as_str);
     cut.into_iter()
-        .map(|(policies, workloads)| {
+        .map(|(policies, cut_off)| {
             format!(
                 "NetworkPolicy {policies} cuts the sidecars of {} from the operator: they would not become ready; \
                  allow egress to TCP {CONTROL_PORT} in namespace {operator} first",
-                workloads.join(", ")
+                cut_off.join(", ")
             )
         })
         .collect()
+}
+
+/// The labels of a pod that the policy selects, and no others.
+fn selected_by(policy: &NetworkPolicy) -> Labels {
+    let Some(selector) = policy.spec.as_ref().and_then(|spec| spec.pod_selector.as_ref()) else {
+        return Labels::new();
+    };
+    let expressions = selector.match_expressions.iter().flatten();
+    // The other operators are met by a pod that does not have the label.
+    let wanted =
+        expressions.filter(|wanted| matches!(wanted.operator.as_str(), "In" | "Exists")).map(|wanted| {
+            let value = wanted.values.iter().flatten().next().cloned().unwrap_or_default();
+            (wanted.key.clone(), value)
+        });
+    wanted.chain(selector.match_labels.clone().into_iter().flatten()).collect()
+}
+
+/// Pods that are not there yet, by their labels.
+fn later(pod: &Labels) -> String {
+    let labels: Vec<String> = pod
+        .iter()
+        .map(|(key, value)| if value.is_empty() { key.clone() } else { format!("{key}={value}") })
+        .collect();
+    match labels.as_slice() {
+        [] => "all later pods".to_owned(),
+        labels => format!("later pods with {}", labels.join(" and ")),
+    }
 }
 
 /// Names of the policies that limit the egress of such a pod, when none of them lets it to the operator.

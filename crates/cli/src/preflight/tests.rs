@@ -252,3 +252,50 @@ fn one_policy_that_allows_is_enough() {
     survey.network_policies.push(policy("allow", allow));
     assert!(preflight(&survey, Restarting::Now).warnings.is_empty());
 }
+
+#[test]
+fn in_a_namespace_without_workloads_network_policies_that_would_cut_pods_to_come_are_named() {
+    let egress = |selector: Value| json!({"podSelector": selector, "policyTypes": ["Egress"]});
+    let db = || json!({"matchLabels": {"app": "db"}});
+    let expressed = json!({"matchExpressions": [
+        {"key": "app", "operator": "In", "values": ["db", "cache"]},
+        {"key": "tier", "operator": "Exists"},
+        {"key": "test", "operator": "DoesNotExist"},
+    ]});
+    let to_operator = json!({"podSelector": {}, "egress": [{"ports": [{"port": 7443}]}]});
+    let cases: [(&str, Vec<Value>, &[&str]); 6] = [
+        (
+            "everybody",
+            vec![egress(json!({}))],
+            &["NetworkPolicy p0 cuts the sidecars of all later pods from"],
+        ),
+        ("some", vec![egress(db())], &["p0 cuts the sidecars of later pods with app=db from"]),
+        ("by expressions", vec![egress(expressed)], &["later pods with app=db and tier from"]),
+        (
+            "some and everybody",
+            vec![egress(db()), egress(json!({}))],
+            &["p0, p1 cuts the sidecars of later pods with app=db", "p1 cuts the sidecars of all later pods"],
+        ),
+        ("another one allows it", vec![egress(db()), to_operator], &[]),
+        ("ingress only", vec![json!({"podSelector": {}, "policyTypes": ["Ingress"]})], &[]),
+    ];
+    for (name, specs, expected) in cases {
+        let mut survey = survey();
+        (survey.workloads, survey.pods) = (Vec::new(), Vec::new());
+        let numbered = specs.into_iter().enumerate();
+        survey.network_policies =
+            numbered.map(|(number, spec)| policy(&format!("p{number}"), spec)).collect();
+        let said = preflight(&survey, Restarting::Now);
+        let found = said.warnings.len();
+        assert_eq!(found, expected.len(), "{name}: {:?}", said.warnings);
+        for words in expected {
+            assert!(
+                said.warnings.iter().any(|warning| warning.contains(words)),
+                "{name}: {:?}",
+                said.warnings
+            );
+        }
+        let well = said.to_string().contains("nothing stands against it");
+        assert_eq!(well, expected.is_empty(), "{name}: {said}");
+    }
+}

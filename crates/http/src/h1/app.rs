@@ -4,7 +4,7 @@ use super::chunked::{Chunked, Rigour, Step};
 use super::client::Client;
 use super::head::Framing;
 use super::queue::{Entry, Forwarded};
-use super::response::{self, Answer};
+use super::response::{self, Answer, Unreadable};
 use super::scan::{Held, section_end};
 use super::{Connection, Feed};
 use crate::fields::{Known, known};
@@ -62,6 +62,14 @@ fn pass_as_last(feed: Feed<'_>, at: usize, length: usize, to: &mut Outgoing) {
 fn is_of_connection(line: &[u8]) -> bool {
     let name = line.split(|byte| *byte == b':').next().and_then(|name| std::str::from_utf8(name).ok());
     name.is_some_and(|name| matches!(known(name), Known::Connection | Known::KeepAlive))
+}
+
+/// The limit that a head passes which can't be read; empty: none.
+fn over(unreadable: Unreadable) -> &'static str {
+    match unreadable {
+        Unreadable::TooManyFields => "http.head_fields",
+        Unreadable::Malformed => "",
+    }
 }
 
 impl Connection {
@@ -162,20 +170,29 @@ impl Connection {
         };
         let limit = self.limits.head_bytes;
         let window = rest.get(..limit).unwrap_or(rest);
-        let head = match section_end(window, self.from_app.scanned) {
+        let answer = match section_end(window, self.from_app.scanned) {
             Ok(None) if rest.len() < limit => {
                 self.from_app.scanned = rest.len();
                 return None;
             }
-            Ok(Some(end)) => window.get(..end),
-            _ => None,
+            Ok(Some(end)) => {
+                let head = window.get(..end).unwrap_or_default();
+                response::read(head, request.is_head).map(|answer| (end, answer)).map_err(over)
+            }
+            Ok(None) => Err("http.head_bytes"),
+            Err(_) => Err(""),
         };
         self.from_app.scanned = 0;
-        let answer = head.and_then(|head| Some((head.len(), response::read(head, request.is_head)?)));
-        let Some((length, answer)) = answer else {
-            turn.authorizer.answered(request.id, UNREADABLE);
-            self.lose_frame();
-            return Some(0);
+        let (length, answer) = match answer {
+            Ok(read) => read,
+            Err(limit) => {
+                if !limit.is_empty() {
+                    turn.authorizer.over_limit(limit);
+                }
+                turn.authorizer.answered(request.id, UNREADABLE);
+                self.lose_frame();
+                return Some(0);
+            }
         };
         if self.draining && self.queue.len() == 1 && answer.status >= 200 && !answer.last {
             // A client that knows does not send its next request into the end of this connection.

@@ -340,13 +340,15 @@ pub(super) fn check_trailers(
     if bytes == b"\r\n" {
         return Ok(());
     }
+    let too_many = Refusal::over(Status::FieldsTooLarge, "http.head_fields", "there are too many trailers");
     let mut fields = [httparse::EMPTY_HEADER; Limits::MAX_FIELDS];
     let parsed = match httparse::parse_headers(bytes, &mut fields) {
         Ok(httparse::Status::Complete((length, fields))) if length == bytes.len() => fields,
+        Err(httparse::Error::TooManyHeaders) => return Err(too_many),
         _ => return Err(Refusal::bad_request("the trailers are malformed")),
     };
     if parsed.len() > limits.head_fields {
-        return Err(Refusal::over(Status::FieldsTooLarge, "http.head_fields", "there are too many trailers"));
+        return Err(too_many);
     }
     if parsed.iter().any(|field| is_taken_for_another(field.name, &|name| authorizer.is_guarded(name))) {
         return Err(Refusal::bad_request("the trailers hold a field that may not stand there"));

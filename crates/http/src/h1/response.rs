@@ -19,27 +19,43 @@ pub(super) struct Answer {
     pub(super) websocket: bool,
 }
 
-/// Reads a whole head, empty line included; `None` when it can't be framed with certainty. `is_head`: the request's
-/// method was HEAD.
-pub(super) fn read(bytes: &[u8], is_head: bool) -> Option<Answer> {
+/// Why a head can't be framed with certainty.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Unreadable {
+    /// It means nothing, or several things.
+    Malformed,
+    /// It has more fields than any setting permits.
+    TooManyFields,
+}
+
+/// Reads a whole head, empty line included. `is_head`: the request's method was HEAD.
+///
+/// # Errors
+/// When it can't be framed with certainty.
+pub(super) fn read(bytes: &[u8], is_head: bool) -> Result<Answer, Unreadable> {
     let config = httparse::ParserConfig::default();
     let mut few = [const { MaybeUninit::uninit() }; FEW];
     let mut response = httparse::Response::new(&mut []);
     match config.parse_response_with_uninit_headers(&mut response, bytes, &mut few) {
         Err(httparse::Error::TooManyHeaders) => read_many(bytes, is_head),
-        Ok(httparse::Status::Complete(length)) if length == bytes.len() => examine(&response, is_head),
-        _ => None,
+        Ok(httparse::Status::Complete(length)) if length == bytes.len() => {
+            examine(&response, is_head).ok_or(Unreadable::Malformed)
+        }
+        _ => Err(Unreadable::Malformed),
     }
 }
 
 #[inline(never)]
-fn read_many(bytes: &[u8], is_head: bool) -> Option<Answer> {
+fn read_many(bytes: &[u8], is_head: bool) -> Result<Answer, Unreadable> {
     let config = httparse::ParserConfig::default();
     let mut many = [const { MaybeUninit::uninit() }; Limits::MAX_FIELDS];
     let mut response = httparse::Response::new(&mut []);
     match config.parse_response_with_uninit_headers(&mut response, bytes, &mut many) {
-        Ok(httparse::Status::Complete(length)) if length == bytes.len() => examine(&response, is_head),
-        _ => None,
+        Err(httparse::Error::TooManyHeaders) => Err(Unreadable::TooManyFields),
+        Ok(httparse::Status::Complete(length)) if length == bytes.len() => {
+            examine(&response, is_head).ok_or(Unreadable::Malformed)
+        }
+        _ => Err(Unreadable::Malformed),
     }
 }
 
@@ -116,7 +132,7 @@ mod tests {
             ("HTTP/1.1 099 No\r\n\r\n", false, None),
         ];
         for (text, is_head, expected) in cases {
-            assert_eq!(read(text.as_bytes(), is_head).map(|answer| answer.framing), expected, "{text}");
+            assert_eq!(read(text.as_bytes(), is_head).ok().map(|answer| answer.framing), expected, "{text}");
         }
     }
 

@@ -2,7 +2,7 @@
 
 use super::answer::{self, Form};
 use super::class::Name;
-use super::core::{APP, CLIENT, Core, MAX_HEADS, id, pass, undecoded};
+use super::core::{APP, CLIENT, Core, id, pass, undecoded};
 use super::frame::{self, EndStream, Fault, FrameHead, code, flag, kind, word};
 use super::head::{self, Bad, Request};
 use super::hpack::Fields;
@@ -69,7 +69,8 @@ impl Sink for FromClient<'_, '_, '_> {
                 Some(rest) => *left = rest,
                 None => {
                     self.core.refund_client(self.turn.out, data.flow);
-                    return self.spoil(data.stream, "a body of another length than its content-length");
+                    let fault = "a body of another length than its content-length";
+                    return self.spoil(data.stream, &Refusal::bad_request(fault));
                 }
             }
         }
@@ -138,10 +139,8 @@ impl FromClient<'_, '_, '_> {
         if stream > self.core.last {
             return Ok(None);
         }
-        if self.core.streams.len() >= self.core.limits.streams as usize
-            || self.core.streams.bytes() >= MAX_HEADS
-        {
-            let refusal = Refusal::over(Status::Unavailable, "http.streams", "more streams than permitted");
+        if let Some((limit, fault)) = self.core.full() {
+            let refusal = Refusal::over(Status::Unavailable, limit, fault);
             self.turn.authorizer.refused(id(stream), &refusal);
             self.core.reset_client(self.turn.out, stream, code::REFUSED_STREAM);
             self.turn.authorizer.finished(id(stream));
@@ -236,9 +235,9 @@ impl FromClient<'_, '_, '_> {
     }
 
     /// A live stream turns out to be malformed.
-    fn spoil(&mut self, stream: u32, fault: &'static str) -> Result<(), Fault> {
+    fn spoil(&mut self, stream: u32, refusal: &Refusal) -> Result<(), Fault> {
         let answered = self.core.streams.get(stream).is_some_and(|stream| stream.answer != Way::Begun);
-        self.turn.authorizer.refused(id(stream), &Refusal::bad_request(fault));
+        self.turn.authorizer.refused(id(stream), refusal);
         self.core.cut(stream, code::PROTOCOL_ERROR, code::CANCEL, self.turn);
         self.core.count_reset(answered)
     }
@@ -250,16 +249,17 @@ impl FromClient<'_, '_, '_> {
             _ => return Err(Fault::new(code::STREAM_CLOSED, "HEADERS after END_STREAM")),
         };
         let bad = if !block.end_stream {
-            Some("a second head that does not end its stream")
+            Some(Refusal::bad_request("a second head that does not end its stream"))
         } else if fields.size() > self.core.limits.trailer_bytes {
-            Some("trailers larger than permitted")
+            let fault = "the trailers are too long";
+            Some(Refusal::over(Status::FieldsTooLarge, "http.trailer_bytes", fault))
         } else if left > 0 {
-            Some("a body of another length than its content-length")
+            Some(Refusal::bad_request("a body of another length than its content-length"))
         } else {
-            head::trailers(fields, &*self.turn.authorizer).err()
+            head::trailers(fields, &*self.turn.authorizer).err().map(Refusal::bad_request)
         };
-        if let Some(fault) = bad {
-            return self.spoil(block.stream, fault);
+        if let Some(refusal) = bad {
+            return self.spoil(block.stream, &refusal);
         }
         let encoder = &mut self.core.to_app;
         self.turn.out.to_app.build(|out| {

@@ -11,11 +11,8 @@ use std::sync::Arc;
 use std::time::Instant;
 
 /// Bytes of our own making in one output, after which no further input is looked at: a few bytes can decode to a
-/// head of 64 KiB.
+/// head of 64 KiB. No setting: nothing is refused by it, and the rest is read as soon as the output has been sent.
 const OWN_BYTES: usize = 64 * 1024;
-
-/// The heads of all live streams together; further streams are refused.
-pub(super) const MAX_HEADS: usize = 1024 * 1024;
 
 /// Pieces of DATA below this are copied: what is sent at once then stands in one place, and need not be joined.
 const SHORT: usize = 1024;
@@ -113,6 +110,15 @@ impl Core {
         out.to_app.own_len() >= OWN_BYTES || out.to_client.own_len() >= OWN_BYTES
     }
 
+    /// Why there is no room for a further stream: the limit, and a clause for the log.
+    pub(super) fn full(&self) -> Option<(&'static str, &'static str)> {
+        if self.streams.len() >= self.limits.streams as usize {
+            return Some(("http.streams", "more streams than permitted"));
+        }
+        let is_full = self.streams.bytes() >= self.limits.stream_head_bytes;
+        is_full.then_some(("http.stream_head_bytes", "more bytes of heads in flight than permitted"))
+    }
+
     /// It is our own answers that must be sent first.
     pub(super) fn is_stalled(&self) -> bool {
         self.answers >= self.limits.answer_bytes
@@ -201,7 +207,7 @@ impl Core {
     pub(super) fn count_reset(&mut self, answered: bool) -> Result<(), Fault> {
         if !answered && self.streams.reset_early() {
             return Err(Fault::calm(
-                "http.resets",
+                "http.early_resets_after",
                 "the client resets most of its streams before their answers",
             ));
         }
@@ -247,10 +253,10 @@ pub(super) fn pass(data: &Data<'_>, out: &mut Outgoing) {
 
 /// The fault of a block that can't be decoded.
 pub(super) fn undecoded(error: HpackError) -> Fault {
-    if error.is_limit() {
-        Fault::calm("http.head_bytes", "a head with more fields or bytes than permitted")
-    } else {
-        Fault::new(frame::code::COMPRESSION_ERROR, "a header block that can not be decoded")
+    match error {
+        HpackError::TooLarge => Fault::calm("http.head_bytes", "a head with more bytes than permitted"),
+        HpackError::TooMany => Fault::calm("http.head_fields", "a head with more fields than permitted"),
+        _ => Fault::new(frame::code::COMPRESSION_ERROR, "a header block that can not be decoded"),
     }
 }
 

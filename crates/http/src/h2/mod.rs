@@ -150,8 +150,11 @@ impl Connection {
         self.leave(fault.code, refusal.reason, turn.out);
     }
 
-    /// The app did.
+    /// The app did. Its requests are lost with the connection; a bound is told here.
     fn app_failed(&mut self, fault: Fault, turn: &mut Turn<'_>) {
+        if !fault.limit.is_empty() {
+            turn.authorizer.over_limit(fault.limit);
+        }
         turn.out.to_app.build(|out| frame::goaway(0, fault.code, &[], out));
         self.leave(code::INTERNAL_ERROR, Reason::BadAnswer, turn.out);
     }
@@ -197,7 +200,10 @@ impl Connection {
 
     fn due(&mut self, due: Due, turn: &mut Turn<'_>) {
         match due {
-            Due::Greeting if self.client.is_greeted() => self.end = Some(End::Cut(Reason::BadAnswer)),
+            Due::Greeting if self.client.is_greeted() => {
+                turn.authorizer.over_limit("http.head_timeout");
+                self.end = Some(End::Cut(Reason::BadAnswer));
+            }
             Due::Greeting => {
                 self.client_failed(Fault::calm("http.head_timeout", "the preface did not come in time"), turn)
             }

@@ -407,7 +407,7 @@ impl Reader {
         let Some(open) = &mut self.open else { return Ok(()) };
         open.continuations += 1;
         if payload.is_empty() || open.continuations > self.max_continuations {
-            return Err(Fault::calm("http.continuation", "a flood of CONTINUATION"));
+            return Err(Fault::calm("http.continuations", "a flood of CONTINUATION"));
         }
         if self.block.len() + payload.len() > self.max_block {
             return Err(too_large());

@@ -29,6 +29,8 @@ pub struct Seen {
 pub struct Judge {
     pub seen: Vec<Seen>,
     pub refused: Vec<(u64, u16, &'static str)>,
+    /// Bounds that were passed, whoever passed them.
+    pub limits: Vec<&'static str>,
     pub answered: Vec<(u64, u16)>,
     pub finished: Vec<u64>,
     /// A target that is refused from now on.
@@ -88,6 +90,13 @@ impl Authorizer for Judge {
 
     fn refused(&mut self, id: RequestId, refusal: &Refusal) {
         self.refused.push((id.0, refusal.status.code(), refusal.fault));
+        if !refusal.limit.is_empty() {
+            self.limits.push(refusal.limit);
+        }
+    }
+
+    fn over_limit(&mut self, limit: &'static str) {
+        self.limits.push(limit);
     }
 
     fn answered(&mut self, id: RequestId, status: u16) {

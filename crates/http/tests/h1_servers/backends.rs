@@ -135,7 +135,7 @@ pub fn nginx(listening: &str) -> Result<Backend, String> {
         .spawn()
         .map_err(|error| format!("it does not start: {error}"))?;
     let backend = Backend { address, child: Some(child), _folder: Some(folder) };
-    let deadline = Instant::now() + Duration::from_secs(20);
+    let deadline = Instant::now() + Duration::from_secs(60);
     while TcpStream::connect(address).is_err() {
         assert!(Instant::now() < deadline, "nginx does not listen");
         std::thread::sleep(Duration::from_millis(20));

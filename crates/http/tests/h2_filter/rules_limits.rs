@@ -241,6 +241,111 @@ fn rule_12_bounds_of_floods_are_settings() {
     assert_eq!(begun, 10);
 }
 
+/// What a side does, after both have said their SETTINGS.
+type Play = fn(&mut Scene);
+
+/// An answer that comes in so many frames of CONTINUATION.
+fn continued(frames: usize) -> Vec<u8> {
+    let mut bytes = frame(HEADERS, 0, 1, &literals(&[(":status", "200")]));
+    for _ in 0..frames {
+        bytes.extend(frame(CONTINUATION, 0, 1, &literals(&[("a", "b")])));
+    }
+    bytes
+}
+
+/// A body with trailers of so many bytes.
+fn trailed(bytes: usize) -> Vec<u8> {
+    [post(1, "/"), headers(1, END_STREAM, &[("x", &"t".repeat(bytes))])].concat()
+}
+
+#[test]
+fn rule_12_every_bound_that_is_passed_is_told_by_the_name_of_its_setting() {
+    const MANY: &[(&str, &str)] = &[("a", "b"); 21];
+    let limits = Limits {
+        head_bytes: 2000,
+        head_fields: 20,
+        trailer_bytes: 100,
+        streams: 4,
+        stream_head_bytes: 1500,
+        continuations: 2,
+        idle_frames: 30,
+        early_resets_after: 3,
+        ..Limits::default()
+    };
+    let cases: [(&str, &str, Play); 14] = [
+        ("client", "http.head_bytes", |scene| {
+            scene.client(&headers(1, END_STREAM, &request("GET", "/", &[("a", &"b".repeat(1900))])));
+        }),
+        ("client", "http.head_fields", |scene| {
+            scene.client(&headers(1, END_STREAM, &request("GET", "/", MANY)));
+        }),
+        ("client", "http.trailer_bytes", |scene| scene.client(&trailed(70))),
+        ("client", "http.streams", |scene| (0..5).for_each(|at| scene.client(&post(2 * at + 1, "/")))),
+        ("client", "http.stream_head_bytes", |scene| {
+            let long = "b".repeat(1400);
+            let large = request("POST", "/", &[("a", &long)]);
+            (0..2).for_each(|at| scene.client(&headers(2 * at + 1, 0, &large)));
+        }),
+        ("client", "http.continuations", |scene| {
+            scene.client(&frame(HEADERS, 0, 1, &[]));
+            (0..3).for_each(|_| scene.client(&frame(CONTINUATION, 0, 1, &[0x82])));
+        }),
+        ("client", "http.idle_frames", |scene| scene.client(&settings(&[]).repeat(40))),
+        ("client", "http.early_resets_after", |scene| {
+            (0..3).for_each(|at| scene.client(&[get(2 * at + 1, "/"), reset(2 * at + 1, 8)].concat()));
+        }),
+        ("client", "http.head_timeout", |scene| {
+            scene.client(&frame(HEADERS, 0, 1, &[0x82]));
+            scene.pass_time(Duration::from_secs(10));
+        }),
+        ("app", "http.head_bytes", |scene| {
+            scene.app(&headers(1, 0, &[(":status", "200"), ("a", &"b".repeat(1990))]));
+        }),
+        ("app", "http.head_fields", |scene| {
+            scene.app(&headers(1, 0, &[&[(":status", "200")], MANY].concat()));
+        }),
+        ("app", "http.continuations", |scene| scene.app(&continued(3))),
+        ("app", "http.idle_frames", |scene| scene.app(&settings(&[]).repeat(40))),
+        ("app", "http.head_timeout", |scene| {
+            scene.app(&continued(1));
+            scene.pass_time(Duration::from_secs(10));
+        }),
+    ];
+    for (side, limit, play) in cases {
+        let mut scene = Scene::with(limits.clone());
+        scene.greet();
+        if side == "app" {
+            scene.client(&post(1, "/"));
+        }
+        play(&mut scene);
+        assert_eq!(scene.rules.limits, [limit], "{side}");
+    }
+    let mut silent = Scene::with(limits);
+    silent.client(&[PREFACE, &settings(&[])].concat());
+    silent.pass_time(Duration::from_secs(10));
+    assert_eq!(silent.rules.limits, ["http.head_timeout"], "an app that says nothing");
+}
+
+#[test]
+fn rule_12_what_is_within_the_bounds_is_told_by_none() {
+    let limits =
+        Limits { trailer_bytes: 100, continuations: 2, stream_head_bytes: 1500, ..Limits::default() };
+    let plays: [Play; 3] = [
+        |scene| scene.client(&trailed(60)),
+        |scene| {
+            scene.client(&post(1, "/"));
+            scene.app(&continued(2));
+        },
+        |scene| (0..2).for_each(|at| scene.client(&post(2 * at + 1, "/"))),
+    ];
+    for play in plays {
+        let mut scene = Scene::with(limits.clone());
+        scene.greet();
+        play(&mut scene);
+        assert_eq!((&scene.rules.limits[..], scene.end()), (&[][..], None));
+    }
+}
+
 #[test]
 fn rule_12_a_ping_for_each_piece_that_came_is_no_flood() {
     let mut scene = Scene::open();
@@ -286,6 +391,7 @@ fn rule_15_answers_that_nobody_reads_stop_the_client_and_then_the_connection() {
     assert_eq!(scene.end(), None);
     scene.pass_time(Duration::from_secs(1));
     assert_eq!(scene.end(), Some(End::Cut(Reason::Overloaded)));
+    assert_eq!(scene.rules.limits, ["http.answer_bytes"]);
 }
 
 #[test]

@@ -37,6 +37,8 @@ pub struct Rules {
     pub seen: Vec<Seen>,
     pub allowed: Vec<u32>,
     pub refused: Vec<(u32, Refusal)>,
+    /// Bounds that were passed, whoever passed them.
+    pub limits: Vec<&'static str>,
     pub answered: Vec<(u32, u16)>,
     pub finished: Vec<u32>,
 }
@@ -93,6 +95,13 @@ impl Authorizer for Rules {
 
     fn refused(&mut self, id: RequestId, refusal: &Refusal) {
         self.refused.push((id.0 as u32, *refusal));
+        if !refusal.limit.is_empty() {
+            self.limits.push(refusal.limit);
+        }
+    }
+
+    fn over_limit(&mut self, limit: &'static str) {
+        self.limits.push(limit);
     }
 
     fn answered(&mut self, id: RequestId, status: u16) {

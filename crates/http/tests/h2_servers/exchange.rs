@@ -15,7 +15,7 @@ use tokio::sync::Semaphore;
 /// The stream of the request behind the row.
 pub const MARKER: u32 = 4001;
 /// Far longer than a server on loopback takes.
-const LIMIT: Duration = Duration::from_secs(20);
+const LIMIT: Duration = Duration::from_secs(60);
 /// Connections at once.
 static PLACES: Semaphore = Semaphore::const_new(16);
 

@@ -3,7 +3,7 @@
 use super::cache::{CacheKey, TokenCache};
 use super::fault::{TokenFault, TokenRefusal};
 use super::forward::Forwarding;
-use super::jwks::Jwks;
+use super::jwks::{Cost, Jwks};
 use super::place::{HttpView, is_preflight};
 use super::rules::{Keys, TokenRule, TokenRules};
 use super::token::{Claims, Parsed};
@@ -96,8 +96,16 @@ pub fn authenticate<'r>(
     if is_preflight(view) {
         return Ok(Authenticated { token: None, forwarding, signatures: 0, parsed: 0 });
     }
-    let mut examination =
-        Examination { keys, cache, now, read: Vec::new(), unknown_key: None, signatures: 0, parsed: 0 };
+    let mut examination = Examination {
+        keys,
+        cache,
+        now,
+        read: Vec::new(),
+        unknown_key: None,
+        cost: Cost { tries: cache.limits().tries, ..Cost::default() },
+        parsed: 0,
+        is_forged: false,
+    };
     let mut refusal: Option<(&TokenRule, TokenFault)> = None;
     for rule in &rules.rules {
         match examination.judge(rule, view, &rules.stripped) {
@@ -113,7 +121,7 @@ pub fn authenticate<'r>(
                     space_delimited: rule.space_delimited.clone(),
                     policy: rule.policy.clone(),
                 };
-                let Examination { signatures, parsed, .. } = examination;
+                let Examination { cost: Cost { signatures, .. }, parsed, .. } = examination;
                 return Ok(Authenticated { token: Some(token), forwarding, signatures, parsed });
             }
             Verdict::Refused(fault) => {
@@ -123,10 +131,14 @@ pub fn authenticate<'r>(
             }
         }
     }
-    let Examination { signatures, parsed, unknown_key, .. } = examination;
+    let Examination { cost, parsed, unknown_key, is_forged, .. } = examination;
+    let Cost { signatures, is_untried, .. } = cost;
     match refusal {
         None => Ok(Authenticated { token: None, forwarding, signatures, parsed }),
-        Some((rule, fault)) => Err(TokenRefusal { signatures, parsed, ..rule.refuse(fault, unknown_key) }),
+        Some((rule, fault)) => {
+            let refusal = rule.refuse(fault, unknown_key);
+            Err(TokenRefusal { signatures, parsed, is_forged, is_untried, ..refusal })
+        }
     }
 }
 
@@ -138,10 +150,11 @@ struct Examination<'e> {
     read: Vec<(String, Result<Arc<Parsed>, TokenFault>)>,
     /// The last key ID that no key set held.
     unknown_key: Option<Box<str>>,
-    /// Signatures that were looked at.
-    signatures: u32,
+    cost: Cost,
     /// Bytes of tokens that were taken apart.
     parsed: usize,
+    /// A token cost signatures, and none of them held.
+    is_forged: bool,
 }
 
 /// A token whose claims fit its rule.
@@ -154,7 +167,7 @@ enum Fitting {
 
 impl Examination<'_> {
     fn judge(&mut self, rule: &TokenRule, view: &HttpView<'_>, stripped: &[Box<str>]) -> Verdict {
-        let tokens = match rule.places.tokens(view, stripped) {
+        let tokens = match rule.places.tokens(view, stripped, self.cache.limits().in_request) {
             Ok(tokens) => tokens,
             Err(fault) => return Verdict::Refused(fault),
         };
@@ -215,22 +228,34 @@ impl Examination<'_> {
         if let Some(claims) = self.cache.get(&key, self.now) {
             return Ok(claims);
         }
-        if self.cache.is_refused(&key) {
-            return Err(TokenFault::Signature);
-        }
-        match keys.verify(&parsed, &mut self.signatures) {
-            Ok(()) => {}
-            Err(fault) => {
-                if fault == TokenFault::UnknownKey {
-                    self.unknown_key = parsed.key_id.as_deref().map(Into::into);
-                } else if fault == TokenFault::Signature {
-                    self.cache.refuse(key);
+        let fault = match self.cache.refused(&key) {
+            Some(known) => known,
+            None => match self.try_keys(keys, key, &parsed) {
+                Ok(()) => {
+                    self.cache.insert(key, &parsed.claims, self.now);
+                    return Ok(parsed.claims.clone());
                 }
-                return Err(fault);
-            }
+                Err(fault) => fault,
+            },
+        };
+        if fault == TokenFault::UnknownKey {
+            self.unknown_key = parsed.key_id.as_deref().map(Into::into);
         }
-        self.cache.insert(key, &parsed.claims, self.now);
-        Ok(parsed.claims.clone())
+        Err(fault)
+    }
+
+    /// Looks at the signature. That it holds under none of the keys that were tried is remembered, also where there are
+    /// more keys than may be tried: the token would cost as much again. With another key set it is another `key`.
+    fn try_keys(&mut self, keys: &Jwks, key: CacheKey, parsed: &Parsed) -> Result<(), TokenFault> {
+        let before = self.cost.signatures;
+        let tried = keys.verify(parsed, &mut self.cost);
+        if let Err(fault) = &tried
+            && self.cost.signatures > before
+        {
+            self.is_forged = true;
+            self.cache.refuse(key, fault.clone());
+        }
+        tried
     }
 
     fn read(&mut self, token: &str) -> Result<Arc<Parsed>, TokenFault> {
@@ -273,6 +298,16 @@ impl TokenRule {
             _ => None,
         };
         let (policy, rule) = (self.policy.clone(), self.index);
-        TokenRefusal { fault, policy, rule, refetch, key_id, signatures: 0, parsed: 0 }
+        TokenRefusal {
+            fault,
+            policy,
+            rule,
+            refetch,
+            key_id,
+            signatures: 0,
+            parsed: 0,
+            is_forged: false,
+            is_untried: false,
+        }
     }
 }

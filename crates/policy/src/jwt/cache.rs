@@ -2,18 +2,15 @@
 //! kept is a hash and the claims, never the token.
 
 use super::LEEWAY;
+use super::fault::TokenFault;
 use super::jwks::Jwks;
+use super::limits::TokenLimits;
 use super::token::Claims;
 use aws_lc_rs::digest::{Context, SHA256};
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashMap, VecDeque};
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// Tokens that were refused lately.
-const REFUSED: usize = 256;
-/// Enough for one workload's callers.
-const ENTRIES: usize = 1024;
-const BYTES: usize = 2 * 1024 * 1024;
 /// What parsed JSON takes beside its text, roughly: measured at two to four times.
 const BYTES_PER_BYTE: usize = 4;
 const BYTES_PER_ENTRY: usize = 512;
@@ -33,8 +30,7 @@ impl CacheKey {
 
 /// Verified tokens until they expire.
 pub struct TokenCache {
-    entries: usize,
-    bytes: usize,
+    limits: TokenLimits,
     inner: Mutex<Inner>,
 }
 
@@ -46,14 +42,15 @@ struct Inner {
     bytes: usize,
     /// When expired tokens were last thrown out.
     swept: u64,
-    /// Tokens whose signature does not hold, the oldest first; holds exactly what `refused_order` does.
-    refused: HashSet<CacheKey>,
+    /// Tokens for which signatures were looked at in vain, with what was said of them.
+    refused: HashMap<CacheKey, TokenFault>,
+    /// The oldest first; holds exactly the keys of `refused`.
     refused_order: VecDeque<CacheKey>,
 }
 
 impl Default for TokenCache {
     fn default() -> Self {
-        TokenCache::new(ENTRIES, BYTES)
+        TokenCache::within(TokenLimits::default())
     }
 }
 
@@ -64,10 +61,16 @@ impl fmt::Debug for TokenCache {
 }
 
 impl TokenCache {
-    /// A cache of at most so many tokens and (estimated) bytes.
+    /// A cache with these bounds; what is verified with it keeps to them too.
     #[must_use]
-    pub fn new(entries: usize, bytes: usize) -> Self {
-        TokenCache { entries, bytes, inner: Mutex::default() }
+    pub fn within(limits: TokenLimits) -> Self {
+        TokenCache { limits, inner: Mutex::default() }
+    }
+
+    /// The bounds.
+    #[must_use]
+    pub fn limits(&self) -> &TokenLimits {
+        &self.limits
     }
 
     /// How many tokens it holds.
@@ -89,14 +92,15 @@ impl TokenCache {
     /// Keeps `claims`; makes room by throwing out what has expired, then the oldest.
     pub(super) fn insert(&self, key: CacheKey, claims: &Arc<Claims>, now: u64) {
         let cost = cost(claims);
-        if cost > self.bytes || self.entries == 0 || is_over(claims, now) {
+        let TokenLimits { known, known_bytes, .. } = self.limits;
+        if cost > known_bytes || known == 0 || is_over(claims, now) {
             return;
         }
         self.with(|inner| {
             if inner.claims.contains_key(&key) {
                 return;
             }
-            let fits = |inner: &Inner| inner.claims.len() < self.entries && inner.bytes + cost <= self.bytes;
+            let fits = |inner: &Inner| inner.claims.len() < known && inner.bytes + cost <= known_bytes;
             if !fits(inner) && inner.swept != now {
                 inner.sweep(now);
             }
@@ -107,14 +111,15 @@ impl TokenCache {
         });
     }
 
-    /// The token's signature does not hold under these keys: it need not be looked at again for a while.
-    pub(super) fn refuse(&self, key: CacheKey) {
+    /// The token's signature holds under none of these keys that were tried: it need not be looked at again for a
+    /// while.
+    pub(super) fn refuse(&self, key: CacheKey, fault: TokenFault) {
         self.with(|inner| {
-            if !inner.refused.insert(key) {
+            if inner.refused.insert(key, fault).is_some() {
                 return;
             }
             inner.refused_order.push_back(key);
-            if inner.refused_order.len() > REFUSED
+            if inner.refused_order.len() > self.limits.refused
                 && let Some(oldest) = inner.refused_order.pop_front()
             {
                 inner.refused.remove(&oldest);
@@ -122,9 +127,9 @@ impl TokenCache {
         });
     }
 
-    /// The token was refused lately.
-    pub(super) fn is_refused(&self, key: &CacheKey) -> bool {
-        self.with(|inner| inner.refused.contains(key))
+    /// Why the token was refused lately, if it was.
+    pub(super) fn refused(&self, key: &CacheKey) -> Option<TokenFault> {
+        self.with(|inner| inner.refused.get(key).cloned())
     }
 
     /// What a panicking thread left behind is whole: no step in between can fail.
@@ -171,13 +176,17 @@ mod tests {
         Parsed::read(&format!("{}.{payload}.", URL_SAFE_NO_PAD.encode("{\"alg\":\"ES256\"}"))).unwrap().claims
     }
 
+    fn cache_of(known: usize, known_bytes: usize) -> TokenCache {
+        TokenCache::within(TokenLimits { known, known_bytes, ..TokenLimits::default() })
+    }
+
     fn key(number: u8) -> CacheKey {
         CacheKey([number; 32])
     }
 
     #[test]
     fn it_never_holds_more_than_it_may() {
-        let cache = TokenCache::new(3, usize::MAX);
+        let cache = cache_of(3, usize::MAX);
         for number in 0..10 {
             cache.insert(key(number), &claims(1000), 0);
             assert!(cache.len() <= 3);
@@ -185,19 +194,19 @@ mod tests {
         assert!(cache.get(&key(9), 0).is_some());
         assert!(cache.get(&key(6), 0).is_none(), "the oldest went");
 
-        let small = TokenCache::new(100, 3 * cost(&claims(1000)));
+        let small = cache_of(100, 3 * cost(&claims(1000)));
         for number in 0..10 {
             small.insert(key(number), &claims(1000), 0);
         }
         assert_eq!(small.len(), 3);
-        let none = TokenCache::new(100, 10);
+        let none = cache_of(100, 10);
         none.insert(key(0), &claims(1000), 0);
         assert!(none.is_empty(), "one that alone is too large is not kept");
     }
 
     #[test]
     fn the_expired_are_not_found_and_make_room_first() {
-        let cache = TokenCache::new(2, usize::MAX);
+        let cache = cache_of(2, usize::MAX);
         cache.insert(key(0), &claims(10_000), 0);
         cache.insert(key(1), &claims(100), 0);
         assert!(cache.get(&key(1), 100 + LEEWAY).is_some());
@@ -218,11 +227,13 @@ mod tests {
             bytes[..8].copy_from_slice(&number.to_be_bytes());
             CacheKey(bytes)
         };
-        for number in 0..=REFUSED {
-            cache.refuse(key(number));
-            cache.refuse(key(number));
+        let most = TokenLimits::default().refused;
+        for number in 0..=most {
+            cache.refuse(key(number), TokenFault::UnknownKey);
+            cache.refuse(key(number), TokenFault::Signature);
         }
-        assert!(!cache.is_refused(&key(0)) && (1..=REFUSED).all(|number| cache.is_refused(&key(number))));
+        assert_eq!(cache.refused(&key(0)), None, "the oldest went");
+        assert!((1..=most).all(|number| cache.refused(&key(number)) == Some(TokenFault::Signature)));
         assert!(cache.is_empty(), "none of them counts");
     }
 

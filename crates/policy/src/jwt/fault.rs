@@ -78,6 +78,11 @@ pub struct TokenRefusal {
     pub signatures: u32,
     /// Bytes of tokens that were taken apart to find out. Each costs some ten nanoseconds.
     pub parsed: usize,
+    /// One of its tokens cost signatures of which none held, whatever fault of another rule is told. One that comes
+    /// again costs none, and is not forged anew.
+    pub is_forged: bool,
+    /// For one of them there were more keys than a token may try.
+    pub is_untried: bool,
 }
 
 impl TokenRefusal {

@@ -15,11 +15,8 @@ use serde_json::Value;
 const MAX_DOCUMENT: usize = 256 * 1024;
 /// Large issuers publish about ten keys.
 const MAX_KEYS: usize = 100;
-/// Signatures that one token may cost: keys of its `kid`, and keys without one.
-const MAX_TRIES: u32 = 16;
-/// Of these, for a token without `kid`, with keys that have one. It fits every key, but is meant for those without: who
-/// names keys names them in tokens.
-const MAX_TRIES_OF_NAMED: u32 = 4;
+/// Of the signatures that a token without `kid` may cost, one in so many with keys that have one.
+const OF_NAMED: u32 = 4;
 /// Bytes of a modulus: the sizes that aws-lc verifies with (2048 to 8192 bits).
 const MODULUS: std::ops::RangeInclusive<usize> = 256..=1024;
 
@@ -70,6 +67,17 @@ pub enum JwksError {
     /// Nothing that a signature could be verified with.
     #[error("the key set has no key that can verify a signature{0}")]
     NoUsableKey(String),
+}
+
+/// What the tokens of a request cost.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Cost {
+    /// Signatures that each token may cost.
+    pub(super) tries: u32,
+    /// Signatures that were looked at.
+    pub(super) signatures: u32,
+    /// For one of them there were more keys than it might try.
+    pub(super) is_untried: bool,
 }
 
 /// A key that was left out.
@@ -174,15 +182,15 @@ impl Jwks {
 
     /// Verifies the signature with the keys whose ID and algorithms fit; a key without an ID fits any. Counts the
     /// `signatures` that it looks at. Where there are more keys than may be tried, and none of those holds, the key of
-    /// the token is not known.
-    pub(super) fn verify(&self, token: &Parsed, signatures: &mut u32) -> Result<(), TokenFault> {
+    /// the token is not known. `cost` is what it may cost, and what it has.
+    pub(super) fn verify(&self, token: &Parsed, cost: &mut Cost) -> Result<(), TokenFault> {
         let of_id = |key: &&Key| match (&key.id, &token.key_id) {
             (Some(id), Some(wanted)) => **id == **wanted,
             _ => true,
         };
         let Some(algorithm) = token.algorithm else { return Err(TokenFault::Algorithm) };
         let mut fault = TokenFault::UnknownKey;
-        let (mut tries, mut of_named, mut is_left) = (MAX_TRIES, MAX_TRIES_OF_NAMED, false);
+        let (mut tries, mut of_named, mut is_left) = (cost.tries, (cost.tries / OF_NAMED).max(1), false);
         for key in self.keys.iter().filter(of_id) {
             if fault == TokenFault::UnknownKey {
                 fault = TokenFault::Algorithm;
@@ -197,12 +205,13 @@ impl Jwks {
             }
             tries -= 1;
             of_named -= u32::from(is_guess);
-            *signatures += 1;
+            cost.signatures += 1;
             fault = TokenFault::Signature;
             if key.verifies(algorithm, token) {
                 return Ok(());
             }
         }
+        cost.is_untried |= is_left;
         Err(if is_left { TokenFault::UnknownKey } else { fault })
     }
 }

@@ -12,6 +12,7 @@ mod check;
 mod fault;
 mod forward;
 mod jwks;
+mod limits;
 mod place;
 mod rules;
 mod token;
@@ -22,6 +23,7 @@ pub(crate) use check::{check_rule, rule_warnings};
 pub use fault::{TokenFault, TokenRefusal};
 pub use forward::Forwarding;
 pub use jwks::{Jwks, JwksError, UnusableKey};
+pub use limits::TokenLimits;
 pub use place::{HttpView, is_preflight};
 pub use rules::{KeyFetch, TokenRules};
 

@@ -5,9 +5,6 @@ use crate::request_authentication::JwtRule;
 use percent_encoding::percent_decode_str;
 use std::borrow::Cow;
 
-/// Tokens that one rule may find in one request.
-const MAX_TOKENS: usize = 8;
-
 /// What tokens are looked for in: one request as it came.
 #[derive(Debug, Clone, Copy)]
 pub struct HttpView<'a> {
@@ -63,30 +60,28 @@ impl Places {
     }
 
     /// All tokens of the request in these places: headers first, then parameters, then cookies. Headers in `stripped`
-    /// are ours, not the client's.
+    /// are ours, not the client's. There may be `most`.
     pub(super) fn tokens<'a>(
         &self,
         view: &HttpView<'a>,
         stripped: &[Box<str>],
+        most: usize,
     ) -> Result<Vec<Cow<'a, str>>, TokenFault> {
         let mut found = Vec::new();
         for (name, prefix) in &self.headers {
             if !stripped.contains(name) {
-                found.extend(
-                    view.values(name).filter_map(|value| after_prefix(value, prefix)).take(MAX_TOKENS + 1),
-                );
+                found
+                    .extend(view.values(name).filter_map(|value| after_prefix(value, prefix)).take(most + 1));
             }
         }
         for name in &self.params {
             let pairs = pairs(view.query).filter(|pair| pair.is(name));
-            found.extend(
-                pairs.map(|pair| pair.value()).filter(|value| !value.is_empty()).take(MAX_TOKENS + 1),
-            );
+            found.extend(pairs.map(|pair| pair.value()).filter(|value| !value.is_empty()).take(most + 1));
         }
         for name in &self.cookies {
-            found.extend(cookies(view, name).take(MAX_TOKENS + 1));
+            found.extend(cookies(view, name).take(most + 1));
         }
-        if found.len() > MAX_TOKENS { Err(TokenFault::TooMany) } else { Ok(found) }
+        if found.len() > most { Err(TokenFault::TooMany) } else { Ok(found) }
     }
 
     /// The names of the headers to take from a request whose token was accepted.

@@ -5,10 +5,6 @@
 use super::form::{Separators, decode_separators, has_encoded_separator, merge_slashes, resolve_dots};
 use std::borrow::Cow;
 
-/// Bytes that all forms of a path may have together: their readings must not cost the proxy more than the sender. A
-/// path of 3 KiB with common escapes is within it, one with parameters and escapes of escapes up to some 300 bytes.
-pub(super) const MAX_BYTES: usize = 10 * 1024;
-
 /// What a back end decodes.
 #[derive(Debug, Clone, Copy)]
 enum Decoding {
@@ -52,12 +48,12 @@ impl Decoding {
 pub(super) struct TooMany;
 
 /// Calls `each` with every form that a back end could make of `path`, which is in the form BASE; one form may come
-/// more than once. With none where all together would have more than [`MAX_BYTES`].
-pub(super) fn each_further(path: &str, mut each: impl FnMut(&str)) -> Result<(), TooMany> {
+/// more than once. With none where all together would have more than `most` bytes.
+pub(super) fn each_further(path: &str, most: usize, mut each: impl FnMut(&str)) -> Result<(), TooMany> {
     if is_plain(path) {
         return Ok(());
     }
-    if path.len() > MAX_BYTES {
+    if path.len() > most {
         return Err(TooMany);
     }
     let escaped = path.contains('%');
@@ -76,7 +72,7 @@ pub(super) fn each_further(path: &str, mut each: impl FnMut(&str)) -> Result<(),
     }
     // Parameters are dropped or not, before and after the decoding; what is decoded twice may bring new ones.
     let forms = decodings.len() * if once.contains(';') || twice { 4 } else { 1 };
-    if forms * path.len() > MAX_BYTES {
+    if forms * path.len() > most {
         return Err(TooMany);
     }
     let mut made: Vec<String> = Vec::new();
@@ -162,6 +158,7 @@ fn decode_all(path: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::path::FORM_BYTES as MOST;
 
     fn further(path: &str) -> Vec<String> {
         let mut all = Vec::new();
@@ -170,7 +167,7 @@ mod tests {
                 all.push(form.to_owned());
             }
         };
-        each_further(path, each).unwrap();
+        each_further(path, MOST, each).unwrap();
         all.sort();
         all
     }
@@ -209,13 +206,14 @@ mod tests {
             ("escapes of escapes", "/".to_owned() + &"%252f".repeat(80), true),
             ("too many of them", "/".to_owned() + &"%252f".repeat(200), false),
             ("with parameters", "/".to_owned() + &"%252f;x%5c..".repeat(100), false),
-            ("too long", "/%41".to_owned() + &"a".repeat(MAX_BYTES), false),
+            ("too long", "/%41".to_owned() + &"a".repeat(MOST), false),
         ];
         for (case, path, is_judged) in cases {
             let mut bytes = 0;
-            let judged = each_further(&path, |form| bytes += form.len());
+            let judged = each_further(&path, MOST, |form| bytes += form.len());
             assert_eq!(judged.is_ok(), is_judged, "{case}");
-            assert!(bytes <= 3 * MAX_BYTES, "{case}: {bytes}");
+            assert!(bytes <= 3 * MOST, "{case}: {bytes}");
+            assert!(each_further(&path, 100 * MOST, |_| ()).is_ok(), "{case}: it is a setting");
         }
     }
 

@@ -14,11 +14,16 @@ mod readings;
 mod template;
 
 pub(crate) use patterns::{Patterns, Reading};
-pub use readings::{Readings, normalize};
+pub use readings::{Readings, normalize, normalize_within};
 pub use template::{Charset, Template, TemplateError};
 
 use cinch_reason::Reason;
 use serde::{Deserialize, Serialize};
+
+/// Bytes that all forms of a path may have together, where nobody says otherwise: their readings must not cost the proxy
+/// more than the sender. A path of 3 KiB with common escapes is within it, one with parameters and escapes of escapes up
+/// to some 300 bytes.
+pub const FORM_BYTES: usize = 10 * 1024;
 
 /// How paths are read, for matching and for forwarding (Istio's `pathNormalization`, and our default).
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]

@@ -2,7 +2,7 @@
 
 use super::form::{Separators, base, decode_separators, has_encoded_separator, merge_slashes};
 use super::further::each_further;
-use super::{BadPath, PathNormalization};
+use super::{BadPath, FORM_BYTES, PathNormalization};
 use crate::text::split_once;
 use std::borrow::Cow;
 
@@ -90,7 +90,7 @@ impl<'a> Readings<'a> {
         Ok(())
     }
 
-    fn add_further(&mut self) -> Result<(), BadPath> {
+    fn add_further(&mut self, most: usize) -> Result<(), BadPath> {
         let mut further: Vec<String> = Vec::new();
         let mut made = 0;
         let each = |form: &str| {
@@ -99,7 +99,7 @@ impl<'a> Readings<'a> {
                 further.push(form.to_owned());
             }
         };
-        each_further(&self.forward, each).map_err(|_| BadPath::TooLong)?;
+        each_further(&self.forward, most, each).map_err(|_| BadPath::TooLong)?;
         self.further = further;
         self.made = made;
         Ok(())
@@ -112,6 +112,14 @@ impl<'a> Readings<'a> {
 /// # Errors
 /// [`BadPath`], to be answered with status 400; never in mode NONE.
 pub fn normalize(mode: PathNormalization, target: &str) -> Result<Readings<'_>, BadPath> {
+    normalize_within(mode, target, FORM_BYTES)
+}
+
+/// As [`normalize`], where all forms of a path may have `most` bytes together instead of [`FORM_BYTES`].
+///
+/// # Errors
+/// As [`normalize`].
+pub fn normalize_within(mode: PathNormalization, target: &str, most: usize) -> Result<Readings<'_>, BadPath> {
     let (path, query) = parted(target);
     if is_normal(path) {
         return Ok(Readings::one(Cow::Borrowed(path), query));
@@ -125,7 +133,7 @@ pub fn normalize(mode: PathNormalization, target: &str) -> Result<Readings<'_>, 
     let mut readings = Readings::one(forward, query);
     if mode == PathNormalization::Safe {
         readings.add_named(path)?;
-        readings.add_further()?;
+        readings.add_further(most)?;
     }
     Ok(readings)
 }

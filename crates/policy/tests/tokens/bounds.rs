@@ -30,14 +30,66 @@ fn a_token_without_key_id_costs_few_signatures() {
     all.push(last.jwk());
     let scene = Scene::new(&[("ns/one", "- issuer: https://issuer.example")]).keys(ISSUER, set(&all));
     let token = last.token_with(&json!({"alg": "EdDSA"}), "EdDSA", &claims(json!({})));
-    for _ in 0..2 {
-        assert_eq!(scene.signatures(std::slice::from_ref(&token)), 4, "and nothing is remembered of it");
-    }
+    assert_eq!(scene.signatures(std::slice::from_ref(&token)), 4);
     assert_eq!(
         scene.bearer(&token),
         Err(TokenFault::UnknownKey),
         "beyond the tries it is not known to be forged"
     );
+}
+
+/// More keys than a token may try, those of `issuers`; `kid`: with their IDs.
+fn many_keys(issuers: &[Issuer], kid: bool) -> Vec<serde_json::Value> {
+    let jwk = |issuer: &Issuer| {
+        let mut jwk = issuer.jwk();
+        if !kid {
+            jwk.as_object_mut().unwrap().remove("kid");
+        }
+        jwk
+    };
+    issuers.iter().map(jwk).collect()
+}
+
+#[test]
+fn a_token_that_no_tried_key_signed_is_forged_once_and_costs_nothing_when_it_comes_again() {
+    let issuers: Vec<_> = (0..20).map(|_| Issuer::ed25519("k")).collect();
+    let rules = [("ns/one", "- issuer: https://issuer.example")];
+    // Without `kid` 4 of those that have one are tried, and with one 16 of those that have none.
+    let unnamed = json!({"alg": "EdDSA"});
+    for (named, header, tries) in
+        [(true, unnamed.clone(), 4), (false, json!({"alg": "EdDSA", "kid": "new"}), 16), (false, unnamed, 16)]
+    {
+        let mut scene = Scene::new(&rules).keys(ISSUER, set(&many_keys(&issuers, named)));
+        let token = issuers[19].token_with(&header, "EdDSA", &claims(json!({})));
+        let first = scene.judge(&[token.as_str()]).unwrap_err();
+        assert_eq!((first.signatures, first.is_forged), (tries, true), "{named} {header}");
+        for _ in 0..2 {
+            let again = scene.judge(&[token.as_str()]).unwrap_err();
+            assert_eq!((again.signatures, again.is_forged), (0, false), "{named} {header}");
+            assert_eq!((&again.fault, &again.key_id), (&TokenFault::UnknownKey, &first.key_id));
+            assert_eq!(
+                again.refetch, first.refetch,
+                "the key may be a new one, so the set is still asked for"
+            );
+        }
+        // With its key among those that are tried it counts at once: it is another set.
+        scene.keys.insert(ISSUER.to_owned(), set(&many_keys(&issuers[16..], named)));
+        assert!(scene.bearer(&token).is_ok(), "{named} {header}");
+    }
+}
+
+#[test]
+fn a_forged_token_is_counted_whatever_another_rule_says_of_it() {
+    let issuer = Issuer::ed25519("k");
+    let rules = "- issuer: https://issuer.example\n  audiences: [shop]\n- issuer: https://issuer.example\n  audiences: [market]";
+    let scene = Scene::new(&[("ns/one", rules)]).keys(ISSUER, set(&[issuer.jwk()]));
+    let for_shop = claims(json!({"aud": "shop"}));
+    let forged = scene.judge(&[&Issuer::ed25519("k").token(&for_shop)]).unwrap_err();
+    assert_eq!((forged.fault, forged.is_forged), (TokenFault::Audience, true), "the second rule's word");
+    let cheap = claims(json!({"aud": "else"}));
+    let other = scene.judge(&[&Issuer::ed25519("k").token(&cheap)]).unwrap_err();
+    assert_eq!((other.fault, other.is_forged), (TokenFault::Audience, false), "nobody looked at it");
+    assert!(scene.bearer(&issuer.token(&for_shop)).is_ok());
 }
 
 #[test]

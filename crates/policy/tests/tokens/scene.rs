@@ -2,7 +2,7 @@
 
 use crate::issuer::NOW;
 use cinch_policy::RequestAuthenticationSpec;
-use cinch_policy::jwt::{HttpView, Jwks, TokenCache, TokenFault, TokenRules, authenticate};
+use cinch_policy::jwt::{HttpView, Jwks, TokenCache, TokenFault, TokenRefusal, TokenRules, authenticate};
 use serde_json::Value;
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -75,14 +75,19 @@ impl Scene {
         })
     }
 
-    /// The signatures that were looked at for a request with these tokens in its query.
-    pub fn signatures(&self, tokens: &[String]) -> u32 {
+    /// What a request with these tokens in its query cost in signatures, or why it was refused.
+    pub fn judge(&self, tokens: &[&str]) -> Result<u32, TokenRefusal> {
         let query: Vec<_> = tokens.iter().map(|token| format!("access_token={token}")).collect();
         let query = query.join("&");
         let view = HttpView { method: "GET", query: Some(&query), headers: &[] };
         let find = |name: &str| self.keys.get(name).cloned();
-        let judged = authenticate(&self.rules, &find, &self.cache, &view, self.now);
-        judged.map_or_else(|refusal| refusal.signatures, |passed| passed.signatures)
+        authenticate(&self.rules, &find, &self.cache, &view, self.now).map(|passed| passed.signatures)
+    }
+
+    /// The signatures that were looked at for it.
+    pub fn signatures(&self, tokens: &[String]) -> u32 {
+        let tokens: Vec<_> = tokens.iter().map(String::as_str).collect();
+        self.judge(&tokens).unwrap_or_else(|refusal| refusal.signatures)
     }
 
     /// With a bearer token.

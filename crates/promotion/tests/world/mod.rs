@@ -150,6 +150,7 @@ impl World {
             last_seen: None,
             last_served: None,
             last_denied: None,
+            last_denied_by_mode: None,
             reported_by: None,
         });
         self.sources.last_mut().expect("just pushed")
@@ -163,6 +164,7 @@ impl World {
         if locked {
             source.counts.denied += 1;
             source.last_denied = Some(now);
+            source.last_denied_by_mode = Some(now);
         } else {
             source.counts.served += 1;
             source.last_served = Some(now);

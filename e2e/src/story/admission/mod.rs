@@ -126,7 +126,7 @@ pub fn rules(see: &See<'_>, canonical: &Value) -> Result<String> {
         see.apply(&namespace.to_string())?;
     }
     for namespace in ALL.iter().chain(&[OUTSIDE]) {
-        see.kubectl(&["wait", "serviceaccount/default", "-n", namespace, "--for=create", "--timeout=30s"])?;
+        see.kubectl(&["wait", "serviceaccount/default", "-n", namespace, "--for=create", "--timeout=120s"])?;
     }
     let (mut tried, mut api) = (0, see.cluster.api()?);
     let with_init = text(canonical, "/spec/initContainers/0/name") == "cinch-init";
@@ -161,7 +161,7 @@ pub fn rules(see: &See<'_>, canonical: &Value) -> Result<String> {
     }
     tried += births(see)? + templates(see)?;
     types_are_sound(see)?;
-    see.kubectl(&["delete", "namespace", OPEN, REQUIRED, LOCKED, OUTSIDE, "--timeout=90s"])?;
+    see.kubectl(&["delete", "namespace", OPEN, REQUIRED, LOCKED, OUTSIDE, "--timeout=180s"])?;
     terminal::show(&format!("{tried} cases of the admission policies came out as they should"));
     Ok(format!("{tried} cases of admission; locked namespaces can be deleted"))
 }

@@ -16,6 +16,8 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
+/// What is to come has come by then, on any machine that does not stand still.
+const PATIENCE: Duration = Duration::from_secs(60);
 const OPERATOR: &str = "spiffe://cluster.local/ns/cinch-system/sa/cinch-operator";
 
 struct Port {
@@ -68,13 +70,12 @@ impl Port {
     }
 
     async fn until(&self, holds: impl Fn(&Self) -> bool) {
-        for _ in 0..500 {
-            if holds(self) {
-                return;
+        let come_true = async {
+            while !holds(self) {
+                tokio::time::sleep(Duration::from_millis(10)).await;
             }
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-        panic!("it did not come to pass");
+        };
+        tokio::time::timeout(PATIENCE, come_true).await.expect("it did not come to pass");
     }
 }
 
@@ -98,7 +99,7 @@ impl Client {
                 return message.kind;
             }
             let read = self.stream.read_buf(&mut self.buffer);
-            match tokio::time::timeout(Duration::from_secs(10), read).await.expect("silence") {
+            match tokio::time::timeout(PATIENCE, read).await.expect("silence") {
                 Ok(0) => return None,
                 Ok(_) => {}
                 Err(error)
@@ -268,6 +269,59 @@ async fn garbage_at_every_stage_closes_the_connection_and_is_counted() {
     port.until(|port| !port.sessions.connected("u1")).await;
     // And it still serves.
     port.bound().await.indexed().await;
+}
+
+/// What the log has at its default level, as text.
+#[derive(Clone, Default)]
+struct Log(Arc<Mutex<Vec<u8>>>);
+
+impl std::io::Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Log {
+    fn has(&self, words: &[&str]) -> bool {
+        let log = String::from_utf8_lossy(&self.0.lock()).into_owned();
+        log.lines().any(|line| words.iter().all(|word| line.contains(word)))
+    }
+}
+
+#[tokio::test]
+async fn what_no_proxy_does_is_told_in_the_log_at_its_default_level() {
+    let log = Log::default();
+    let writer = {
+        let log = log.clone();
+        move || log.clone()
+    };
+    let lines = tracing_subscriber::fmt().with_max_level(tracing::Level::INFO).with_ansi(false);
+    let _guard = tracing::subscriber::set_default(lines.with_writer(writer).finish());
+    let port = Port::open().await;
+    let mut raw = TcpStream::connect(port.address).await.unwrap();
+    raw.write_all(b"GET / HTTP/1.1\r\n\r\n").await.unwrap();
+    port.until(|_| log.has(&["WARN", "127.0.0.1", "end=\"handshake\"", "corrupt message"])).await;
+    assert!(port.dial(None, &[b"h2"]).await.is_err());
+    port.until(|_| log.has(&["end=\"handshake\"", "any known protocol"])).await;
+    let foreign = svid(&authority(Duration::from_secs(60)), API_ID);
+    drop(port.dial(Some(&foreign), &[ALPN]).await);
+    port.until(|_| log.has(&["end=\"certificate\"", "CertificateUntrusted"])).await;
+    let mut first = port.dial(None, &[ALPN]).await.unwrap();
+    first.stream.write_all(&[0xff; 64]).await.unwrap();
+    port.until(|_| log.has(&["end=\"garbage\"", "the first message could not be read"])).await;
+    // Over and over, it is told that it goes on, and no more: the port lets a pod in sixteen times at once.
+    for _ in 0..200 {
+        drop(TcpStream::connect(port.address).await.unwrap());
+    }
+    port.until(|port| port.metrics.connections(ConnectionEnd::Limit) >= 150).await;
+    assert!(log.has(&["end=\"limit\"", "too often"]));
+    let limited = String::from_utf8_lossy(&log.0.lock()).matches("end=\"limit\"").count();
+    assert!(limited <= 30, "{limited} lines");
 }
 
 #[tokio::test]

@@ -64,6 +64,13 @@ fn names(outputs: &[Output]) -> Vec<&'static str> {
         .collect()
 }
 
+/// What is sent after a change, records among it.
+fn refreshed(session: &mut Session, view: &FakeView, bundle: &TrustBundle) -> Vec<&'static str> {
+    let mut outputs = session.refresh(view, bundle).unwrap();
+    outputs.extend(session.refresh_records(view));
+    names(&outputs)
+}
+
 fn subscribe(session: &mut Session, view: &FakeView, to: &[&str]) -> Vec<&'static str> {
     let addresses = to.iter().map(|to| address(to.parse().unwrap())).collect();
     names(&session.message(Request::Subscribe(v1::Subscribe { addresses }), view).unwrap())
@@ -74,7 +81,7 @@ fn everything_is_sent_once_and_then_only_what_changed() {
     let view = FakeView::new(&[pod("a", "api", &["10.0.0.1"])]);
     let bundle = authority(Duration::from_secs(60)).bundle();
     let mut session = session(&["10.0.0.1"]);
-    let refresh = |session: &mut Session| names(&session.refresh(&view, &bundle).unwrap());
+    let refresh = |session: &mut Session| refreshed(session, &view, &bundle);
     assert_eq!(refresh(&mut session), ["bundle", "mesh", "policy", "indexed"]);
     assert!(refresh(&mut session).is_empty());
     *view.policy.lock() = 2;
@@ -83,6 +90,9 @@ fn everything_is_sent_once_and_then_only_what_changed() {
     assert_eq!(subscribe(&mut session, &view, &["10.0.0.5:80"]), ["record"]);
     assert!(refresh(&mut session).is_empty());
     view.set("10.0.0.5:80", RecordKind::Endpoints, 2);
+    *view.policy.lock() = 3;
+    let first = session.refresh(&view, &bundle).unwrap();
+    assert_eq!(names(&first), ["policy"], "a policy does not wait until all records were looked at");
     assert_eq!(refresh(&mut session), ["record"]);
     let gone = v1::Unsubscribe { addresses: vec![address("10.0.0.5:80".parse().unwrap())] };
     session.message(Request::Unsubscribe(gone), &view).unwrap();
@@ -156,13 +166,13 @@ fn unknown_is_said_only_after_a_consistent_read_and_again_when_it_becomes_known(
     let mut unspecified = view.record("a", to);
     unspecified.set_kind(RecordKind::Unspecified);
     assert_eq!(session.resolved(to, unspecified), None);
-    assert_eq!(names(&session.refresh(&view, &bundle).unwrap()), ["resolve"]);
+    assert_eq!(refreshed(&mut session, &view, &bundle), ["resolve"]);
     assert!(session.resolved(to, view.record("a", to)).is_some());
-    assert!(session.refresh(&view, &bundle).unwrap().is_empty());
+    assert!(refreshed(&mut session, &view, &bundle).is_empty());
     view.set("10.0.0.9:80", RecordKind::Endpoints, 5);
-    assert_eq!(names(&session.refresh(&view, &bundle).unwrap()), ["record"]);
+    assert_eq!(refreshed(&mut session, &view, &bundle), ["record"]);
     view.records.lock().clear();
-    assert_eq!(names(&session.refresh(&view, &bundle).unwrap()), ["resolve"]);
+    assert_eq!(refreshed(&mut session, &view, &bundle), ["resolve"]);
 }
 
 #[test]

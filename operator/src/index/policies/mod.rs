@@ -10,7 +10,7 @@ mod compose;
 mod model;
 mod object;
 
-pub use model::{JwksSource, PolicyInfo, PolicyKey, PolicyKind, UnknownKey};
+pub use model::{Asker, JwksSource, PolicyInfo, PolicyKey, PolicyKind, UnknownKey};
 
 use super::keyed::Table;
 use super::model::{Labels, PodInfo};
@@ -290,14 +290,24 @@ impl State {
         reliable.then(|| pinning.map(|(key, _)| key.clone()).collect())
     }
 
-    /// The key sets that policies of enrolled namespaces and of the root namespace ask for.
-    pub(super) fn jwks_sources(&self) -> BTreeSet<JwksSource> {
+    /// The key sets that policies of enrolled namespaces and of the root namespace ask for, each with who does.
+    pub(super) fn jwks_sources(&self) -> BTreeMap<JwksSource, BTreeSet<Asker>> {
         let root = &*self.policies.mesh.root_namespace;
-        let counts = |namespace: &str| {
-            *namespace == *root || self.namespaces.get(namespace).is_some_and(|found| found.enrolled)
-        };
-        let asking = self.policies.objects.values().filter(|object| counts(&object.info.key.namespace));
-        asking.flat_map(|object| &object.sources).cloned().collect()
+        let mut sources: BTreeMap<JwksSource, BTreeSet<Asker>> = BTreeMap::new();
+        for object in self.policies.objects.values() {
+            let namespace = &object.info.key.namespace;
+            let asker = if **namespace == *root {
+                Asker::Mesh
+            } else if self.namespaces.get(&**namespace).is_some_and(|found| found.enrolled) {
+                Asker::Namespace(Arc::clone(namespace))
+            } else {
+                continue;
+            };
+            for source in &object.sources {
+                sources.entry(source.clone()).or_default().insert(asker.clone());
+            }
+        }
+        sources
     }
 
     /// Whether a policy of the pod asks for the keys of `source`.

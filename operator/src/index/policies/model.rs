@@ -116,6 +116,15 @@ impl JwksSource {
     }
 }
 
+/// Whose policies name a source of keys.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Asker {
+    /// The root namespace's, for the whole mesh.
+    Mesh,
+    /// A namespace's.
+    Namespace(Arc<str>),
+}
+
 /// A proxy's word that a token names a key which the document of a source does not hold.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct UnknownKey {

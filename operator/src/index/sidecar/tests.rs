@@ -2,6 +2,7 @@
 
 use super::*;
 use serde_json::{Value, json};
+use std::collections::BTreeSet;
 
 const IMAGE: &str = "example.test/cinch-proxy:0.1.0";
 
@@ -209,6 +210,73 @@ fn injected(by_agent: bool) -> Value {
     let inits = if by_agent { json!([containers[1], {"name": "warm-up", "image": "y"}]) } else { containers };
     json!({"containers": [{"name": "app", "image": "x", "volumeMounts": mounted}], "initContainers": inits,
         "volumes": volumes})
+}
+
+#[test]
+fn what_a_later_version_may_add_leaves_a_pod_meshed_after_a_roll_back() {
+    let counts = |pod: Value| is_injected(&serde_json::from_value(pod).unwrap(), &ours(IMAGE));
+    let with = |list: &str, value: &Value| {
+        let mut pod = injected(true);
+        match pod.pointer_mut(&format!("/initContainers/0/{list}")) {
+            Some(Value::Array(values)) => values.push(value.clone()),
+            Some(other) => *other = value.clone(),
+            None => pod["initContainers"][0][list] = value.clone(),
+        }
+        pod
+    };
+    let http = |path: &str, port: u16| json!({"httpGet": {"path": path, "port": port}});
+    let field = json!({"fieldRef": {"fieldPath": "metadata.labels['app']"}});
+    let mount = |name: &str, path: &str| json!({"name": name, "mountPath": path});
+    let later = [
+        ("env", json!({"name": "CINCH_LATER", "value": "1"})),
+        ("env", json!({"name": "CINCH_LATER", "valueFrom": field})),
+        ("volumeMounts", mount("cinch-later", "/var/run/cinch/later")),
+        ("livenessProbe", http("/live", 15021)),
+        ("readinessProbe", http("/readyz", 15020)),
+    ];
+    for (list, value) in later {
+        assert!(counts(with(list, &value)), "{list}: {value}");
+    }
+    let secret = json!({"secretKeyRef": {"name": "x", "key": "y"}});
+    let foreign = [
+        ("env", json!({"name": "LATER", "value": "1"})),
+        ("env", json!({"name": "CINCH_LATER", "valueFrom": secret})),
+        ("env", json!({"name": "CINCH_TRUST_DOMAIN", "value": "evil.example"})),
+        ("env", json!({"name": "CINCH_POD_UID", "value": "another"})),
+        ("volumeMounts", mount("later", "/var/run/cinch/later")),
+        ("volumeMounts", mount("cinch-later", "/var/run/cinch")),
+        ("volumeMounts", mount("cinch-later", "/var/run/cinch/")),
+        ("volumeMounts", mount("cinch-later", "/var/run/cinch/trust")),
+        ("volumeMounts", mount("cinch-later", "/var/run/cinch/trust/bundle.pem")),
+        ("volumeMounts", mount("cinch-later", "/var/run/cinch/later/../trust")),
+        ("volumeMounts", mount("cinch-later", "/usr/lib")),
+        ("volumeMounts", mount("cinch-trust", "/var/run/cinch/later")),
+        ("livenessProbe", json!({"exec": {"command": ["/cinch-proxy"]}})),
+        ("readinessProbe", json!({"httpGet": {"path": "/", "port": 80, "host": "192.0.2.1"}})),
+    ];
+    for (list, value) in foreign {
+        assert!(!counts(with(list, &value)), "{list}: {value}");
+    }
+}
+
+/// A variable that the proxy reads and that is not judged would pass as one of a later version.
+#[test]
+fn every_variable_that_the_proxy_reads_is_judged() {
+    let source = include_str!("../../../../proxy-image/src/settings.rs");
+    let read = source.split("#[cfg(test)]").next().unwrap_or_default();
+    let of_name = |letter: char| letter.is_ascii_uppercase() || letter == '_';
+    let words = read.split(|letter| !of_name(letter)).filter(|word| word.starts_with(PREFIX));
+    let names: BTreeSet<&str> = words.collect();
+    assert!(names.contains("CINCH_POD_UID") && names.contains(REDIRECT), "{names:?}");
+    for name in names {
+        let secret =
+            json!({"name": name, "value": "x", "valueFrom": {"configMapKeyRef": {"name": "x", "key": "y"}}});
+        let free = json!({"name": name, "valueFrom": {"fieldRef": {"fieldPath": "metadata.labels['x']"}}});
+        for variable in [secret, free] {
+            let judged = serde_json::from_value(variable.clone()).unwrap();
+            assert!(!is_given_variable(&judged, &ours(IMAGE)), "{variable}");
+        }
+    }
 }
 
 #[test]

@@ -1,8 +1,9 @@
 //! Istio's policies in the index, on events as a watch brings them.
 
 use super::*;
-use crate::index::policies::{OfKind, PolicyInfo, PolicyKey, PolicyKind};
+use crate::index::policies::{Asker, OfKind, PolicyInfo, PolicyKey, PolicyKind};
 use kube::api::DynamicObject;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use PolicyKind::{
@@ -383,7 +384,10 @@ fn key_sets_travel_with_the_policies_that_ask_for_them() {
         Tokens,
         in_namespace("old", Tokens, "tokens", json!({"jwtRules": [{"issuer": "https://old.example"}]})),
     );
-    let sources: Vec<_> = state.jwks_sources().into_iter().map(|source| source.name().to_owned()).collect();
+    let asked = state.jwks_sources();
+    let shop = BTreeSet::from([Asker::Namespace("shop".into())]);
+    assert!(asked.values().all(|askers| *askers == shop), "{asked:?}");
+    let sources: Vec<_> = asked.keys().map(|source| source.name().to_owned()).collect();
     assert_eq!(
         sources,
         ["https://keys.example/a", "https://b.example"],

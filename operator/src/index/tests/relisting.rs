@@ -47,7 +47,7 @@ async fn a_new_leader_hears_what_its_watches_have_missed_before_it_speaks() {
     let shown: Shown = Arc::new(Mutex::new(Some(shop("PERMISSIVE"))));
     let (index, shutdown) = (Index::new(settings()), CancellationToken::new());
     let running = tokio::spawn(index.clone().run(api_server(&shown), shutdown.clone()));
-    let in_time = |done| tokio::time::timeout(Duration::from_secs(20), done);
+    let in_time = |done| tokio::time::timeout(Duration::from_secs(60), done);
     in_time(index.relist()).await.expect("the first lists");
     assert!(index.synced());
     let locked = |index: &Index| index.namespace("shop").is_some_and(|shop| shop.locked);

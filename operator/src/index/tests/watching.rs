@@ -67,7 +67,7 @@ async fn eventually(what: &str, index: &Index, condition: impl Fn(&Index) -> boo
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(20), come_true).await.unwrap_or_else(|_| panic!("{what}"));
+    tokio::time::timeout(Duration::from_secs(60), come_true).await.unwrap_or_else(|_| panic!("{what}"));
 }
 
 fn policies_known(index: &Index) -> bool {

@@ -55,7 +55,10 @@ impl Decoder {
                 }
                 _ => self.literal(rest, 4, out)?,
             };
-            if out.len() > self.max_fields || out.size() > self.max_size {
+            if out.len() > self.max_fields {
+                return Err(HpackError::TooMany);
+            }
+            if out.size() > self.max_size {
                 return Err(HpackError::TooLarge);
             }
         }

@@ -31,13 +31,8 @@ pub(crate) enum HpackError {
     Huffman,
     /// A table size that we did not allow, or not at the beginning of the block.
     TableSize,
-    /// More text or fields than we take. The table is no longer in step with the peer's.
+    /// More text than we take. The table is no longer in step with the peer's.
     TooLarge,
-}
-
-impl HpackError {
-    /// Whether the block is against our limits, but not against the RFC.
-    pub(crate) fn is_limit(self) -> bool {
-        self == HpackError::TooLarge
-    }
+    /// More fields than we take, with the same consequence.
+    TooMany,
 }
