@@ -190,6 +190,7 @@ mod tests {
         };
         assert!(renders("promotion.default=Automatic"));
         assert!(renders("mesh.pathNormalization=NONE"));
+        assert!(renders("operator.lease.duration=60s,operator.lease.renew=20s"));
         for value in [
             "promotion.default=Sometimes",
             "promotion.quietperiod=1h",
@@ -199,6 +200,9 @@ mod tests {
             "jwks.refreshInterval=often",
             "jwks.caBundle=/etc/ca.pem",
             "jwks.allowedCidrs[0]=10.0.0.0/8",
+            "operator.lease.duration=61s",
+            "operator.lease.duration=2s",
+            "operator.lease.renew=2s",
         ] {
             assert!(!renders(value), "{value}");
         }

@@ -83,34 +83,40 @@ pub async fn serve(
         () = end.cancelled() => return Ok(()),
     }
     let registration = paths.registry.join(REGISTRATION_SOCKET);
-    let mut has_served = false;
+    let mut taken = take_over(paths, &pods)?;
     loop {
-        let taken = match take_over(paths, &pods) {
-            Ok(taken) => taken,
-            Err(error) if has_served => {
-                tracing::warn!(
-                    error = format!("{error:#}"),
-                    "the kubelet's way can not be led here; trying again"
-                );
-                tokio::select! {
-                    () = sleep(pace) => continue,
-                    () = end.cancelled() => return Ok(()),
-                }
-            }
-            Err(error) => return Err(error),
-        };
-        has_served = true;
         let ways = [(socket.as_path(), taken.files.0), (registration.as_path(), taken.files.1)];
         let services = Server::builder()
             .add_service(IdentityServer::new(driver.clone()))
             .add_service(NodeServer::new(driver.clone()));
         let introduction = Server::builder().add_service(RegistrationServer::new(plugin.clone()));
-        tokio::select! {
+        // What leads here still is answered until the whole way does again.
+        let again = async {
+            until_needed_again(&pods, ways, pace).await;
+            take_back(paths, &pods, pace).await
+        };
+        taken = tokio::select! {
             ended = answer(taken.csi, services, end.clone()) => return ended.context("the CSI services ended"),
             ended = answer(taken.registration, introduction, end.clone()) => {
                 return ended.context("the registration ended");
             }
-            () = until_needed_again(&pods, ways, pace) => {}
+            taken = again => taken,
+        };
+    }
+}
+
+/// Leads the kubelet's way here again. What keeps an agent from that may pass: it tries until it can.
+async fn take_back(paths: &KubeletPaths, pods: &Pods, pace: Duration) -> Taken {
+    loop {
+        match take_over(paths, pods) {
+            Ok(taken) => return taken,
+            Err(error) => {
+                tracing::warn!(
+                    error = format!("{error:#}"),
+                    "the kubelet's way can not be led here; trying again"
+                );
+                sleep(pace).await;
+            }
         }
     }
 }

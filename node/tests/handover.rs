@@ -207,6 +207,30 @@ async fn an_agent_that_has_served_does_not_end_when_it_can_not_take_its_place_ba
 }
 
 #[tokio::test]
+async fn an_agent_whose_registration_was_taken_serves_on_while_it_can_not_take_it_back() {
+    let kubelet = Kubelet::new();
+    let first = Running::start(&kubelet).await;
+    let paths = kubelet.paths();
+    // No socket is made behind a link, though one is found there.
+    let moved = paths.registry.with_file_name("moved");
+    fs::rename(&paths.registry, &moved).unwrap();
+    std::os::unix::fs::symlink(&moved, &paths.registry).unwrap();
+    let changed = || fs::metadata(&paths.driver).unwrap().modified().unwrap();
+    let before = changed();
+    drop(stage(&moved, REGISTRATION_SOCKET, 0o600).unwrap().put_in_place().unwrap());
+    let foreign = file_at(&moved.join(REGISTRATION_SOCKET));
+    // It stages the socket of the services first, and gives that up again.
+    until(|| changed() != before).await;
+    kubelet.publish(POD).await.unwrap();
+    kubelet.unpublish(POD).await.unwrap();
+    assert_eq!(file_at(&moved.join(REGISTRATION_SOCKET)), foreign, "it is not taken back yet");
+    fs::remove_file(&paths.registry).unwrap();
+    fs::rename(&moved, &paths.registry).unwrap();
+    until(|| file_at(&paths.registry.join(REGISTRATION_SOCKET)) != foreign).await;
+    serves(&kubelet, &first).await;
+}
+
+#[tokio::test]
 async fn an_agent_that_can_not_open_all_its_sockets_replaces_none() {
     let kubelet = Kubelet::new();
     let first = Running::start(&kubelet).await;

@@ -93,6 +93,14 @@ pub fn renew_deadline(settings: &LeaseSettings) -> Duration {
     settings.duration.saturating_sub(settings.renew)
 }
 
+/// A lease that was given back is taken this soon, however seldom it is renewed: until then nobody leads.
+const LOOK_AT_MOST: Duration = Duration::from_secs(1);
+
+/// How often a candidate looks at the lease.
+fn look_every(settings: &LeaseSettings) -> Duration {
+    (settings.renew / 2).min(LOOK_AT_MOST)
+}
+
 /// The lease in our hands.
 pub struct Leadership {
     api: Api<Lease>,
@@ -132,7 +140,7 @@ pub async fn acquire(
         }
         tokio::select! {
             () = shutdown.cancelled() => return Ok(None),
-            () = tokio::time::sleep(settings.renew / 2) => {}
+            () = tokio::time::sleep(look_every(settings)) => {}
         }
     }
 }
@@ -334,5 +342,12 @@ mod tests {
     fn a_leader_stops_before_anybody_else_may_begin() {
         let settings = LeaseSettings { duration: SECOND * 5, renew: SECOND };
         assert!(renew_deadline(&settings) < settings.duration);
+    }
+
+    #[test]
+    fn a_lease_that_was_given_back_is_seen_within_a_second() {
+        let looks = |duration, renew| look_every(&LeaseSettings { duration, renew });
+        assert_eq!(looks(SECOND * 5, SECOND), SECOND / 2);
+        assert_eq!(looks(SECOND * 60, SECOND * 20), SECOND);
     }
 }

@@ -322,6 +322,9 @@ impl OwnPod {
     }
 }
 
+/// When a leader is gone without a word, nobody leads for as long.
+const LONGEST_LEASE: Duration = Duration::from_secs(60);
+
 impl Settings {
     /// Reads the file and the environment.
     ///
@@ -345,6 +348,9 @@ impl Settings {
         let lease = &settings.lease;
         if lease.renew.is_zero() || lease.duration < lease.renew * 3 {
             bail!("lease.duration must be at least three times lease.renew");
+        }
+        if lease.duration > LONGEST_LEASE {
+            bail!("lease.duration must be at most {LONGEST_LEASE:?}");
         }
         if lease.duration.subsec_nanos() != 0 {
             // The Lease says it in seconds: others would believe in less than its holder does.
@@ -475,6 +481,7 @@ lease: {duration: 15s, renew: 2s}
             ("allowHTTP", "allowHttp", "allowHttp"),
             ("10.3.0.0/16", "10.3.0.0/33", "10.3.0.0/33"),
             ("duration: 15s, renew: 2s", "duration: 2s, renew: 1s", "lease.duration"),
+            ("duration: 15s, renew: 2s", "duration: 61s, renew: 2s", "at most 60s"),
             ("duration: 15s, renew: 2s", "duration: 5s900ms, renew: 100ms", "whole seconds"),
         ] {
             let error = format!("{:#}", Settings::parse(&FULL.replace(from, to)).unwrap_err());

@@ -129,8 +129,9 @@ impl RecordCache {
         let mut state = self.state.lock();
         let State { entries, refuted, .. } = &mut *state;
         let Some(entry) = entries.get_mut(&address) else { return };
+        // Most of the time nothing is refuted, and nothing has to be compared while others wait for the lock.
         for gone in entry.said().map(endpoints_of).unwrap_or_default() {
-            if !endpoints_of(&destination).iter().any(|known| is_same(known, gone)) {
+            if refuted.knows(gone) && !endpoints_of(&destination).iter().any(|known| is_same(known, gone)) {
                 refuted.forgive(gone);
             }
         }
@@ -237,6 +238,9 @@ impl State {
         let due = whole.filter(|(_, until)| *until <= Instant::now()).map(|(said, _)| said.clone());
         if let Some(said) = due {
             self.put(to, said, Some(Destination::Refuse(Reason::PeerIdentityMismatch)));
+            if let Some(waiters) = self.entries.get_mut(&to).and_then(|entry| entry.waiters.take()) {
+                waiters.notify_waiters();
+            }
         }
         self.clock += 1;
         let Some(entry) = self.entries.get_mut(&to) else {

@@ -36,11 +36,16 @@ async fn read_until(
     most: usize,
 ) -> Result<Vec<u8>, HeadError> {
     let mut head = Vec::with_capacity(512);
+    let mut searched: usize = 0;
     loop {
-        if let Some(at) = head.windows(end.len()).position(|window| window == end) {
-            head.truncate(at);
+        // What was looked at before is not looked at again: it may come byte by byte.
+        let from = searched.saturating_sub(end.len() - 1);
+        let new: &[u8] = head.get(from..).unwrap_or_default();
+        if let Some(at) = new.windows(end.len()).position(|window| window == end) {
+            head.truncate(from + at);
             return Ok(head);
         }
+        searched = head.len();
         if head.len() >= most {
             return Err(HeadError::TooLong);
         }

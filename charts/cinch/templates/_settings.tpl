@@ -50,7 +50,11 @@ webhook:
   port: {{ .Values.webhook.port | int }}
 control:
   port: 7443
+{{- $lease := .Values.operator.lease }}
+{{- if lt (trimSuffix "s" $lease.duration | int) (mul 3 (trimSuffix "s" $lease.renew | int)) }}
+{{- fail "operator.lease.duration must be at least three times operator.lease.renew" }}
+{{- end }}
 lease:
-  duration: {{ .Values.operator.lease.duration }}
-  renew: {{ .Values.operator.lease.renew }}
+  duration: {{ $lease.duration }}
+  renew: {{ $lease.renew }}
 {{- end }}

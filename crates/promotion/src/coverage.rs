@@ -207,6 +207,13 @@ impl Track {
         Track { boot, inherited: false, through, last_word: false, first_seen: now, gone: None }
     }
 
+    /// Brings its times back to `now` when the clock was set back.
+    pub(crate) fn not_after(&mut self, now: Millis) {
+        self.through = self.through.min(now);
+        self.first_seen = self.first_seen.min(now);
+        self.gone = self.gone.map(|gone| gone.min(now));
+    }
+
     /// Takes the pod's newest report and tells the time that nobody speaks for.
     fn hear(&mut self, pod: &Pod) -> Millis {
         let Some(report) = pod.report else { return 0 };
@@ -230,9 +237,9 @@ impl<'a> Coverage<'a> {
     fn count(&mut self, pod: &'a Pod, track: &Track, facts: &Facts) {
         self.must_report += 1;
         let limit = freshness(facts);
-        let recent = pod
-            .report
-            .filter(|report| report.last_word || facts.now.saturating_sub(report.received) <= limit);
+        // One that seems to come from the future is from before the clock was set back.
+        let recent =
+            pod.report.filter(|report| report.last_word || facts.now.abs_diff(report.received) <= limit);
         if let Some(report) = recent {
             if !is_proved(report, facts) {
                 if report.received.saturating_sub(report.boot_started) > PROOF_FLOOR {

@@ -26,6 +26,7 @@ const ROLLBACKS_BEFORE_DECISION: u32 = 2;
 #[must_use]
 pub fn step(facts: &Facts, memory: &Memory) -> Outcome {
     let mut memory = memory.clone();
+    memory.not_after(facts.now);
     let coverage = coverage::observe(&mut memory, facts);
     probation::remember(&mut memory, facts);
     bypass::remember(&mut memory, facts);

@@ -137,6 +137,22 @@ pub enum Phase {
     },
 }
 
+impl Phase {
+    /// The times in it.
+    fn times(&mut self) -> impl Iterator<Item = &mut Millis> {
+        let (since, decided) = match self {
+            Phase::Settling { since, decided } => (since.as_mut(), Some(decided)),
+            Phase::Acknowledging { since } | Phase::Probation { since } => (Some(since), None),
+            Phase::Watching
+            | Phase::TakingBack
+            | Phase::Strict { .. }
+            | Phase::Relaxed { .. }
+            | Phase::NeedsDecision { .. } => (None, None),
+        };
+        since.into_iter().chain(decided)
+    }
+}
+
 impl Memory {
     /// Short names ([`short`]) of the pods whose reports are followed, for [`crate::Facts::departures`].
     pub fn tracked(&self) -> impl Iterator<Item = &str> {
@@ -199,15 +215,19 @@ impl Memory {
             .chain(self.bypass.values_mut())
             .chain(self.gone.values_mut())
             .for_each(later);
-        match &mut self.phase {
-            Phase::Settling { since, decided } => since.iter_mut().chain([decided]).for_each(later),
-            Phase::Acknowledging { since } | Phase::Probation { since } => later(since),
-            Phase::Watching
-            | Phase::TakingBack
-            | Phase::Strict { .. }
-            | Phase::Relaxed { .. }
-            | Phase::NeedsDecision { .. } => {}
-        }
+        self.phase.times().for_each(later);
+    }
+
+    /// Brings back to `now` what seems to come after it: the clock was set back, or another leader's was ahead. Else no
+    /// refusal would come after the lock, and no phase would end, until the clock is there again. When something was
+    /// last seen stays: it only counts for longer, and must not seem to be news.
+    pub(crate) fn not_after(&mut self, now: Millis) {
+        let back = |time: &mut Millis| *time = now.min(*time);
+        [&mut self.quiet_since, &mut self.window, &mut self.observed_through].into_iter().for_each(back);
+        let held = self.held_since.iter_mut().chain(&mut self.locked_since);
+        held.chain(self.since.values_mut()).for_each(back);
+        self.phase.times().for_each(back);
+        self.tracks.iter_mut().flat_map(BTreeMap::values_mut).for_each(|track| track.not_after(now));
     }
 
     /// Begins a new window at `now`.

@@ -235,6 +235,56 @@ fn a_clock_that_is_set_forward_shortens_neither_the_quiet_period_nor_probation()
 }
 
 #[test]
+fn after_the_clock_was_set_back_a_client_that_is_cut_off_still_undoes_the_lock() {
+    let mut world = World::meshed();
+    let old = World::workload("old-client", START - 1);
+    world.tick();
+    world.plaintext(old.clone());
+    world.until(State::Probation, 60);
+    world.run(3);
+    world.now -= 3_600 * SECOND;
+    assert_eq!(world.run(2).state, State::Probation);
+    world.plaintext(old);
+    assert_eq!(world.run(1).state, State::RolledBack);
+    assert!(!world.namespace.locked);
+}
+
+#[test]
+fn a_jump_of_the_clock_that_was_corrected_neither_keeps_the_slot_nor_draws_probation_out() {
+    let (mut world, jump, longest) = (World::meshed(), 8 * 24 * 3_600 * SECOND, 60 * SECOND);
+    world.until(State::Probation, 60);
+    world.now += jump;
+    world.memory.skip(jump);
+    world.run(1);
+    world.now -= jump;
+    world.run(1);
+    assert!(world.memory.under_way() && !world.memory.holds_slot(world.now + longest, longest));
+    world.until(State::Strict, 25);
+}
+
+#[test]
+fn a_lock_that_nobody_acknowledges_is_undone_though_the_clock_was_set_back() {
+    let mut world = World::meshed();
+    world.pods.values_mut().for_each(|pod| pod.acknowledges = false);
+    world.run(25);
+    assert!(world.namespace.locked);
+    world.now -= 3_600 * SECOND;
+    world.run(35);
+    assert!(!world.namespace.locked && world.events.contains(&"LockNotAcknowledged".to_owned()));
+}
+
+#[test]
+fn reports_of_before_the_clock_was_set_back_do_not_end_probation() {
+    let mut world = World::meshed();
+    world.until(State::Probation, 60);
+    world.now -= 3_600 * SECOND;
+    world.pods.values_mut().for_each(|pod| pod.mute = true);
+    assert_eq!(world.run(40).state, State::Probation, "a refusal may still be on its way");
+    world.pods.values_mut().for_each(|pod| pod.mute = false);
+    world.until(State::Strict, 2);
+}
+
+#[test]
 fn injection_that_a_user_required_stays_on_a_rollback() {
     let mut world = World::meshed();
     world.namespace.injection_required = true;

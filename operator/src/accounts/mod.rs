@@ -27,6 +27,7 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use turns::Tried;
 use write::Round;
 
 /// Events of one moment are planned together; far below the two seconds that the webhook waits.
@@ -76,6 +77,7 @@ impl Accounts {
         let mut enrolled = Vec::new();
         // A time, not a pause: pods of the whole cluster change in between.
         let mut again: Option<Instant> = None;
+        let mut tried = Tried::default();
         loop {
             tokio::select! {
                 () = changed.notified() => {}
@@ -102,7 +104,7 @@ impl Accounts {
                 plan::plan(&index.enrolled(), &observed)
             };
             *self.forced.write() = forced;
-            again = match write::carry_out(&client, &steps).await {
+            again = match write::carry_out(&client, &steps, &mut tried).await {
                 Round::Done => None,
                 Round::More => Some(Instant::now() + NEXT),
                 Round::Failed => Some(Instant::now() + RETRY),

@@ -44,16 +44,31 @@ pub enum KeyState {
 struct Source {
     wanted: Wanted,
     schedule: Schedule,
-    running: bool,
+    /// The number of the fetch that runs.
+    running: Option<u64>,
     tried: bool,
     keys: Option<KeySet>,
     fault: Option<Fault>,
+}
+
+/// A fetch that is to be carried out.
+#[derive(Debug)]
+pub(super) struct Fetch {
+    number: u64,
+    /// The source's name.
+    pub(super) name: Arc<str>,
+    /// The source as it was when the fetch began.
+    pub(super) wanted: Wanted,
 }
 
 /// All sources.
 #[derive(Debug, Default)]
 pub(super) struct Held {
     sources: BTreeMap<Arc<str>, Source>,
+    /// For whom fetches run, by their numbers: also those of sources that have gone or become others since. Whoever
+    /// renames his sources gets no more fetches by that.
+    running: BTreeMap<u64, Wanted>,
+    begun: u64,
     /// Sources over the bounds, and over which.
     left_out: BTreeMap<Arc<str>, Fault>,
 }
@@ -61,7 +76,7 @@ pub(super) struct Held {
 /// What ended a fetch changes.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Outcome {
-    /// Nobody wants the source any more.
+    /// Nobody wants the source any more, or what became of it since is fetched for itself.
     Unwanted,
     /// A new document is in force.
     Changed(Arc<[u8]>),
@@ -103,47 +118,53 @@ impl Held {
 
     /// Sources that are due and whose askers have a fetch left, as many as `room` has, the longest due first; they count
     /// as running from now on.
-    pub(super) fn begin(&mut self, now: Instant, room: usize, timing: &Timing) -> Vec<(Arc<str>, Wanted)> {
+    pub(super) fn begin(&mut self, now: Instant, room: usize, timing: &Timing) -> Vec<Fetch> {
         let mut running = self.running();
-        let idle = self.sources.iter_mut().filter(|(_, source)| !source.running);
+        let idle = self.sources.iter_mut().filter(|(_, source)| source.running.is_none());
         let mut due: Vec<_> = idle.filter(|(_, source)| source.schedule.due() <= now).collect();
         due.sort_by_key(|(_, source)| source.schedule.due());
         let mut begun = Vec::new();
         for (name, source) in due {
             if begun.len() < room && running.may_begin(&source.wanted) {
                 running.add(&source.wanted);
-                source.running = true;
+                self.begun += 1;
+                source.running = Some(self.begun);
                 source.schedule.begin(now, timing);
-                begun.push((Arc::clone(name), source.wanted.clone()));
+                self.running.insert(self.begun, source.wanted.clone());
+                begun.push(Fetch {
+                    number: self.begun,
+                    name: Arc::clone(name),
+                    wanted: source.wanted.clone(),
+                });
             }
         }
         begun
     }
 
     fn running(&self) -> Running {
-        Running::of(self.sources.values().filter(|source| source.running).map(|source| &source.wanted))
+        Running::of(self.running.values())
     }
 
     /// When the next one is due that may begin then; whoever waits for a fetch of his to end begins when it does.
     pub(super) fn next(&self) -> Option<Instant> {
         let running = self.running();
-        let idle =
-            self.sources.values().filter(|source| !source.running && running.may_begin(&source.wanted));
+        let idle = self.sources.values().filter(|source| source.running.is_none());
+        let idle = idle.filter(|source| running.may_begin(&source.wanted));
         idle.map(|source| source.schedule.due()).min()
     }
 
-    /// A fetch of `wanted` ended. `chance` is between 0 and 1.
+    /// A fetch ended. `chance` is between 0 and 1.
     pub(super) fn end(
         &mut self,
-        name: &str,
-        wanted: &Wanted,
+        fetch: &Fetch,
         result: Result<KeySet, Fault>,
         timing: &Timing,
         (now, chance): (Instant, f64),
     ) -> Outcome {
-        let source = self.sources.get_mut(name).filter(|source| source.wanted.origin == wanted.origin);
+        self.running.remove(&fetch.number);
+        let source = self.sources.get_mut(&fetch.name).filter(|source| source.running == Some(fetch.number));
         let Some(source) = source else { return Outcome::Unwanted };
-        source.running = false;
+        source.running = None;
         source.tried = true;
         match result {
             Ok(keys) => {
@@ -197,7 +218,7 @@ impl Held {
 
 impl Source {
     fn new(wanted: Wanted, now: Instant) -> Self {
-        Source { wanted, schedule: Schedule::new(now), running: false, tried: false, keys: None, fault: None }
+        Source { wanted, schedule: Schedule::new(now), running: None, tried: false, keys: None, fault: None }
     }
 }
 
@@ -221,9 +242,19 @@ mod tests {
         KeySet { document: text.as_bytes().into(), ids, max_age: None }
     }
 
-    fn ended(held: &mut Held, result: Result<KeySet, Fault>, now: Instant) -> Outcome {
-        let (name, wanted) = wanted("https://a/k");
-        held.end(&name, &wanted, result, &TIMING, (now, 0.5))
+    fn ended(held: &mut Held, fetch: &Fetch, result: Result<KeySet, Fault>, now: Instant) -> Outcome {
+        held.end(fetch, result, &TIMING, (now, 0.5))
+    }
+
+    /// Plays the one fetch that is due, which ends so.
+    fn fetched(held: &mut Held, result: Result<KeySet, Fault>, now: Instant) -> Outcome {
+        let begun = held.begin(now, 8, &TIMING);
+        assert_eq!(begun.len(), 1);
+        ended(held, &begun[0], result, now)
+    }
+
+    fn names(begun: &[Fetch]) -> Vec<&str> {
+        begun.iter().map(|fetch| &*fetch.name).collect()
     }
 
     #[test]
@@ -231,15 +262,21 @@ mod tests {
         let (mut held, now) = (Held::default(), Instant::now());
         assert!(held.want([wanted("https://a/k")].into(), now).is_empty());
         assert_eq!(held.state("https://a/k"), Some(KeyState::Pending));
-        assert_eq!(held.begin(now, 8, &TIMING).len(), 1);
+        let begun = held.begin(now, 8, &TIMING);
+        assert_eq!(names(&begun), ["https://a/k"]);
         assert!(held.begin(now, 8, &TIMING).is_empty(), "it runs already");
-        assert_eq!(ended(&mut held, Ok(keys("1", &[])), now), Outcome::Changed((*b"1").into()));
-        assert_eq!(ended(&mut held, Ok(keys("1", &[])), now), Outcome::Same);
+        assert_eq!(ended(&mut held, &begun[0], Ok(keys("1", &[])), now), Outcome::Changed((*b"1").into()));
+        let mut now = now;
+        let mut fetched = |held: &mut Held, result| {
+            now += 2 * TIMING.refresh;
+            fetched(held, result, now)
+        };
+        assert_eq!(fetched(&mut held, Ok(keys("1", &[]))), Outcome::Same);
         let fault = Fault::Unresolved("a".to_owned());
-        assert_eq!(ended(&mut held, Err(fault.clone()), now), Outcome::Failed);
+        assert_eq!(fetched(&mut held, Err(fault.clone())), Outcome::Failed);
         assert_eq!(held.state("https://a/k"), Some(KeyState::Failed { fault, keeps_old: true }));
         assert_eq!(held.count(), (1, 1));
-        assert_eq!(ended(&mut held, Ok(keys("1", &[])), now), Outcome::Same);
+        assert_eq!(fetched(&mut held, Ok(keys("1", &[]))), Outcome::Same);
         assert_eq!(held.state("https://a/k"), Some(KeyState::Held));
     }
 
@@ -247,19 +284,54 @@ mod tests {
     fn a_source_that_nobody_wants_goes_and_what_comes_late_of_it_is_dropped() {
         let (mut held, now) = (Held::default(), Instant::now());
         held.want([wanted("https://a/k"), wanted("https://b/k")].into(), now);
-        held.begin(now, 8, &TIMING);
+        let begun = held.begin(now, 8, &TIMING);
+        assert_eq!(names(&begun), ["https://a/k", "https://b/k"]);
         let gone = held.want([wanted("https://b/k")].into(), now);
         assert_eq!(gone, [Arc::from("https://a/k")]);
-        assert_eq!(ended(&mut held, Ok(keys("1", &[])), now), Outcome::Unwanted);
+        assert_eq!(ended(&mut held, &begun[0], Ok(keys("1", &[])), now), Outcome::Unwanted);
         assert_eq!(held.state("https://a/k"), None);
+    }
+
+    #[test]
+    fn a_namespace_that_names_other_sources_while_its_fetches_run_gets_no_more_of_them() {
+        let (mut held, now) = (Held::default(), Instant::now());
+        let of = |name: &str| asked_by(Asker::Namespace("greedy".into()), name);
+        let mut begun = Vec::new();
+        for number in 0..4 {
+            held.want([of(&format!("https://{number}/a")), of(&format!("https://{number}/b"))].into(), now);
+            begun.extend(held.begin(now, 8, &TIMING));
+        }
+        assert_eq!(names(&begun), ["https://0/a", "https://0/b"]);
+        assert_eq!(held.next(), None, "those of now wait for these to end");
+        assert_eq!(ended(&mut held, &begun[0], Ok(keys("1", &[])), now), Outcome::Unwanted);
+        assert_eq!(names(&held.begin(now, 8, &TIMING)), ["https://3/a"]);
+    }
+
+    #[test]
+    fn the_end_of_a_fetch_is_not_taken_for_that_of_a_later_one_of_the_same_name() {
+        let (mut held, now) = (Held::default(), Instant::now());
+        let (name, as_uri) = wanted("https://a/k");
+        let as_issuer = Wanted { origin: Origin::Issuer(name.to_string()), ..as_uri.clone() };
+        let mut begun = Vec::new();
+        for wanted in [&as_uri, &as_issuer, &as_uri] {
+            held.want([(Arc::clone(&name), wanted.clone())].into(), now);
+            begun.extend(held.begin(now, 8, &TIMING));
+        }
+        assert_eq!(begun.len(), 3);
+        assert_eq!(ended(&mut held, &begun[0], Ok(keys("old", &[])), now), Outcome::Unwanted);
+        assert_eq!(ended(&mut held, &begun[1], Ok(keys("old", &[])), now), Outcome::Unwanted);
+        assert!(held.begin(now, 8, &TIMING).is_empty(), "the third still runs");
+        assert_eq!(
+            ended(&mut held, &begun[2], Ok(keys("new", &[])), now),
+            Outcome::Changed((*b"new").into())
+        );
     }
 
     #[test]
     fn only_a_key_that_is_not_held_brings_a_fetch() {
         let (mut held, now) = (Held::default(), Instant::now());
         held.want([wanted("https://a/k")].into(), now);
-        held.begin(now, 8, &TIMING);
-        ended(&mut held, Ok(keys("1", &["old"])), now);
+        fetched(&mut held, Ok(keys("1", &["old"])), now);
         let later = now + Duration::from_secs(100);
         assert!(!held.asked("https://a/k", "old", later, &TIMING));
         assert!(!held.asked("https://other/k", "new", later, &TIMING));
@@ -290,7 +362,8 @@ mod tests {
             (0..=MOST_OF_ONE).map(|number| asked_by(asker("greedy"), &format!("https://0/{number:02}")));
         let mut all: BTreeMap<_, _> = greedy.collect();
         held.want(all.clone(), start);
-        assert_eq!(held.begin(start, 8, &TIMING).len(), 2);
+        let of_greedy = held.begin(start, 8, &TIMING);
+        assert_eq!(names(&of_greedy), ["https://0/00", "https://0/01"]);
         assert_eq!(held.next(), None, "the others wait for these");
         let last = format!("https://0/{MOST_OF_ONE:02}");
         let fault = Fault::TooManyOfOne(MOST_OF_ONE);
@@ -298,12 +371,9 @@ mod tests {
         all.extend([asked_by(asker("shop"), "https://z/k")]);
         held.want(all, start);
         assert_eq!(held.next(), Some(start));
-        let begun = held.begin(start, 8, &TIMING);
-        assert_eq!(begun.iter().map(|(name, _)| &**name).collect::<Vec<_>>(), ["https://z/k"]);
-        let (name, wanted) = asked_by(asker("greedy"), "https://0/00");
-        held.end(&name, &wanted, Ok(keys("1", &[])), &TIMING, (start, 0.5));
-        let begun = held.begin(start, 8, &TIMING);
-        assert_eq!(begun.iter().map(|(name, _)| &**name).collect::<Vec<_>>(), ["https://0/02"]);
+        assert_eq!(names(&held.begin(start, 8, &TIMING)), ["https://z/k"]);
+        ended(&mut held, &of_greedy[0], Ok(keys("1", &[])), start);
+        assert_eq!(names(&held.begin(start, 8, &TIMING)), ["https://0/02"]);
     }
 
     #[test]
@@ -312,7 +382,6 @@ mod tests {
         held.want([wanted("https://b/k")].into(), start);
         let later = start + Duration::from_secs(1);
         held.want([wanted("https://a/k"), wanted("https://b/k")].into(), later);
-        let order = held.begin(later, 1, &TIMING);
-        assert_eq!(order.iter().map(|(name, _)| &**name).collect::<Vec<_>>(), ["https://b/k"]);
+        assert_eq!(names(&held.begin(later, 1, &TIMING)), ["https://b/k"]);
     }
 }

@@ -25,7 +25,7 @@ use crate::index::{Asker, Index, JwksSource, UnknownKey};
 use crate::metrics::Metrics;
 use crate::settings::JwksSettings;
 use fetch::Fetcher;
-use held::{Held, Outcome, Wanted};
+use held::{Fetch, Held, Outcome, Wanted};
 use ipnet::IpNet;
 use obtain::{KeySet, Origin, obtain};
 use parking_lot::Mutex;
@@ -146,7 +146,7 @@ impl KeySets {
 }
 
 /// A fetch that ended.
-type Ended = (Arc<str>, Wanted, Result<KeySet, Fault>);
+type Ended = (Fetch, Result<KeySet, Fault>);
 
 struct Room {
     sets: KeySets,
@@ -222,30 +222,30 @@ impl Room {
             return;
         }
         let cluster: Arc<[IpNet]> = cluster_ranges(&self.index).into();
-        for (name, wanted) in due {
+        for fetch in due {
             let (fetcher, cluster) = (Arc::clone(&self.fetcher), Arc::clone(&cluster));
             running.spawn(async move {
-                let result = obtain(&fetcher, &wanted.origin, &cluster, wanted.timeout).await;
-                (name, wanted, result)
+                let result = obtain(&fetcher, &fetch.wanted.origin, &cluster, fetch.wanted.timeout).await;
+                (fetch, result)
             });
         }
     }
 
-    fn end(&self, (name, wanted, result): Ended) {
+    fn end(&self, (fetch, result): Ended) {
+        let name = &*fetch.name;
         let shared = &self.sets.shared;
         let word = if result.is_ok() { "ok" } else { "failed" };
         shared.fetches.get_or_create(&[("result", word)]).inc();
         match &result {
-            Ok(keys) => info!(source = &*name, keys = keys.ids.len(), "keys were fetched"),
+            Ok(keys) => info!(source = name, keys = keys.ids.len(), "keys were fetched"),
             Err(fault) => {
-                warn!(source = &*name, reason = %fault.reason(), %fault, "keys could not be fetched")
+                warn!(source = name, reason = %fault.reason(), %fault, "keys could not be fetched")
             }
         }
         let chance = f64::from(rand::random::<u16>()) / f64::from(u16::MAX);
-        let outcome =
-            shared.held.lock().end(&name, &wanted, result, &shared.timing, (Instant::now(), chance));
+        let outcome = shared.held.lock().end(&fetch, result, &shared.timing, (Instant::now(), chance));
         if let Outcome::Changed(document) = outcome {
-            self.index.set_jwks(&name, Some(document));
+            self.index.set_jwks(name, Some(document));
         }
         self.count();
         shared.changes.send_modify(|changes| *changes = changes.wrapping_add(1));

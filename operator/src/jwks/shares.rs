@@ -10,6 +10,8 @@ use std::sync::Arc;
 pub(super) const MOST_OF_ONE: usize = 32;
 /// Fetches for one namespace at a time: its issuers may all be such that do not answer.
 const MOST_AT_ONCE: usize = 2;
+/// Fetches at a time that are not the mesh's own: whatever namespaces name, its keys come.
+const MOST_OF_OTHERS: usize = super::MOST_FETCHES - 2;
 
 /// The names of those that are fetched: first the mesh's, then one of each namespace, then the second of each, and so on.
 pub(super) fn places(wanted: &BTreeMap<Arc<str>, Wanted>) -> BTreeSet<Arc<str>> {
@@ -38,10 +40,14 @@ pub(super) fn places(wanted: &BTreeMap<Arc<str>, Wanted>) -> BTreeSet<Arc<str>> 
 
 /// Fetches that run, by who asked for them.
 #[derive(Debug, Default)]
-pub(super) struct Running(HashMap<Asker, usize>);
+pub(super) struct Running {
+    by_asker: HashMap<Asker, usize>,
+    /// Those for which the mesh did not ask.
+    others: usize,
+}
 
 impl Running {
-    /// Those of the sources that `running` names.
+    /// Those of `running`.
     pub(super) fn of<'a>(running: impl Iterator<Item = &'a Wanted>) -> Self {
         let mut counts = Self::default();
         running.for_each(|wanted| counts.add(wanted));
@@ -51,16 +57,16 @@ impl Running {
     /// One more.
     pub(super) fn add(&mut self, wanted: &Wanted) {
         for asker in &wanted.askers {
-            *self.0.entry(asker.clone()).or_default() += 1;
+            *self.by_asker.entry(asker.clone()).or_default() += 1;
         }
+        self.others += usize::from(!wanted.askers.contains(&Asker::Mesh));
     }
 
-    /// Whether one of those who ask for it has a fetch left.
+    /// Whether one of those who ask for it has a fetch left, and all others together have.
     pub(super) fn may_begin(&self, wanted: &Wanted) -> bool {
-        let has_left = |asker: &Asker| {
-            *asker == Asker::Mesh || self.0.get(asker).is_none_or(|running| *running < MOST_AT_ONCE)
-        };
-        wanted.askers.iter().any(has_left)
+        let has_left = |asker: &Asker| self.by_asker.get(asker).is_none_or(|running| *running < MOST_AT_ONCE);
+        let of_others = || self.others < MOST_OF_OTHERS && wanted.askers.iter().any(has_left);
+        wanted.askers.contains(&Asker::Mesh) || of_others()
     }
 }
 
@@ -120,5 +126,16 @@ mod tests {
         );
         assert!(running.may_begin(&of("f", &[""]).1));
         assert!(Running::of([&first].into_iter()).may_begin(&second));
+    }
+
+    #[test]
+    fn however_many_namespaces_fetch_the_mesh_has_fetches_left() {
+        let names = ["a", "b", "c", "d", "e", "f"];
+        let running: Vec<Wanted> = names.map(|name| of(name, &[name]).1).into();
+        let running = Running::of(running.iter());
+        assert!(!running.may_begin(&of("g", &["shop"]).1));
+        assert!(running.may_begin(&of("m", &[""]).1) && running.may_begin(&of("n", &["", "shop"]).1));
+        let of_mesh = vec![of("m", &[""]).1; 7];
+        assert!(Running::of(of_mesh.iter()).may_begin(&of("g", &["shop"]).1), "what is free is for all");
     }
 }

@@ -15,7 +15,7 @@ pub(super) struct Clock {
 
 impl Clock {
     /// By how much the clock was set forward since it was last asked. While a machine sleeps, only the node's clock goes
-    /// on: nobody was observed then. A clock that is set back only makes everything take longer.
+    /// on: nobody was observed then. When it is set back, each step brings back with it what would lie ahead.
     pub(super) fn set_forward(&mut self, wall: Millis, now: Instant) -> Millis {
         let last = self.last.replace((wall, now));
         let Some((wall_then, then)) = last else { return 0 };

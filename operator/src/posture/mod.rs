@@ -11,6 +11,7 @@ mod facts;
 mod pins;
 mod record;
 mod room;
+mod slot;
 mod status;
 mod watch;
 mod workloads;

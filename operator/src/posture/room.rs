@@ -5,7 +5,7 @@ use super::facts::{self, Gathered};
 use super::pins::Pins;
 use super::record::Record;
 use super::watch::Postures;
-use super::{Parts, pace, status, workloads, write};
+use super::{Parts, pace, slot, status, workloads, write};
 use crate::index::NamespaceInfo;
 use cinch_api::names::PROMOTION_ANNOTATION;
 use cinch_api::{Posture, PostureStatus};
@@ -22,8 +22,6 @@ const ROOM: &str = "the postures";
 const WRITE_EVERY: Duration = Duration::from_secs(1);
 /// A pod's last word is looked for so long after it has gone.
 const GONE_FOR: Duration = Duration::from_secs(30);
-/// What a promotion may take longer than the settings of the installation say, before others get its slot.
-const SLOT_SLACK: Duration = Duration::from_secs(600);
 
 /// What this leader knows of one namespace.
 #[derive(Default)]
@@ -124,27 +122,15 @@ impl Room {
         }
     }
 
-    /// Whether `namespace` may begin a promotion beside all others.
-    fn slot(&self, namespace: &str) -> Slot {
-        let settings = &self.parts.settings.promotion;
-        let others = || self.held.iter().filter(|(name, _)| *name != namespace);
+    /// Whether `namespace` may begin a promotion beside all others, whose memories were brought to `now`.
+    fn slot(&self, namespace: &str, now: Millis) -> Slot {
         let annotated = |name: &str| {
             let info = self.parts.index.namespace(name);
             info.is_some_and(|info| info.annotations.contains_key(PROMOTION_ANNOTATION))
         };
-        // One that takes longer than promotions do here, because its spec says so or nobody reports there any more,
-        // must not keep all others waiting.
-        let longest = settings.probation + settings.settle * 10 + SLOT_SLACK;
-        let longest = u64::try_from(longest.as_millis()).unwrap_or(u64::MAX);
-        let now = facts::now();
-        let holds = |name: &str, held: &Held| {
-            held.memory.holds_slot(now, longest) || !held.memory.under_way() && annotated(name)
-        };
-        let under_way = others().filter(|(name, held)| holds(name, held)).count();
-        let last = others().filter_map(|(_, held)| held.memory.locked_since).max().unwrap_or_default();
-        let interval = u64::try_from(settings.min_interval.as_millis()).unwrap_or(u64::MAX);
-        let rested = interval == 0 || facts::now() >= last.saturating_add(interval);
-        if under_way < settings.max_concurrent as usize && rested { Slot::Free } else { Slot::Taken }
+        let others = self.held.iter().filter(|(name, _)| *name != namespace);
+        let others = others.map(|(name, held)| (&held.memory, annotated(name)));
+        slot::beside(others, &self.parts.settings.promotion, now)
     }
 
     /// The time to judge by. Of what a clock that was set forward seems to say nothing counts as observed.
@@ -163,8 +149,9 @@ impl Room {
 
     async fn look(&mut self, info: &NamespaceInfo, posture: &Posture) -> (State, Option<Millis>) {
         let name = info.name.to_string();
-        let slot = self.slot(&name);
+        // First of all: where the clock was set forward, what others began is as young as before.
         let now = self.now();
+        let slot = self.slot(&name, now);
         let Some(held) = self.held.get_mut(&name) else { return (State::Observing, None) };
         let pods = self.parts.index.pods_in(&name);
         held.follow(pods.iter().map(|pod| Arc::clone(&pod.uid)).collect());

@@ -45,6 +45,11 @@ impl Refuted {
         self.0.insert(endpoint.address, Refutation { identity, until: now + BELIEVED });
     }
 
+    /// Whether anything was found out at its address.
+    pub(super) fn knows(&self, endpoint: &Endpoint) -> bool {
+        self.0.contains_key(&endpoint.address)
+    }
+
     /// The endpoint is not in its record any more: what was found out there says nothing of the next one.
     pub(super) fn forgive(&mut self, endpoint: &Endpoint) {
         if self

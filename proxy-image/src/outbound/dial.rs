@@ -18,7 +18,8 @@ use rustls::ClientConfig;
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
+use tokio::time::Instant;
 
 /// Configurations kept, one for each peer identity; beyond that they are made anew.
 const CONFIGS: usize = 1024;
@@ -45,24 +46,34 @@ pub(super) enum Trouble {
 }
 
 /// How long a connection may wait in all for turns and places, whatever endpoints it tries: where everybody waits,
-/// whoever tries three times as often must not wait three times as long.
+/// whoever tries three times as often must not wait three times as long. Only the waiting counts: an endpoint that is
+/// slow to answer takes nothing from the next one.
 #[derive(Debug)]
 pub(super) struct Patience {
     limit: Duration,
-    /// `None` until it has had to wait: most connections find a tunnel, and for them no clock is read.
-    until: Option<Instant>,
+    waited: Duration,
 }
 
 impl Patience {
+    /// One in so many parts of the limit is there for each further endpoint, however long the others took: where those
+    /// who waited for a frozen one come to a healthy one all at once, a moment is enough for each.
+    const LAST: u32 = 10;
+
     pub(super) fn new(limit: Duration) -> Patience {
-        Patience { limit, until: None }
+        Patience { limit, waited: Duration::ZERO }
     }
 
     /// What is left of it.
-    fn left(&mut self) -> Duration {
-        let now = Instant::now();
-        let until = *self.until.get_or_insert(now + self.limit);
-        until.saturating_duration_since(now)
+    fn left(&self) -> Duration {
+        self.limit.saturating_sub(self.waited).max(self.limit / Patience::LAST)
+    }
+
+    /// Waits, and counts how long.
+    async fn count<T>(&mut self, waiting: impl Future<Output = T>) -> T {
+        let began = Instant::now();
+        let came = waiting.await;
+        self.waited += began.elapsed();
+        came
     }
 }
 
@@ -140,7 +151,8 @@ impl Dialler {
         }
         // Many connections to one new peer at once shake hands a few at a time, and the others take what has become
         // idle by then.
-        let Ok(turn) = self.gate.queue(address.ip(), patience.left()).await else {
+        let left = patience.left();
+        let Ok(turn) = patience.count(self.gate.queue(address.ip(), left)).await else {
             self.ctx.metrics.count_limit("handshakes_per_source");
             // Of this address too many are frozen; another one may not be.
             return Err(Trouble::Unreachable(Reason::Overloaded));
@@ -167,10 +179,11 @@ impl Dialler {
             .inspect_err(|error| note_connect(metrics, error))
             .map_err(|_| Trouble::Unreachable(Reason::NoListener))?;
         socket::prepare_tunnel(&stream, limits.peer_timeout);
-        let Some(pass) = turn.enter(limits.handshake_timeout.min(patience.left())).await else {
+        let left = limits.handshake_timeout.min(patience.left());
+        let Some(pass) = patience.count(turn.enter(left)).await else {
             metrics.count_limit("handshakes");
-            // All places are taken, so there is none for another endpoint either.
-            return Err(Trouble::Refused(Reason::Overloaded));
+            // All places are taken. Another endpoint may need none: a tunnel to it may be idle.
+            return Err(Trouble::Unreachable(Reason::Overloaded));
         };
         let config = self.config(key, credentials)?;
         let gauge = metrics.tunnel_open(Direction::Outbound);
@@ -295,17 +308,18 @@ fn reason(code: RefuseCode) -> Reason {
 mod tests {
     use super::*;
 
-    #[test]
-    fn what_was_waited_at_one_endpoint_is_not_there_for_the_next() {
-        let seconds = Duration::from_secs;
-        let mut patience = Patience::new(seconds(10));
-        assert!(patience.until.is_none(), "who finds a tunnel needs none");
-        assert_eq!(patience.left(), seconds(10));
-        let mut pass = |time| {
-            patience.until = patience.until.map(|until| until - time);
-            patience.left()
-        };
-        assert!(pass(seconds(7)) <= seconds(3));
-        assert_eq!(pass(seconds(7)), Duration::ZERO);
+    #[tokio::test]
+    async fn what_was_waited_at_one_endpoint_is_not_there_for_the_next() {
+        let (seconds, moment) = (Duration::from_secs, Duration::from_millis(20));
+        let mut patience = Patience::new(seconds(1000));
+        assert_eq!(patience.left(), seconds(1000));
+        tokio::time::sleep(moment).await;
+        assert_eq!(patience.left(), seconds(1000), "only waiting for a turn or a place counts");
+        patience.count(tokio::time::sleep(moment)).await;
+        assert!(patience.left() <= seconds(1000).checked_sub(moment).unwrap());
+        patience.waited += seconds(700);
+        assert!(patience.left() < seconds(300) && patience.left() > seconds(100));
+        patience.waited += seconds(700);
+        assert_eq!(patience.left(), seconds(100), "a moment for each that is still to be tried");
     }
 }

@@ -108,7 +108,30 @@ fn impatient(handshakes: usize, handshakes_per_source: usize) -> Limits {
 }
 
 #[tokio::test]
-async fn where_all_places_are_taken_no_further_endpoint_is_dialled() {
+async fn where_all_places_are_taken_an_endpoint_with_an_idle_tunnel_serves() {
+    let (authority, web) = web_with(impatient(1, 16)).await;
+    let api = Pod::start(API_IP, authority.good(API), Mode::Strict).await;
+    api.set_app(echo(API_IP).await);
+    web.told.say(OTHER, one_of(vec![endpoint(api.inbound, API)]));
+    // What stays open makes the cold endpoint the first choice; what ends leaves a tunnel.
+    let (mut open, mut ended) = (web.dial(OTHER).await, web.dial(OTHER).await);
+    for stream in [&mut open, &mut ended] {
+        assert_eq!(exchange(stream, b"open").await.unwrap(), b"open");
+    }
+    drop(ended);
+    eventually("a tunnel is idle", || web.metric("tunnels_idle") == Some(1)).await;
+    let (holder, cold) = (Frozen::start().await, Frozen::start().await);
+    web.told.say(OTHER, one_of(vec![endpoint(holder.address, API)]));
+    let _held = web.dial(OTHER).await;
+    eventually("its handshake has begun", || holder.hellos() == 1).await;
+    web.told.say(SERVICE, one_of(vec![endpoint(cold.address, API), endpoint(api.inbound, API)]));
+    assert_eq!(exchange(&mut web.dial(SERVICE).await, b"words").await.unwrap(), b"words");
+    assert_eq!((cold.connections(), cold.hellos()), (1, 0));
+    assert_eq!(web.metric("limit_refusals_total{limit=\"handshakes\"}"), Some(1));
+}
+
+#[tokio::test]
+async fn where_all_places_stay_taken_no_handshake_begins_and_the_connection_is_refused() {
     let (_authority, web) = web_with(impatient(1, 16)).await;
     let holder = Frozen::start().await;
     web.told.say(OTHER, one_of(vec![endpoint(holder.address, API)]));
@@ -117,10 +140,10 @@ async fn where_all_places_are_taken_no_further_endpoint_is_dialled() {
     let others = [Frozen::start().await, Frozen::start().await, Frozen::start().await];
     web.told.say(SERVICE, one_of(others.iter().map(|peer| endpoint(peer.address, API)).collect()));
     assert_refuses(&mut web.dial(SERVICE).await, b"words").await;
-    assert_eq!(others.iter().map(Frozen::connections).sum::<usize>(), 1);
+    assert_eq!(others.iter().map(Frozen::hellos).sum::<usize>(), 0);
     let refused = "connections_refused_total{direction=\"outbound\",reason=\"Overloaded\"}";
     assert_eq!(web.metric(refused), Some(1));
-    assert_eq!(web.metric("limit_refusals_total{limit=\"handshakes\"}"), Some(1));
+    assert_eq!(web.metric("limit_refusals_total{limit=\"handshakes\"}"), Some(3));
 }
 
 #[tokio::test]
