@@ -127,7 +127,10 @@ impl<'a> Soak<'a> {
     }
 
     fn write(&self, took: Duration, counts: &Counts, certificates: u64) -> Result<()> {
-        let file = repository()?.join("target/soak.json");
+        // Cargo may build elsewhere.
+        let folder = repository()?.join("target");
+        fs::create_dir_all(&folder).with_context(|| folder.display().to_string())?;
+        let file = folder.join("soak.json");
         let proxies: Vec<_> = self.growth.iter().map(Growth::json).collect();
         let all = json!({"seconds": took.as_secs(), "changes": self.changes, "certificates": certificates,
             "requests": counts.json(), "proxies": proxies});
